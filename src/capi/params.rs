@@ -174,7 +174,10 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
     if p.reserved != 0 {
-        return Err(invalid("brant_params.reserved is not 0"));
+        return Err(invalid(format!(
+            "brant_params.reserved is {}, not 0",
+            p.reserved
+        )));
     }
     if p.zero_copy > BRANT_ZERO_COPY_ON {
         return Err(invalid(format!(

@@ -238,7 +238,7 @@ fn time_within(name: &str, value: Duration, most: Duration) -> Result<()> {
 fn check_bandwidth(name: &str, bytes_per_second: Option<u64>) -> Result<()> {
     match bytes_per_second {
         Some(rate) => within(
-            &format!("{name} in bytes a second"),
+            &format!("{name} (bytes a second)"),
             rate,
             BANDWIDTH_MIN,
             BANDWIDTH_MAX,
@@ -249,7 +249,7 @@ fn check_bandwidth(name: &str, bytes_per_second: Option<u64>) -> Result<()> {
 
 /// Refuses a [`Params::max_bandwidth`] out of its range.
 pub(super) fn check_max_bandwidth(bytes_per_second: Option<u64>) -> Result<()> {
-    check_bandwidth("the maximum bandwidth", bytes_per_second)
+    check_bandwidth("max_bandwidth", bytes_per_second)
 }
 
 impl Params {
@@ -330,9 +330,9 @@ impl Params {
     pub fn check(&self) -> Result<()> {
         time_within("the downtime limit", self.downtime_limit, HOUR)?;
         check_max_bandwidth(self.max_bandwidth)?;
-        check_bandwidth("the switchover bandwidth", self.switchover_bandwidth)?;
+        check_bandwidth("switchover_bandwidth", self.switchover_bandwidth)?;
         let capped = self.switchover_max_bandwidth;
-        check_bandwidth("the maximum bandwidth of the switchover", capped)?;
+        check_bandwidth("switchover_max_bandwidth", capped)?;
         for (name, total) in [
             (TOTAL, self.total_timeout),
             ("the incoming timeout", self.incoming_timeout),
@@ -354,20 +354,15 @@ impl Params {
             most,
         )?;
         if let Some(bytes) = self.delta_cache_bytes {
-            within("the delta cache in bytes", bytes, 1 << 20, 1 << 40)?;
+            within("delta_cache_bytes", bytes, 1 << 20, 1 << 40)?;
         }
-        within(
-            "the maximum state in bytes",
-            self.max_state_bytes,
-            4096,
-            1 << 40,
-        )?;
+        within("max_state_bytes", self.max_state_bytes, 4096, 1 << 40)?;
         let level = self.compression_level;
         if level != 0 && !(LEVEL_MIN..=LEVEL_MAX).contains(&level) {
             return Err(Error::new(
                 Kind::Invalid,
                 format!(
-                    "the compression level is {level}; it can be {LEVEL_MIN} to {LEVEL_MAX}, or 0 for \
+                    "compression_level is {level}; it can be {LEVEL_MIN} to {LEVEL_MAX}, or 0 for \
                      the default"
                 ),
             ));
@@ -445,40 +440,136 @@ mod tests {
         let d = Params::default;
         d().check().unwrap();
         let wrong = [
-            (Params { downtime_limit: Duration::ZERO, ..d() },
-             "the downtime limit is 0 ms; it can be 1 ms to 1 h"),
-            (Params { max_bandwidth: Some(1), ..d() },
-             "the maximum bandwidth in bytes a second is 1; it can be 65536 to 1099511627776"),
-            (Params { switchover_max_bandwidth: Some(65_535), ..d() },
-             "the maximum bandwidth of the switchover in bytes a second is 65535; it can be 65536 to"),
-            (Params { switchover_bandwidth: Some(u64::MAX), ..d() },
-             "the switchover bandwidth in bytes a second is 18446744073709551615; it can be 65536 to"),
-            (Params { total_timeout: Some(Duration::from_micros(10)), ..d() },
-             "the total timeout is 10 µs; it can be 1 ms to 30 days"),
-            (Params { incoming_timeout: Some(Duration::ZERO), ..d() },
-             "the incoming timeout is 0 ms; it can be 1 ms to 30 days"),
-            (Params { incoming_timeout: Some(HOUR * 24 * 31), ..d() },
-             "the incoming timeout is 31 days; it can be 1 ms to 30 days"),
-            (Params { connect_timeout: HOUR * 2, ..d() },
-             "the connect timeout is 2 h; it can be 1 ms to 1 h"),
-            (Params { io_timeout: HOUR + Duration::from_secs(1), ..d() },
-             "the I/O timeout is 3601 s; it can be 1 ms to 1 h"),
-            (Params { switchover_timeout: HOUR * 24, ..d() },
-             "the switchover timeout is 1 day; it can be 1 ms to 1 h"),
-            (Params { handover_timeout: HOUR + Duration::from_millis(1), ..d() },
-             "the hand-over timeout is 3600001 ms; it can be 1 ms to 1 h"),
-             (Params { channels: 0, ..d() }, "the number of channels is 0; it can be 1 to 64"),
-            (Params { channels: 65, ..d() }, "the number of channels is 65; it can be 1 to 64"),
-            (Params { incoming_channels: 65, ..d() },
-             "the most channels of a source is 65; it can be 1 to 64"),
-            (Params { max_state_bytes: 0, ..d() }, "4096 to"),
-            (Params { delta_cache_bytes: Some(4096), ..d() },
-             "the delta cache in bytes is 4096; it can be 1048576 to 1099511627776"),
-            (Params { delta_cache_bytes: Some((1 << 40) + 1), ..d() },
-             "the delta cache in bytes is 1099511627777; it can be 1048576 to 1099511627776"),
-            (Params { compression_level: 20, ..d() },
-             "the compression level is 20; it can be 1 to 19, or 0 for the default"),
-            (Params { compression_level: -1, ..d() }, "1 to 19"),
+            (
+                Params {
+                    downtime_limit: Duration::ZERO,
+                    ..d()
+                },
+                "the downtime limit is 0 ms; it can be 1 ms to 1 h",
+            ),
+            (
+                Params {
+                    max_bandwidth: Some(1),
+                    ..d()
+                },
+                "max_bandwidth (bytes a second) is 1; it can be 65536 to 1099511627776",
+            ),
+            (
+                Params {
+                    switchover_max_bandwidth: Some(65_535),
+                    ..d()
+                },
+                "switchover_max_bandwidth (bytes a second) is 65535; it can be 65536 to",
+            ),
+            (
+                Params {
+                    switchover_bandwidth: Some(u64::MAX),
+                    ..d()
+                },
+                "switchover_bandwidth (bytes a second) is 18446744073709551615; it can be 65536 to",
+            ),
+            (
+                Params {
+                    total_timeout: Some(Duration::from_micros(10)),
+                    ..d()
+                },
+                "the total timeout is 10 µs; it can be 1 ms to 30 days",
+            ),
+            (
+                Params {
+                    incoming_timeout: Some(Duration::ZERO),
+                    ..d()
+                },
+                "the incoming timeout is 0 ms; it can be 1 ms to 30 days",
+            ),
+            (
+                Params {
+                    incoming_timeout: Some(HOUR * 24 * 31),
+                    ..d()
+                },
+                "the incoming timeout is 31 days; it can be 1 ms to 30 days",
+            ),
+            (
+                Params {
+                    connect_timeout: HOUR * 2,
+                    ..d()
+                },
+                "the connect timeout is 2 h; it can be 1 ms to 1 h",
+            ),
+            (
+                Params {
+                    io_timeout: HOUR + Duration::from_secs(1),
+                    ..d()
+                },
+                "the I/O timeout is 3601 s; it can be 1 ms to 1 h",
+            ),
+            (
+                Params {
+                    switchover_timeout: HOUR * 24,
+                    ..d()
+                },
+                "the switchover timeout is 1 day; it can be 1 ms to 1 h",
+            ),
+            (
+                Params {
+                    handover_timeout: HOUR + Duration::from_millis(1),
+                    ..d()
+                },
+                "the hand-over timeout is 3600001 ms; it can be 1 ms to 1 h",
+            ),
+            (
+                Params { channels: 0, ..d() },
+                "the number of channels is 0; it can be 1 to 64",
+            ),
+            (
+                Params {
+                    channels: 65,
+                    ..d()
+                },
+                "the number of channels is 65; it can be 1 to 64",
+            ),
+            (
+                Params {
+                    incoming_channels: 65,
+                    ..d()
+                },
+                "the most channels of a source is 65; it can be 1 to 64",
+            ),
+            (
+                Params {
+                    max_state_bytes: 0,
+                    ..d()
+                },
+                "max_state_bytes is 0; it can be 4096 to",
+            ),
+            (
+                Params {
+                    delta_cache_bytes: Some(4096),
+                    ..d()
+                },
+                "delta_cache_bytes is 4096; it can be 1048576 to 1099511627776",
+            ),
+            (
+                Params {
+                    delta_cache_bytes: Some((1 << 40) + 1),
+                    ..d()
+                },
+                "delta_cache_bytes is 1099511627777; it can be 1048576 to 1099511627776",
+            ),
+            (
+                Params {
+                    compression_level: 20,
+                    ..d()
+                },
+                "compression_level is 20; it can be 1 to 19, or 0 for the default",
+            ),
+            (
+                Params {
+                    compression_level: -1,
+                    ..d()
+                },
+                "1 to 19",
+            ),
         ];
         for (params, range) in wrong {
             let error = params.check().unwrap_err();
