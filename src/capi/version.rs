@@ -36,6 +36,12 @@ const FEATURES: &[&str] = &[
     "tcp",
     "unix",
     "fd",
+    "channels",
+    "delta",
+    "zero-copy",
+    "checksums",
+    "compression",
+    "prefault",
 ];
 
 /// Whether the linked library has a feature: 1 if it does, 0 if not or if it does not know the
@@ -43,8 +49,9 @@ const FEATURES: &[&str] = &[
 /// bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault"
 /// (userfaultfd's write protection; `brant_tracker_add_userfault` says whether the kernel has it),
 /// "vhost", "vfio", "iommufd" (logs of devices), "balloon" (ballooned pages are not sent), "hints"
-/// (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports). Any thread.
-/// NULL gives 0.
+/// (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports), and those of
+/// `brant_params`: "channels" (several connections), "delta" (deltas of pages that are sent again),
+/// "zero-copy", "checksums", "compression", "prefault". Any thread. NULL gives 0.
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {
@@ -60,6 +67,22 @@ pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_migration_may_be_told_to_do_is_a_feature_with_a_name() {
+        let names = [
+            c"channels",
+            c"delta",
+            c"zero-copy",
+            c"checksums",
+            c"compression",
+            c"prefault",
+        ];
+        for name in names {
+            // SAFETY: a string.
+            assert_eq!(unsafe { brant_has_feature(name.as_ptr()) }, 1, "{name:?}");
+        }
+    }
 
     #[test]
     fn the_header_s_version_is_the_crate_s() {
