@@ -354,8 +354,9 @@ const char *brant_version(void);
  * bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault"
  * (userfaultfd's write protection; `brant_tracker_add_userfault` says whether the kernel has it),
  * "vhost", "vfio", "iommufd" (logs of devices), "balloon" (ballooned pages are not sent), "hints"
- * (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports). Any thread.
- * NULL gives 0.
+ * (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports), and those of
+ * `brant_params`: "channels" (several connections), "delta" (deltas of pages that are sent again),
+ * "zero-copy", "checksums", "compression", "prefault". Any thread. NULL gives 0.
  */
 int32_t brant_has_feature(const char *name);
 
@@ -2768,9 +2769,9 @@ typedef struct brant_stats {
     /** The guest's memory. */
     uint64_t total_bytes;
     /**
-     * Source: bytes that are pending now. Destination: `total_bytes` less the pages received so
-     * far. 0 when the migration has completed; after a failure or a cancel it keeps its last
-     * value.
+     * Source: bytes that are pending now; `total_bytes` before the first pass. Destination:
+     * `total_bytes` less the pages received so far. 0 when the migration has completed; after a
+     * failure or a cancel it keeps its last value.
      */
     uint64_t remaining_bytes;
     /**
@@ -2800,7 +2801,11 @@ typedef struct brant_stats {
     uint64_t elapsed_ns;
     /** Bytes a second over the last second or so, everything included. */
     uint64_t throughput;
-    /** Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN at first. */
+    /**
+     * Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN until enough
+     * was sent to measure it. `brant_params.switchover_bandwidth` and `switchover_max_bandwidth` do
+     * not change it.
+     */
     uint64_t bandwidth;
     /**
      * Pages a second that the guest wrote, as found by syncs that came when all pages of the sync
@@ -2817,8 +2822,9 @@ typedef struct brant_stats {
     /**
      * The downtime if the switchover came now: the last harvest of all logs, then sending the
      * pending pages and the device state. The VMM's `pause`, `save`, `release`, `load` and `run`
-     * are not included, because brant does not know beforehand how long they take. BRANT_UNKNOWN at
-     * first.
+     * are not included, because brant does not know beforehand how long they take. BRANT_UNKNOWN
+     * before the first pass, and until a bandwidth is measured, `brant_params.switchover_bandwidth`
+     * states one, or a pass has ended.
      */
     uint64_t expected_downtime_ns;
     /**
