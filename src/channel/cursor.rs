@@ -1,31 +1,30 @@
-//! How far a list of parts has been moved, and which parts the next call gets.
+//! The position in a list of parts that are being moved, and the parts that the next call gets.
 
 use super::in_flight::LEAST;
 use super::parts::IoPart;
 use crate::sys::net::{Manner, PARTS_MAX};
 use crate::units::PAGE_SIZE;
 
-/// The most bytes that one system call gets. If a peer drains as fast as this side fills, a call
-/// goes on as long as it has bytes, and a cancel would wait for it. Copying this many takes a
+/// The most bytes of one system call. When the peer drains as fast as this side fills, a call goes
+/// on as long as it has bytes, and a cancel has to wait for its end. Copying this many takes a
 /// millisecond or two.
 pub(super) const CALL_BYTES: usize = 4 << 20;
-/// How many parts are copied for a call that begins in the middle of a part.
+/// The number of parts that are copied for a call that begins in the middle of a part.
 pub(super) const CUT_PARTS: usize = 64;
 
 /// The position in a list of parts.
 pub(super) struct Cursor<'p, P> {
-    /// The parts that are left. The first one is not moved entirely.
+    /// The parts that are not moved entirely. The first one may be moved in part.
     parts: &'p [P],
-    /// How many bytes of the first part are moved.
+    /// The number of bytes of the first part that are moved.
     offset: usize,
-    /// How many bytes are moved.
+    /// The number of bytes that are moved.
     pub moved: u64,
-    /// A part could not be read or written. From now on each call gets one page, to find the page
-    /// that fails.
-    /// A part could not be read or written: go page by page to find which.
+    /// Whether each call gets one page. Set when a part could not be read or written, to find the
+    /// page that fails.
     narrow: bool,
-    /// For each part that is left, whether its memory is kept until the kernel has read it; empty
-    /// where none is.
+    /// For each part that is left, whether its memory is kept until the kernel has read it. Empty
+    /// when no part's is.
     kept: &'p [bool],
 }
 
@@ -42,8 +41,8 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         cursor
     }
 
-    /// The same, of parts of which some are `kept` until the kernel has read them. What is kept and
-    /// what is not never go in one call.
+    /// The same for a list in which the memory of some parts is `kept` until the kernel has read
+    /// it. Parts that are kept and parts that are not never go in one call.
     pub fn keeping(parts: &'p [P], kept: &'p [bool]) -> Self {
         debug_assert_eq!(parts.len(), kept.len());
         let mut cursor = Cursor {
@@ -57,12 +56,12 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         cursor
     }
 
-    /// From here on all parts go as if none were kept.
+    /// Treats all parts as not kept from now on.
     pub fn keep_none(&mut self) {
         self.kept = &[];
     }
 
-    /// How the next call goes, of these many bytes.
+    /// The manner of the next call, which has `bytes` bytes.
     pub fn manner(&self, bytes: usize) -> Manner {
         match self.kept.first() {
             Some(true) if !self.narrow && bytes >= LEAST => Manner::InPlace,
@@ -71,7 +70,7 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         }
     }
 
-    /// How many parts from the first on are kept, or are not, as it is.
+    /// The number of leading parts that are kept or not kept like the first one.
     fn alike(&self) -> usize {
         match self.kept.first() {
             Some(first) => self.kept.iter().take_while(|kept| *kept == first).count(),
@@ -83,7 +82,7 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         self.parts.is_empty()
     }
 
-    /// The number of all bytes, moved or left.
+    /// The number of all bytes, moved or not.
     pub fn total(&self) -> u64 {
         let left: u64 = self.parts.iter().map(|p| p.len() as u64).sum();
         self.moved + left - self.offset as u64
@@ -96,7 +95,7 @@ impl<'p, P: IoPart> Cursor<'p, P> {
             .map_or(0, |p| p.address().wrapping_add(self.offset))
     }
 
-    /// Moves on by `bytes`, and over parts that are done or empty.
+    /// Moves on by `bytes`, and past parts that are done or empty.
     pub fn advance(&mut self, bytes: usize) {
         self.moved += bytes as u64;
         self.offset += bytes;
@@ -111,12 +110,12 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         self.offset = 0;
     }
 
-    /// Gives each call one page from now on. Returns false if it did so already.
+    /// Gives each call one page from now on. Returns false when that was so already.
     pub fn narrow(&mut self) -> bool {
         !std::mem::replace(&mut self.narrow, true)
     }
 
-    /// Bytes that are not moved, or [`CALL_BYTES`] if those are fewer.
+    /// The number of bytes that are not moved, but at most [`CALL_BYTES`].
     pub fn left(&self) -> usize {
         let mut left = 0usize;
         for part in self.parts {
@@ -128,9 +127,10 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         left - self.offset
     }
 
-    /// The parts of the next call, of `most` bytes at most, which are [`CALL_BYTES`] or fewer: as
-    /// they are, where it begins at the start of one and may end at the end of one; else copied to
-    /// `cut`, whose first begins in the middle.
+    /// The parts of the next call, with `most` bytes at most. `most` is at most [`CALL_BYTES`].
+    /// When the call begins at the start of a part and need not end within one, the parts are
+    /// returned as they are. Otherwise they are copied to `cut`, with the first and the last one
+    /// cut.
     pub fn window<'s>(&self, most: usize, cut: &'s mut [P; CUT_PARTS]) -> &'s [P]
     where
         'p: 's,
@@ -184,7 +184,7 @@ mod tests {
                 prop_oneof![Just(CALL_BYTES), (CALL_BYTES / 64)..CALL_BYTES], 1..5,
             ),
         ) {
-            // Addresses only: no call is made with them.
+            // The parts are addresses only: no system call is made with them.
             let mut next = 4096usize;
             let mut parts = Vec::new();
             for length in &lengths {
@@ -193,7 +193,7 @@ mod tests {
                 next += length + 13; // apart, so that a step from one to another shows
             }
             let total: u64 = lengths.iter().map(|l| *l as u64).sum();
-            // The address of the byte at a position.
+            // The address of the byte at `position` in the list.
             let place = |mut position: u64| {
                 let mut address = 4096u64;
                 for length in &lengths {
@@ -213,7 +213,8 @@ mod tests {
                 if cursor.is_done() {
                     break;
                 }
-                // Only for a while, because it goes by single pages.
+                // The cursor is narrow for a while only, because the test would take long by single
+                // pages.
                 cursor.narrow = (narrow_from..narrow_from + 100_000).contains(&cursor.moved);
                 let mut cut = [Part::EMPTY; CUT_PARTS];
                 let window = cursor.window(*most, &mut cut);

@@ -1,9 +1,10 @@
-//! Sends without a copy (`MSG_ZEROCOPY`) whose memory the kernel still reads: which calls are on
-//! their way, what keeps their memory, and whether sending so pays.
+//! Sends without a copy (`MSG_ZEROCOPY`) whose memory the kernel still reads: the calls that are on
+//! their way, the values that keep their memory, and whether such sends pay.
 //!
-//! The kernel numbers the calls of a socket from 0, in 32 bits, and tells in ranges which are
-//! complete: many calls at once, and not always in order. Pure: `transfer` makes the calls, reads
-//! the socket's error queue and feeds both to [`InFlight`].
+//! The kernel numbers the calls of a socket from 0, in 32 bits. It reports complete calls as
+//! ranges, often many calls at once, and not always in order. This file is pure: `transfer` makes
+//! the calls, and the socket's error queue is read by `sends_in_place`. Both report to
+//! [`InFlight`].
 
 use crate::error::Result;
 use crate::fallible;
@@ -12,32 +13,33 @@ use crate::units::Bytes;
 use std::collections::VecDeque;
 use std::fmt;
 
-/// After so many calls in a row that the kernel copied after all, sending without a copy is
+/// When the kernel has copied this many calls in a row after all, sending without a copy is
 /// switched off: a copy that is made later costs more than one that is made at once. Loopback, and
-/// a socket that somebody captures packets of, copy each time.
+/// a socket whose packets somebody captures, copy each time.
 const TRIAL: u32 = 32;
 
-/// A call of fewer bytes is copied: pinning pages, and reading what became of them, cost more than
-/// a copy of so little (the kernel's documentation says about 10 KB).
+/// A call with fewer bytes is copied. For so little, pinning pages and reading the completion cost
+/// more than a copy (the kernel's documentation says about 10 KB).
 pub(super) const LEAST: usize = 16 << 10;
 
-/// Whatever keeps the memory of a send as it is: dropped when the kernel reads it no more.
+/// A value that keeps the memory of a send unchanged. It is dropped when the kernel no longer reads
+/// that memory.
 pub type Keep = Box<dyn Send>;
 
-/// Why a connection does not send without a copy.
+/// Whether a connection copies what it sends, and why.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Copying {
-    /// Nobody asked for anything else.
+    /// It copies, because nobody asked for anything else.
     #[default]
     Asked,
-    /// It does send without a copy.
+    /// It sends without a copy.
     No,
-    /// The kernel cannot on this kind of socket.
+    /// It copies, because the kernel has no other way on this kind of socket.
     Unsupported,
-    /// The kernel has copied all the same, call after call.
+    /// It copies, because the kernel copied all the same, call after call.
     Anyway,
-    /// Not even one call's memory can be locked (`RLIMIT_MEMLOCK`), or its completion kept
-    /// (`net.core.optmem_max`).
+    /// It copies, because the memory of not even one call can be locked (`RLIMIT_MEMLOCK`), or its
+    /// completion kept (`net.core.optmem_max`).
     Limit,
 }
 
@@ -48,9 +50,9 @@ pub struct ZeroCopy {
     pub without: Bytes,
     /// Bytes that the kernel copied after all.
     pub anyway: Bytes,
-    /// Calls that were refused for want of memory that may be locked, and were copied then.
+    /// Calls that were refused because no more memory may be locked. They were copied then.
     pub refused: u64,
-    /// Whether it goes on, or why not.
+    /// Whether sends go without a copy now, or why not.
     pub copying: Copying,
 }
 
@@ -60,17 +62,17 @@ struct Call {
     complete: bool,
 }
 
-/// See the file's description.
+/// The calls of one connection, as the file's description says.
 #[derive(Default)]
 pub(super) struct InFlight {
-    /// Calls from the oldest one that is not complete.
+    /// The calls from the oldest incomplete one on.
     calls: VecDeque<Call>,
-    /// How many calls are complete before that.
+    /// The number of calls before the oldest incomplete one. All of them are complete.
     oldest: u64,
-    /// What keeps the memory of the calls before a position.
+    /// Each value that keeps memory, and the position before which it keeps the calls' memory.
     kept: VecDeque<(u64, Keep)>,
     so_far: ZeroCopy,
-    /// Calls in a row that were copied after all.
+    /// The number of calls in a row that the kernel copied after all.
     copied: u32,
 }
 
@@ -86,7 +88,7 @@ impl fmt::Debug for InFlight {
 }
 
 impl InFlight {
-    /// Whether sends go without a copy, from now on or no more.
+    /// Switches sending without a copy on or off.
     pub fn set(&mut self, copying: Copying) {
         self.so_far.copying = copying;
     }
@@ -96,17 +98,17 @@ impl InFlight {
         self.so_far.copying == Copying::No
     }
 
-    /// What became of all so far.
+    /// What became of all sends so far.
     pub fn so_far(&self) -> ZeroCopy {
         self.so_far
     }
 
-    /// Whether the kernel still reads the memory of a call.
+    /// Whether the kernel still reads the memory of any call.
     pub fn any(&self) -> bool {
         !self.calls.is_empty()
     }
 
-    /// How many calls were made so far.
+    /// The number of calls so far.
     pub fn position(&self) -> u64 {
         self.oldest + self.calls.len() as u64
     }
@@ -118,7 +120,7 @@ impl InFlight {
         fallible::reserve_back(&mut self.kept, 1, what)
     }
 
-    /// A call took so many bytes. There is room for it.
+    /// Notes a call that took `bytes` bytes. There has to be room for it ([`InFlight::make_room`]).
     pub fn sent(&mut self, bytes: u64) {
         self.calls.push_back(Call {
             bytes,
@@ -133,23 +135,25 @@ impl InFlight {
         }
     }
 
-    /// The kernel refused a call for want of memory that may be locked.
+    /// Notes a call that the kernel refused because no more memory may be locked.
     pub fn refused(&mut self) {
         self.so_far.refused += 1;
         if !self.any() {
-            // Nothing will become free.
+            // No call is on its way, so no memory will become free.
             self.set(Copying::Limit);
         }
     }
 
-    /// The kernel says that calls are complete. What was said before, or was never sent, is passed
-    /// over.
+    /// Notes that calls are complete, as the kernel reported. Calls that were reported before, or
+    /// were never made, are ignored.
     pub fn complete(&mut self, completion: Completion) {
-        // Positions from the oldest call on; the numbers have 32 bits and begin again.
+        // Positions count from the oldest incomplete call. The kernel's numbers have 32 bits and
+        // wrap around.
         let first = completion.first.wrapping_sub(self.oldest as u32) as usize;
         let count = completion.last.wrapping_sub(completion.first) as usize + 1;
         let waiting = self.calls.len();
-        // A range that begins before the oldest call: its end may still be news.
+        // When a range begins before the oldest incomplete call, its end may still report new
+        // calls.
         let (first, count) = match first < waiting {
             true => (first, count.min(waiting - first)),
             false => {
@@ -188,7 +192,8 @@ impl InFlight {
         }
     }
 
-    /// The connection is gone, and with it the kernel's interest in any memory.
+    /// Drops everything that is kept: the connection is gone, and the kernel reads none of its
+    /// memory.
     pub fn forget(&mut self) {
         self.oldest = self.position();
         self.calls.clear();
@@ -227,7 +232,7 @@ mod tests {
         complete(&mut flight, 3, 4, false);
         assert!(flight.any());
         assert_eq!(flight.so_far().without, Bytes(9));
-        // Again, and one that covers what was said.
+        // The same range again, and a range that covers it.
         complete(&mut flight, 3, 4, false);
         complete(&mut flight, 1, 4, true);
         assert_eq!(flight.so_far().anyway, Bytes(5));
@@ -244,7 +249,7 @@ mod tests {
             complete(&mut flight, first, last, false);
             assert!(flight.any(), "{first} to {last}");
         }
-        // From before the oldest into it.
+        // The range begins before the oldest incomplete call and ends after it.
         complete(&mut flight, 5, 7, false);
         assert!(!flight.any());
     }
@@ -258,7 +263,7 @@ mod tests {
         complete(&mut flight, u32::MAX - 1, u32::MAX, false);
         assert!(!flight.any());
         assert_eq!(flight.position(), u64::from(u32::MAX) + 3);
-        // One message over the edge.
+        // One report that spans the wrap of the numbers.
         let mut flight = at(u64::from(u32::MAX));
         (0..2).for_each(|_| flight.sent(1));
         complete(&mut flight, u32::MAX, 0, false);
@@ -294,7 +299,7 @@ mod tests {
         assert_eq!(flight.so_far().refused, 2);
     }
 
-    /// Tells when it is let go of.
+    /// A kept value that reports when it is dropped.
     struct Kept(u64, Arc<Mutex<BTreeSet<u64>>>);
 
     impl Drop for Kept {
@@ -322,7 +327,7 @@ mod tests {
                 }
             }
             let all = kept.lock().unwrap().clone();
-            // Ranges in any order.
+            // The ranges come in any order.
             let mut ranges = Vec::new();
             let (mut from, mut lengths) = (oldest, lengths.iter().cycle());
             while from < flight.position() {

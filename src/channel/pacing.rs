@@ -1,54 +1,56 @@
-//! Pacing: how many bytes may be sent now, so that a stated bandwidth holds over any second.
+//! Pacing: how many bytes may be sent now, so that no second carries more than a stated bandwidth.
 //!
-//! [`Allowance`] is the rule, a token bucket in its virtual-clock form, and pure: the time comes
-//! in, bytes or a wait come out. [`Pacer`] is the rule with a clock and a lock, shared by all
-//! connections of one sender: the cap is theirs together. A channel asks its pacer before each
-//! call, so headers and control records count like contents, and one large record goes in pieces.
+//! [`Allowance`] is the rule, a token bucket in its virtual-clock form. It is pure: a time goes in,
+//! a number of bytes or a wait comes out. [`Pacer`] is the rule with a clock and a lock. All
+//! connections of one sender share a pacer, so the cap is for all of them together. A channel asks
+//! its pacer before each call. So headers and control records count like contents, and a large
+//! record is sent in pieces.
 //!
 //! **Any second.** Three things can make a second carry more than the rate: credit after idleness
-//! ([`BURST`]), the last grant of the second, which counts whole (`QUANTUM`), and rounding. Both
-//! times together are less than 2 % of a second.
+//! ([`BURST`]), the last grant of the second, which counts whole (`QUANTUM`), and rounding. `BURST`
+//! and `QUANTUM` together are less than 2 % of a second.
 
 use crate::runtime::Cancel;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// How far a sender that was idle or late may catch up: what the rate carries in this time.
-/// Covers a timer's lateness and a short scheduling gap.
+/// The most that a sender catches up after it was idle or late: the bytes that the rate carries in
+/// this time. It covers the lateness of a timer and a short gap in scheduling.
 pub const BURST: Duration = Duration::from_millis(12);
 
-/// The most that is granted at once: what the rate carries in this time.
+/// The largest single grant: the bytes that the rate carries in this time.
 const QUANTUM: Duration = Duration::from_millis(3);
 
 /// The longest that a sender waits before it asks again.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What a sender that asks is told.
+/// The answer to a sender that asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grant {
-    /// It may send so many bytes now.
+    /// The sender may send so many bytes now.
     Bytes(u64),
-    /// It asks again after this time.
+    /// The sender has to ask again after this time.
     Wait(Duration),
 }
 
-/// A sender's place among those that wait; none at first.
+/// A sender's place among the senders that wait. Empty at first.
 #[derive(Debug, Default)]
 pub struct Place(Duration);
 
-/// See the file's description.
+/// The rule, as the file's description says.
 #[derive(Debug, Clone, Default)]
 pub struct Allowance {
     /// Bytes a second; `None` for no limit.
     rate: Option<u64>,
-    /// When all that was granted is paid for.
+    /// The time at which everything granted so far is paid for.
     paid_at: Option<Duration>,
-    /// What those senders want that were told to wait and have not asked again, as time.
+    /// The time that the waiting senders' bytes take. A sender waits when it was told to and has
+    /// not asked again.
     waiting: Duration,
 }
 
 impl Allowance {
-    /// Bytes a second. `None` and 0 are no limit.
+    /// Makes an allowance of so many bytes a second. `None` and 0 mean no limit.
     pub fn new(bytes_per_second: Option<u64>) -> Self {
         Allowance {
             rate: bytes_per_second.filter(|r| *r > 0),
@@ -61,8 +63,8 @@ impl Allowance {
         self.rate
     }
 
-    /// Changes the rate from `now` on. What was granted and is not yet paid for is paid at the new
-    /// rate: a raised limit is felt at once.
+    /// Changes the rate from `now` on. Grants that are not yet paid for are paid at the new rate,
+    /// so a raised limit has an effect at once.
     pub fn set_rate(&mut self, now: Duration, bytes_per_second: Option<u64>) {
         let rate = bytes_per_second.filter(|r| *r > 0);
         self.paid_at = match (self.rate, rate, self.paid_at) {
@@ -75,20 +77,20 @@ impl Allowance {
         self.rate = rate;
     }
 
-    /// What a sender may do that has up to `want` bytes, at least one, to send `now` (any clock that
-    /// does not go back). What is granted counts as sent; [`Allowance::give_back`] takes back what
-    /// was not.
+    /// Answers a sender that has up to `want` bytes (at least one) to send. `now` may be of any
+    /// clock that does not go back. Granted bytes count as sent; [`Allowance::give_back`] returns
+    /// those that were not.
     ///
-    /// Senders that wait are told one time after another, so that they do not wake together. `place`
-    /// is the sender's own: a sender that was told to wait asks with it again, or gives it up by
-    /// [`Allowance::leave`].
+    /// Senders that wait are given consecutive times, so that they do not wake together. `place`
+    /// belongs to the sender. A sender that was told to wait asks again with the same place, or
+    /// gives it up by [`Allowance::leave`].
     pub fn ask(&mut self, now: Duration, want: u64, place: &mut Place) -> Grant {
         let has_waited = place.0 > Duration::ZERO;
         self.leave(place);
         let Some(rate) = self.rate else {
             return Grant::Bytes(want);
         };
-        // The first sender finds no credit: a link that was just made is not owed any.
+        // The first sender finds no credit, because a new connection was not idle before.
         let paid_at = self.paid_at.unwrap_or(now).max(now.saturating_sub(BURST));
         let bytes = want.min(bytes_in(QUANTUM, rate).max(1));
         let time = time_for(bytes, rate);
@@ -96,8 +98,9 @@ impl Allowance {
             let others = self.waiting;
             self.waiting = others.saturating_add(time);
             place.0 = self.waiting - others;
-            // One whose turn has come, and was used by one that was late, does not begin again
-            // behind all others: then nobody might ask for longer than the burst makes up for.
+            // A sender whose time has come may find that a late sender has used it. Such a sender
+            // does not wait behind all others again. Otherwise nobody might ask for longer than the
+            // burst makes up for.
             let before = if has_waited { Duration::ZERO } else { others };
             return Grant::Wait((paid_at - now).saturating_add(before));
         }
@@ -105,7 +108,7 @@ impl Allowance {
         Grant::Bytes(bytes)
     }
 
-    /// Of what was granted, `bytes` were not sent.
+    /// Returns `bytes` of a grant, which were not sent.
     pub fn give_back(&mut self, bytes: u64) {
         if let (Some(rate), Some(at)) = (self.rate, self.paid_at) {
             let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
@@ -113,12 +116,12 @@ impl Allowance {
         }
     }
 
-    /// A sender that was told to wait does not ask again.
+    /// Gives up the place of a sender that was told to wait and does not ask again.
     pub fn leave(&mut self, place: &mut Place) {
         self.waiting -= std::mem::take(&mut place.0);
     }
 
-    /// How long, from `now`, until [`BURST`] of credit is there if nobody sends: then so much goes
+    /// The time from `now` until [`BURST`] of credit is there, if nobody sends. Those bytes then go
     /// at the speed of the link.
     pub fn until_full(&self, now: Duration) -> Duration {
         let paid_at = self.paid_at.unwrap_or(now);
@@ -146,12 +149,12 @@ fn from_nanos(nanos: u128) -> Duration {
     }
 }
 
-/// What `rate` carries in `time`.
+/// The bytes that `rate` carries in `time`.
 fn bytes_in(time: Duration, rate: u64) -> u64 {
     u64::try_from(u128::from(rate) * time.as_nanos() / 1_000_000_000).unwrap_or(u64::MAX)
 }
 
-/// What goes at the speed of the link after [`Allowance::until_full`].
+/// The bytes that go at the speed of the link after [`Allowance::until_full`].
 pub fn burst_bytes(rate: u64) -> u64 {
     bytes_in(BURST, rate)
 }
@@ -159,12 +162,12 @@ pub fn burst_bytes(rate: u64) -> u64 {
 #[derive(Debug)]
 struct Shared {
     allowance: Allowance,
-    /// The rate that was stated, also while another is in force.
+    /// The rate that was stated, even while another rate is in force.
     stated: Option<u64>,
     overridden: bool,
 }
 
-/// The allowance of all connections of one sender. Any thread.
+/// The allowance of all connections of one sender. Any thread may use it.
 #[derive(Debug)]
 pub struct Pacer {
     begun: Instant,
@@ -172,7 +175,7 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// Bytes a second for all connections together. `None` is no limit.
+    /// Makes a pacer of so many bytes a second for all connections together. `None` means no limit.
     pub fn new(bytes_per_second: Option<u64>) -> Self {
         Pacer {
             begun: Instant::now(),
@@ -188,12 +191,12 @@ impl Pacer {
         self.shared.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The stated rate.
+    /// The stated rate, in bytes a second.
     pub fn stated(&self) -> Option<u64> {
         self.lock().stated
     }
 
-    /// States another rate. In force at once, or never after [`Pacer::override_rate`].
+    /// States another rate. It is in force at once, unless [`Pacer::override_rate`] was called.
     pub fn state_rate(&self, bytes_per_second: Option<u64>) {
         let mut shared = self.lock();
         shared.stated = bytes_per_second;
@@ -203,7 +206,7 @@ impl Pacer {
         }
     }
 
-    /// Puts `bytes_per_second` in force for good, whatever is stated.
+    /// Puts `bytes_per_second` in force for good. Rates that are stated later are not in force.
     pub fn override_rate(&self, bytes_per_second: Option<u64>) {
         let mut shared = self.lock();
         shared.overridden = true;
@@ -216,15 +219,15 @@ impl Pacer {
         self.lock().allowance.until_full(self.begun.elapsed())
     }
 
-    /// Waits until `bytes` are granted, all at once or in pieces; `false` when `cancel` comes first.
-    /// For whoever writes to something else than a channel.
+    /// Waits until `bytes` are granted, at once or in pieces. Returns `false` when `cancel` comes
+    /// first. For a caller that writes to something other than a channel.
     pub fn take(&self, mut bytes: u64, cancel: &Cancel) -> bool {
         let mut turn = self.turn();
         while bytes > 0 {
             match turn.ask(bytes) {
                 Grant::Bytes(granted) => bytes -= granted,
                 Grant::Wait(wait) => {
-                    // A rate that is changed meanwhile is felt soon.
+                    // The wait is short, so that a change of the rate has an effect soon.
                     if cancel.wait(wait.min(LOOK)) {
                         return false;
                     }
@@ -234,7 +237,7 @@ impl Pacer {
         true
     }
 
-    /// A sender's place, for one list of parts.
+    /// A sender's turn at the pacer, for one list of parts.
     pub(super) fn turn(&self) -> Turn<'_> {
         Turn {
             pacer: self,
@@ -243,7 +246,7 @@ impl Pacer {
     }
 }
 
-/// One sender that asks a pacer. Dropped, it waits no more.
+/// One sender that asks a pacer. When this value is dropped, the sender's place is given up.
 pub(super) struct Turn<'a> {
     pacer: &'a Pacer,
     place: Place,
@@ -253,7 +256,7 @@ impl Turn<'_> {
     /// See [`Allowance::ask`].
     pub fn ask(&mut self, want: u64) -> Grant {
         let mut shared = self.pacer.lock();
-        // Read under the lock: the allowance's clock does not go back.
+        // The clock is read under the lock, so that the allowance's time does not go back.
         let now = self.pacer.begun.elapsed();
         shared.allowance.ask(now, want, &mut self.place)
     }

@@ -1,5 +1,5 @@
-//! How connections to a peer are made, as many as are needed: one for each lane of a migration,
-//! another in place of one that broke.
+//! How connections to a peer are made, as many as are needed: one for each lane of a migration, and
+//! another in place of a connection that broke.
 
 use super::connect::{Attempt, Wait};
 use super::connection::Channel;
@@ -8,17 +8,18 @@ use crate::error::{Error, Kind, Result};
 use crate::runtime::{Cancel, Limit};
 use std::collections::VecDeque;
 
-/// See the file's description. No use of it uses it up.
+/// A way to make connections to one peer.
 #[derive(Debug)]
 pub enum Route {
-    /// A new connection each time.
+    /// Each connection is made anew. An endpoint may be used any number of times.
     Endpoint(Endpoint),
-    /// Connections that somebody else made, each for one use.
+    /// Connections that somebody else made. Each is used once.
     Connected(VecDeque<Channel>),
 }
 
 impl Route {
-    /// `count` connections that need not be made first, if there are so many.
+    /// Returns `count` connections that exist already. `None` when there are fewer, or when they
+    /// have to be made.
     pub fn ready(&mut self, count: usize) -> Option<Vec<Channel>> {
         match self {
             Route::Endpoint(_) => None,
@@ -27,12 +28,12 @@ impl Route {
         }
     }
 
-    /// `count` connections. All are begun before the first is waited for, so they take the time of
-    /// one. When one of them cannot be made, none is left.
+    /// Returns `count` connections. All are begun before the first is waited for, so together they
+    /// take the time of one. When one of them cannot be made, the others are closed.
     ///
     /// # Errors
-    /// As for [`Channel::connect`], with the number of the connection where there are several;
-    /// `State` when too few are left of those that were handed in.
+    /// Those of [`Channel::connect`], with the number of the connection when there are several.
+    /// `State` when too few of the connections that were handed in are left.
     pub fn connect(
         &mut self,
         count: usize,

@@ -1,10 +1,11 @@
-//! Sending in place: the kernel reads memory while it sends it, and says when it is done
-//! (`MSG_ZEROCOPY`). The channel's verbs for that; what is on its way is in `in_flight`.
+//! Sending in place (`MSG_ZEROCOPY`): the kernel reads memory while it sends it, and reports when
+//! it is done. This file has the channel's verbs for that. `in_flight` knows the calls that are on
+//! their way.
 //!
-//! Pages of a guest that runs may be written while they are on their way. Then they arrive as they
-//! were, as they are or torn, as with a copy that is made while the guest writes; the dirty log has
-//! the write, and the page goes again. Memory that is reused for something else must not be on its
-//! way any more: whoever sends hands over what keeps it ([`Keep`]).
+//! Pages of a running guest may be written while they are on their way. The peer then gets the old
+//! contents, the new ones or a mix, as with a copy that is made while the guest writes. The dirty
+//! log has the write, so the page is sent again. Memory may be reused for something else only when
+//! it is no longer on its way. So the caller hands over a value that keeps the memory ([`Keep`]).
 
 use super::connection::Channel;
 use super::cursor::Cursor;
@@ -17,11 +18,12 @@ use crate::sys::errqueue::Said;
 use std::time::Duration;
 
 /// How long a connection that was reset may take to let go of memory: a device still has to finish
-/// what it was given.
+/// the packets that it was given.
 const LET_GO: Duration = Duration::from_millis(20);
 
 impl Channel {
-    /// From now on [`Channel::send_held`] sends in place, if the kernel can on this kind of socket.
+    /// Makes [`Channel::send_held`] send in place from now on, if the kernel can on this kind of
+    /// socket.
     pub fn send_in_place(&mut self) {
         let copying = match self.kind.allow_in_place() {
             Ok(()) => Copying::No,
@@ -30,7 +32,7 @@ impl Channel {
         self.in_flight.set(copying);
     }
 
-    /// What became of sends in place.
+    /// What became of sends in place so far.
     pub fn zero_copy(&self) -> ZeroCopy {
         self.in_flight.so_far()
     }
@@ -40,9 +42,10 @@ impl Channel {
         self.in_flight.is_on()
     }
 
-    /// [`Channel::send_unless`] of parts of which some stay as they are until the kernel has read
-    /// them: those for which `held`, which is as long, is true. `keep` is dropped when the kernel has,
-    /// also after an error. All other parts are copied.
+    /// [`Channel::send_unless`] for parts of which some stay unchanged until the kernel has read
+    /// them: those whose entry in `held` is true. `held` is as long as the list of parts. All other
+    /// parts are copied. `keep` is dropped when the kernel has read the held parts, also after an
+    /// error.
     ///
     /// # Errors
     /// As for [`Channel::send`].
@@ -72,7 +75,7 @@ impl Channel {
         self.in_flight.any()
     }
 
-    /// Hears which sends in place are complete, without waiting; whether any were.
+    /// Reads which sends in place are complete, without waiting. Returns whether any were.
     pub fn reap(&mut self) -> bool {
         let mut any = false;
         while self.in_flight.any() {
@@ -82,17 +85,17 @@ impl Channel {
                     any = true;
                 }
                 Ok(Said::Other) => {}
-                // A connection that has failed says so where it is used.
+                // The error of a failed connection is reported when the connection is next used.
                 Ok(Said::Nothing) | Err(_) => break,
             }
         }
         any
     }
 
-    /// Waits until the kernel reads no memory any more that was sent in place.
+    /// Waits until the kernel no longer reads any memory that was sent in place.
     ///
     /// # Errors
-    /// `Cancelled`; `Timeout` when the limit of `io`, or its limit on idleness, has run out.
+    /// `Cancelled`; `Timeout` when the limit of `io`, or its limit on idleness, has passed.
     pub fn land(&mut self, io: &Io<'_>) -> Result<()> {
         let mut idle = io.idle.from_now();
         loop {
@@ -113,20 +116,21 @@ impl Channel {
             let until = io.limit.earlier(idle).at();
             let woken = self.kind.wait(Interest::Errors, None, io.cancel, until)?;
             if woken == Wake::Ready && !self.reap() {
-                // The connection has failed, which wakes every wait.
+                // The connection has failed, and a failed connection ends every poll at once.
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
     }
 
-    /// Gives up what is on its way: the connection is reset, and its memory is let go of.
+    /// Gives up the sends that are on their way: resets the connection, so that the kernel lets go
+    /// of their memory.
     pub fn let_go(&mut self) {
         if !self.in_flight.any() {
             return;
         }
         let _ = self.kind.reset();
         let io = Io::patient(LET_GO).within(Deadline::after(LET_GO));
-        // A device that still reads holds the pages themselves: unmapping them is safe.
+        // A device that still reads holds the pages themselves, so unmapping them is safe.
         let _ = self.land(&io);
         self.in_flight.forget();
     }

@@ -1,7 +1,7 @@
-//! A connected stream socket (TCP, unix, vsock), set up and never blocking: what the first kind
-//! of [`ConnectionKind`](super::kind::ConnectionKind) is made of.
+//! A connected stream socket (TCP, unix, vsock) that is set up and never blocks. It is the first
+//! kind of [`ConnectionKind`](super::kind::ConnectionKind).
 //!
-//! Each verb is one system call. Waiting and trying again is the transfer's.
+//! Each verb is one system call. Waiting and trying again are done by `transfer`.
 
 use super::parts::{iovecs, Part, PartMut};
 use crate::error::{Error, Kind, Result};
@@ -14,17 +14,18 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// See the file's description.
+/// The socket, as the file's description says.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
 
 impl Socket {
-    /// Takes a connected stream socket. It is ours from now on, also on failure. Sets it
-    /// non-blocking and closed on exec, and for TCP no delay and keep-alive. Buffer sizes are left
-    /// alone: setting one ends the kernel's own tuning and caps it lower.
+    /// Takes a connected stream socket, which is ours from now on, also after a failure. Makes it
+    /// non-blocking and closed on exec, and for TCP sets no-delay and keep-alive. Buffer sizes are
+    /// left alone: a size that is set ends the kernel's own tuning, and its cap is lower.
     ///
     /// # Errors
-    /// `Invalid` when it is not a stream socket or not connected, with what it is.
+    /// `Invalid` for a descriptor that is not a stream socket or is not connected. The message says
+    /// what it is.
     pub fn new(fd: OwnedFd) -> Result<Self> {
         let invalid = |found: &str| {
             let message = format!("expected a connected stream socket, found {found}");
@@ -36,7 +37,7 @@ impl Socket {
             Ok(libc::SOCK_DGRAM) => return Err(invalid("a datagram socket")),
             Ok(libc::SOCK_SEQPACKET) => return Err(invalid("a socket of packets")),
             Ok(_) => return Err(invalid("a socket of another type")),
-            // EBADF: open for its path only.
+            // EBADF: the descriptor is open for its path only (`O_PATH`).
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTSOCK | libc::EBADF)) => {
                 return Err(invalid(what_is(fd.as_fd())));
             }
@@ -45,7 +46,7 @@ impl Socket {
         match net::peer_address(fd.as_fd()) {
             Ok(_) => {}
             Err(e) => match e.raw_os_error() {
-                // EINVAL: shut down before it was looked at (getpeername(2)).
+                // EINVAL: the socket was shut down before this call (getpeername(2)).
                 Some(libc::ENOTCONN | libc::EINVAL) => {
                     let listens = net::option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_ACCEPTCONN);
                     return Err(invalid(match listens {
@@ -65,18 +66,18 @@ impl Socket {
         Ok(Socket(fd))
     }
 
-    /// One that was just accepted: connected, non-blocking and closed on exec, and nothing else
-    /// is done to it yet.
+    /// Takes a socket that was just accepted. It is connected, non-blocking and closed on exec.
+    /// Nothing else has been set up yet.
     pub(super) fn accepted(fd: OwnedFd) -> Self {
         Socket(fd)
     }
 
-    /// The descriptor back, to be set up by [`Socket::new`].
+    /// Gives the descriptor back, for a set-up by [`Socket::new`].
     pub(super) fn into_fd(self) -> OwnedFd {
         self.0
     }
 
-    /// The peer as messages name it; `None` where it has no address.
+    /// The peer's name for messages. `None` when the peer has no address.
     pub fn peer(&self) -> Option<String> {
         match net::peer_address(self.0.as_fd()).ok()? {
             Address::Inet(address) => Some(format!("tcp:{address}")),
@@ -85,7 +86,7 @@ impl Socket {
         }
     }
 
-    /// Where the peer is, roughly: its IPv4 address, or the network part of its IPv6 address.
+    /// The peer's network: its IPv4 address, or the network part of its IPv6 address.
     pub fn peer_network(&self) -> Option<IpAddr> {
         match net::peer_address(self.0.as_fd()).ok()? {
             Address::Inet(address) => Some(match address.ip().to_canonical() {
@@ -99,41 +100,41 @@ impl Socket {
         }
     }
 
-    /// Sends what the socket takes now of `parts`; how many bytes.
+    /// Sends as much of `parts` as the socket takes now. Returns the number of bytes.
     pub fn send(&self, parts: &[Part<'_>], manner: Manner) -> io::Result<usize> {
-        // SAFETY: what a part names was promised when it was made.
+        // SAFETY: whoever made a part promised that its memory may be read.
         unsafe { net::send(self.0.as_fd(), iovecs(parts), manner) }
     }
 
-    /// Has the kernel send in place where it is asked to. An error where it cannot on this kind of
-    /// socket.
+    /// Lets the kernel send in place when it is asked to. Fails when the kernel cannot on this kind
+    /// of socket.
     pub fn allow_in_place(&self) -> io::Result<()> {
         net::set_option(self.0.as_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)
     }
 
-    /// What the kernel says next of sends in place.
+    /// The kernel's next message about sends in place.
     pub fn said(&self) -> io::Result<Said> {
         errqueue::next(self.0.as_fd())
     }
 
-    /// Ends the connection at once: nothing more is sent.
+    /// Ends the connection at once. Bytes that were not sent are dropped.
     pub fn reset(&self) -> io::Result<()> {
         net::reset(self.0.as_fd())
     }
 
-    /// Receives what is there now; how many bytes, 0 for the end of the stream.
+    /// Receives the bytes that are there now. Returns their number, or 0 at the end of the stream.
     pub fn recv(&self, parts: &[PartMut<'_>]) -> io::Result<usize> {
-        // SAFETY: as above.
+        // SAFETY: whoever made a part promised that its memory may be written.
         unsafe { net::recv(self.0.as_fd(), iovecs(parts)) }
     }
 
-    /// What to poll for waiting.
+    /// The descriptor to poll.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    /// How many bytes of what was sent the peer has not: its kernel (TCP), or itself (a unix
-    /// socket). 0 where the kernel does not tell.
+    /// The number of sent bytes that have not arrived: at the peer's kernel (TCP), or at the peer
+    /// itself (a unix socket). 0 when the kernel does not tell.
     pub fn unsent(&self) -> u64 {
         net::unsent(self.0.as_fd()).unwrap_or(0)
     }
@@ -150,7 +151,7 @@ impl Socket {
         }
     }
 
-    /// Ends the connection in both directions; twice is fine.
+    /// Ends the connection in both directions. A second call does no harm.
     pub fn shutdown(&self) -> io::Result<()> {
         match net::shutdown(self.0.as_fd()) {
             Err(e) if e.raw_os_error() != Some(libc::ENOTCONN) => Err(e),

@@ -1,5 +1,6 @@
-//! Moving the bytes of a list of parts over a connection: the loop of trying, waiting and giving up,
-//! the same for both directions and every kind of connection, and what its errors say.
+//! Moving the bytes of a list of parts over a connection: the loop of trying, waiting and giving
+//! up, and the errors that say why it gave up. The loop is the same for both directions and for
+//! every kind of connection.
 
 use super::connection::Channel;
 use super::cursor::{Cursor, CALL_BYTES, CUT_PARTS};
@@ -14,16 +15,16 @@ use crate::units::Bytes;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// How long to leave a connection alone that was called ready and moved nothing
-/// (TCP short of memory does that): long enough not to spin.
+/// The pause after a connection was reported ready and moved nothing, as TCP does when it is short
+/// of memory. Long enough not to spin.
 const BACK_OFF: Duration = Duration::from_millis(1);
 
-/// The longest that a paced sender waits before it looks up.
+/// The longest that a paced sender waits before it asks again.
 const PACE: Duration = Duration::from_millis(20);
 
 impl Channel {
-    /// Moves the cursor's bytes; `some`: returns once any have moved. Returns early,
-    /// too, when `recall` is raised.
+    /// Moves the cursor's bytes. When `some` is set, returns once any have moved. When `recall` is
+    /// raised, returns early.
     pub(super) fn transfer<P: Directed>(
         &mut self,
         cursor: &mut Cursor<'_, P>,
@@ -40,7 +41,8 @@ impl Channel {
         let mut idle_until = None;
         let mut woken = false;
         while !cursor.is_done() {
-            // Also between calls that succeed: a fast link never makes us wait.
+            // The limits are checked between successful calls too: on a fast link no call ever
+            // waits.
             self.heed_at(cursor, io)?;
             if recall.is_some_and(Recall::is_raised) {
                 return Ok(());
@@ -67,10 +69,10 @@ impl Channel {
                 Step::Nothing => {}
             }
             if self.reap() {
-                // What woke this thread has been heard.
+                // The event that woke this thread has been handled.
                 woken = false;
             }
-            // The limit on idleness runs from the first wait after a byte moved.
+            // The limit on idleness counts from the first wait after a byte moved.
             let idle = *idle_until.get_or_insert_with(|| io.idle.from_now());
             if idle.expired() {
                 let why = match P::DIRECTION {
@@ -90,7 +92,7 @@ impl Channel {
                     .wait(P::DIRECTION.interest(), recall, io.cancel, until)?
             };
             self.waited(P::DIRECTION, start.elapsed());
-            // After a pause the connection is tried, then waited for again.
+            // After a pause the connection is tried once, and waited for again when nothing moves.
             woken = !woken && wake == Wake::Ready;
         }
         Ok(())
@@ -107,15 +109,16 @@ impl Channel {
         Ok(())
     }
 
-    /// Whether to go on receiving: for whoever has read already what it would wait for.
+    /// Checks whether receiving may go on. For a caller that has already read the bytes it would
+    /// wait for.
     ///
     /// # Errors
-    /// `Cancelled`; `Timeout` where the limit of `io` has run out.
+    /// `Cancelled`; `Timeout` when the limit of `io` has passed.
     pub fn heed(&self, io: &Io<'_>) -> Result<()> {
         self.heed_at(&Cursor::<PartMut<'_>>::new(&[]), io)
     }
 
-    /// Moves what goes now, without waiting; 0 when nothing goes.
+    /// Moves the bytes that go without waiting. Returns 0 when none do.
     pub(super) fn at_once<P: Directed>(&mut self, parts: &[P]) -> Result<usize> {
         let io = Io::patient(Duration::ZERO);
         let mut cursor = Cursor::new(parts);
@@ -130,7 +133,7 @@ impl Channel {
         Ok(0)
     }
 
-    /// One call, of no more bytes than the pacer grants.
+    /// Makes one call, with no more bytes than the pacer grants.
     fn paced_step<P: Directed>(
         &mut self,
         cursor: &mut Cursor<'_, P>,
@@ -145,7 +148,7 @@ impl Channel {
             Grant::Wait(wait) => return Ok(Step::Later(wait)),
             Grant::Bytes(bytes) => bytes,
         };
-        // All that is wanted need not be cut.
+        // When all bytes are granted, the call needs no cut.
         let most = match granted < want {
             true => granted as usize,
             false => CALL_BYTES,
@@ -159,7 +162,7 @@ impl Channel {
         step
     }
 
-    /// One call, of `most` bytes at most.
+    /// Makes one call, with `most` bytes at most.
     fn step<P: Directed>(
         &mut self,
         cursor: &mut Cursor<'_, P>,
@@ -190,8 +193,8 @@ impl Channel {
                 Some(libc::EAGAIN) => Ok(Step::Nothing),
                 Some(libc::EFAULT) if cursor.narrow() => Ok(Step::Again),
                 Some(libc::ENOBUFS) if manner == Manner::InPlace => {
-                    // Memory that may be locked, or room for completions, is used up. What is
-                    // complete makes room for later calls; the rest of this list is copied.
+                    // Memory that may be locked, or room for completions, is used up. Calls that
+                    // are complete make room for later ones. The rest of this list is copied.
                     self.reap();
                     self.in_flight.refused();
                     cursor.keep_none();
@@ -238,7 +241,7 @@ impl Channel {
         Error::new(kind, message)
     }
 
-    /// What is being done, for messages.
+    /// Names the transfer in messages.
     fn doing(&self, to: Direction, what: &str) -> String {
         match (to, what) {
             (Direction::Send, "") => format!("sending to {}", self.peer),
@@ -273,19 +276,19 @@ impl Channel {
     }
 }
 
-/// What one call did.
+/// The result of one call.
 enum Step {
-    /// It moved so many bytes.
+    /// The call moved so many bytes.
     Moved(usize),
-    /// Nothing, and it is to be made again at once.
+    /// The call moved nothing, and is to be made again at once.
     Again,
-    /// Nothing goes now.
+    /// The call moved nothing: the connection is not ready.
     Nothing,
-    /// Nothing may go for so long.
+    /// The pacer grants nothing for so long.
     Later(Duration),
 }
 
-/// Waits for `pause` to pass, or the cancel. A pause that passes is `Ready`.
+/// Waits until `pause` passes, or for the cancel. Returns `Ready` when the pause has passed.
 fn pause_until(cancel: Option<&Cancel>, pause: Deadline) -> Wake {
     let left = pause.remaining().unwrap_or(BACK_OFF);
     match cancel {

@@ -1,18 +1,19 @@
-//! Contents of pages as one zstd frame each, and back. Knows no records.
+//! Compressing contents of pages to one zstd frame, and back. This file knows no records.
 //!
-//! A frame that comes from a peer is decoded into room of the length that it is to have, and nowhere
-//! else: no window is allocated for it, and no length in it is believed.
+//! A frame that comes from a peer is decoded into a buffer of the length that it must have, and
+//! nowhere else. No window is allocated for it, and no length in it is believed.
 
 use crate::error::{Error, Kind, Result};
 use std::fmt;
 use zstd_safe::{CCtx, CParameter, DCtx};
 
-/// The lowest level: the fastest.
+/// The lowest compression level, which is the fastest.
 pub const LEVEL_MIN: i32 = 1;
-/// The highest level.
+/// The highest compression level.
 pub const LEVEL_MAX: i32 = 19;
 
-/// What is kept between two frames: 1 MiB or so at the lowest level, some tens at the highest.
+/// The compressor's state, kept from frame to frame: 1 MiB or so at the lowest level, some tens of
+/// MiB at the highest.
 pub struct Compressor(CCtx<'static>);
 
 impl fmt::Debug for Compressor {
@@ -22,7 +23,7 @@ impl fmt::Debug for Compressor {
 }
 
 impl Compressor {
-    /// For frames of `level`, [`LEVEL_MIN`] to [`LEVEL_MAX`].
+    /// Makes a compressor for frames of `level`, from [`LEVEL_MIN`] to [`LEVEL_MAX`].
     ///
     /// # Errors
     /// [`Kind::NoMemory`]; [`Kind::Invalid`] for a level that the codec does not have.
@@ -37,14 +38,14 @@ impl Compressor {
         Ok(Compressor(context))
     }
 
-    /// Writes a frame of `contents` to the beginning of `room`. Its length, or `None` where it does
-    /// not fit: what compresses so little had better stay as it is.
+    /// Writes a frame of `contents` to the beginning of `room` and returns its length. `None` when
+    /// the frame does not fit: contents that compress so little had better stay as they are.
     pub fn compress(&mut self, contents: &[u8], room: &mut [u8]) -> Option<usize> {
         self.0.compress2(room, contents).ok()
     }
 }
 
-/// What is kept between two frames: some 100 KiB.
+/// The decompressor's state, kept from frame to frame: some 100 KiB.
 pub struct Decompressor(DCtx<'static>);
 
 impl Decompressor {
@@ -54,11 +55,11 @@ impl Decompressor {
         DCtx::try_create().map(Decompressor).ok_or_else(no_memory)
     }
 
-    /// Makes all of `contents` from `frame`, which is one frame and nothing else.
+    /// Fills all of `contents` from `frame`, which has to be one frame and nothing else.
     ///
     /// # Errors
-    /// [`Kind::Protocol`] for what is no frame, or several, and for a frame that does not become
-    /// exactly as long as `contents`. What is in `contents` then is nobody's.
+    /// [`Kind::Protocol`] when `frame` is no frame or several, or when its contents have another
+    /// length than `contents`. The bytes in `contents` are undefined then.
     pub fn decompress(&mut self, frame: &[u8], contents: &mut [u8]) -> Result<()> {
         let expected = contents.len();
         let refuse = |what: &str| {
@@ -147,7 +148,7 @@ mod tests {
             compressor.compress(&noise, &mut vec![0; LONG * 7 / 8]),
             None
         );
-        // And the next is none the worse for it.
+        // The next frame is decoded as if nothing had happened.
         let mut room = vec![0; LONG];
         let length = compressor.compress(&text(LONG), &mut room).unwrap();
         assert!(unpacked(&room[..length], LONG).unwrap() == text(LONG));
@@ -159,7 +160,7 @@ mod tests {
         for length in [0, 1, 4096, LONG - 1, LONG + 1, 2 * LONG] {
             refused(&frame, length);
         }
-        // A bomb: 64 MiB of zeros in a few KiB, for one page.
+        // A bomb for one page: 64 MiB of zeros in a few KiB.
         let bomb = packed(&vec![0; 1 << 26], 1);
         assert!(bomb.len() < 16 << 10);
         refused(&bomb, 4096);
@@ -173,7 +174,7 @@ mod tests {
         refused(&[&frame[..], &[0]].concat(), 4096);
         refused(&[], 4096);
         refused(&[0; 40], 4096);
-        // A frame that is to be skipped, alone and before another.
+        // A skippable frame, alone and before another frame.
         let skipped = [0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4];
         refused(&skipped, 4096);
         refused(&[&skipped[..], &frame[..]].concat(), 4096);
@@ -203,7 +204,8 @@ mod tests {
             prop_assert_eq!(unpacked(&frame, contents.len()).unwrap(), contents);
         }
 
-        /// Its checksum is looked at by whoever has it: here nothing may panic, or write elsewhere.
+        /// A damaged frame may decode to wrong contents, which their checksum finds elsewhere. This
+        /// test finds panics, and writes outside of the buffer.
         #[test]
         fn a_damaged_frame_is_refused_or_becomes_as_long_as_it_should(
             at in any::<prop::sample::Index>(),

@@ -1,31 +1,34 @@
-//! A page as what has changed in it since another version of it: the field's XBZRLE encoding.
+//! A page as the changes in it since another version of it: the field's XBZRLE encoding.
 //!
-//! Pure: bytes in, bytes out. No block, no cache and no record in here. The source encodes the page
-//! that it sends against the version that it sent before. The destination decodes onto that version.
+//! Pure: bytes in, bytes out. This file knows no block, no cache and no record. The source encodes
+//! the page that it sends against the version that it sent before. The destination applies the
+//! encoding to that version.
 //!
 //! An encoding is a sequence of pairs. Each pair skips some bytes that have not changed, and then
-//! gives some bytes as they are now:
+//! gives the new values of some bytes:
 //!
 //! ```text
 //! page = { skipped length, given length, given bytes }
 //! ```
 //!
-//! A length is 1 or 2 bytes: 7 bits a byte, the lowest first, and the highest bit of the first byte
-//! says that a second one follows (ULEB128). Only the first pair may skip 0 bytes; no pair gives 0.
-//! Unchanged bytes at the page's end are left out, so an unchanged page has an encoding of 0 bytes.
+//! A length is 1 or 2 bytes of 7 bits each, the lowest bits first. The highest bit of the first
+//! byte says that a second byte follows (ULEB128). Only the first pair may skip 0 bytes, and every
+//! pair gives at least 1. Unchanged bytes at the page's end are left out, so an unchanged page has
+//! an encoding of 0 bytes.
 //!
 //! Example: a page in which bytes 5 and 200 to 202 have become 9 is `05 01 09 C2 01 03 09 09 09`.
 //!
-//! A single unchanged byte between two changed ones is given like them: a pair of its own would take
-//! two bytes to save one. So the encoding is never longer than one that ends a run of given bytes at
-//! each unchanged byte, and every decoder of XBZRLE reads it.
+//! A single unchanged byte between two changed ones is given like them, because a pair of its own
+//! would take two bytes to save one. So the encoding is never longer than one in which each
+//! unchanged byte ends a pair, and every decoder of XBZRLE reads it.
 //!
-//! Both pages are the caller's own memory, which nobody else writes to. Guest memory is copied first.
+//! Both pages are the caller's own memory, which nobody else writes to. The caller copies guest
+//! memory first.
 
 use crate::units::PAGE_SIZE;
 use std::fmt;
 
-/// Bytes in a page.
+/// The number of bytes in a page.
 pub const PAGE: usize = PAGE_SIZE as usize;
 const GROUP: usize = 64;
 const GROUPS: usize = PAGE / GROUP;
@@ -34,12 +37,12 @@ const GROUPS: usize = PAGE / GROUP;
 type Mask = [u64; GROUPS];
 
 /// Writes the encoding of `page`, as a change of `base`, to the beginning of `out`, and returns its
-/// length. `None` if it is longer than `out`. All of `out` may be overwritten.
+/// length. `None` when the encoding is longer than `out`. All of `out` may be overwritten.
 pub fn encode(base: &[u8; PAGE], page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
     write(&closed(Level::best().differing(base, page)), page, out)
 }
 
-/// `differing` with each single clear bit between two set ones set.
+/// `differing`, in which each single clear bit between two set bits is set.
 fn closed(differing: Mask) -> Mask {
     let mut closed = differing;
     for (i, word) in differing.iter().enumerate() {
@@ -53,7 +56,7 @@ fn closed(differing: Mask) -> Mask {
     closed
 }
 
-/// The encoding that gives the bytes of `page` whose bits are set.
+/// Writes the encoding that gives the bytes of `page` whose bits are set in `given`.
 fn write(given: &Mask, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
     let (mut length, mut end) = (0, 0);
     loop {
@@ -69,7 +72,8 @@ fn write(given: &Mask, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
         }
         length += put(skipped, &mut out[length..]);
         length += put(bytes, &mut out[length..]);
-        // Most runs are short: copying a fixed number of bytes is cheaper than copying just those.
+        // Most runs are short: copying a fixed number of bytes is cheaper than copying exactly the
+        // run.
         match (
             page.get(start..start + SHORT),
             out.get_mut(length..length + SHORT),
@@ -83,8 +87,8 @@ fn write(given: &Mask, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
 
 const SHORT: usize = 16;
 
-/// The first bit at `from` or later that is set in `mask`, or clear where `flip` is all ones; [`PAGE`]
-/// if there is none.
+/// The first bit of `mask` at `from` or later that is set, or, when `flip` is all ones, that is
+/// clear. [`PAGE`] when there is none.
 #[inline]
 fn next(mask: &Mask, from: usize, flip: u64) -> usize {
     let mut group = from / GROUP;
@@ -102,7 +106,7 @@ fn next(mask: &Mask, from: usize, flip: u64) -> usize {
     group * GROUP + word.trailing_zeros() as usize
 }
 
-/// Bytes that a length takes.
+/// The number of bytes that an encoded length takes.
 #[inline]
 fn size(length: usize) -> usize {
     1 + usize::from(length >= 0x80)
@@ -119,12 +123,12 @@ fn put(length: usize, out: &mut [u8]) -> usize {
     2
 }
 
-/// Why an encoding is none.
+/// Why some bytes are no valid encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Corrupt {
-    /// The byte of the encoding at which that shows.
+    /// The position in the encoding at which the fault shows.
     pub at: usize,
-    /// What was expected there.
+    /// What was expected at that position.
     pub expected: &'static str,
 }
 
@@ -134,11 +138,11 @@ impl fmt::Display for Corrupt {
     }
 }
 
-/// Changes `page`, which is the version that was encoded against, into the version that was encoded.
-/// Writes nothing but `page`, whatever `encoding` holds.
+/// Changes `page` from the version that was encoded against to the version that was encoded. Writes
+/// to nothing but `page`, whatever `encoding` holds.
 ///
 /// # Errors
-/// [`Corrupt`] for what is no encoding. `page` may have been changed in part.
+/// [`Corrupt`] for bytes that are no valid encoding. `page` may have been changed in part.
 pub fn decode(encoding: &[u8], page: &mut [u8; PAGE]) -> Result<(), Corrupt> {
     let (mut at, mut to) = (0, 0);
     while at < encoding.len() {
@@ -169,7 +173,7 @@ pub fn decode(encoding: &[u8], page: &mut [u8; PAGE]) -> Result<(), Corrupt> {
     Ok(())
 }
 
-/// The length at `at`, which is moved past it.
+/// Reads the length at position `at`, and moves `at` past it.
 #[inline]
 fn length(encoding: &[u8], at: &mut usize) -> Result<usize, Corrupt> {
     let cut_off = |at| Corrupt {
@@ -192,7 +196,7 @@ fn length(encoding: &[u8], at: &mut usize) -> Result<usize, Corrupt> {
     Ok(usize::from(low & 0x7f) | usize::from(high) << 7)
 }
 
-/// Which loop compares two pages.
+/// The loops that compare two pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -206,7 +210,7 @@ enum Level {
 }
 
 impl Level {
-    /// The widest that this machine has. Detection is cached by std.
+    /// The widest loop that this machine can run. The standard library caches the detection.
     #[inline]
     fn best() -> Level {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -223,11 +227,12 @@ impl Level {
         Level::Words
     }
 
-    /// Which bytes of two pages differ. The machine has what the level is named after.
+    /// Which bytes of two pages differ. The machine has to have the instructions of the level.
     #[inline]
     fn differing(self, a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
         match self {
-            // SAFETY: `best`, and in tests the list of levels, name what the machine has.
+            // SAFETY: `best`, and in tests the list of levels, give only levels that the machine
+            // has.
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             Level::Avx512 => unsafe { x86::differing_avx512(a, b) },
             // SAFETY: as above.
@@ -240,7 +245,7 @@ impl Level {
     }
 }
 
-/// The loop for machines without one of their own.
+/// The loop for machines without vector instructions of their own below.
 fn differing_words(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
     const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
     let mut mask = [0; GROUPS];
@@ -250,7 +255,8 @@ fn differing_words(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
         let (b, _) = b[at].as_chunks::<8>();
         for (i, (a, b)) in a.iter().zip(b).enumerate() {
             let x = u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b);
-            // The highest bit of each byte that is not 0; then those bits side by side.
+            // Sets the highest bit of each byte that is not 0, and then puts those bits side by
+            // side.
             let high = (((x & LOW) + LOW) | x) & !LOW;
             *bits |= ((high >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
         }
@@ -265,7 +271,7 @@ mod x86 {
     use super::{Mask, GROUP, GROUPS, PAGE};
     use std::arch::x86_64::*;
 
-    /// The groups of 64 bytes of two pages, side by side.
+    /// The groups of 64 bytes of two pages, in pairs.
     #[inline(always)]
     fn groups<'a>(
         a: &'a [u8; PAGE],
@@ -280,7 +286,7 @@ mod x86 {
     pub(super) fn differing_avx512(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
         let mut mask = [0; GROUPS];
         for (bits, (a, b)) in mask.iter_mut().zip(groups(a, b)) {
-            // SAFETY: 64 bytes each; no alignment is asked for.
+            // SAFETY: 64 bytes each, and the loads need no alignment.
             let (a, b) = unsafe {
                 (
                     _mm512_loadu_si512(a.as_ptr().cast()),
@@ -298,7 +304,7 @@ mod x86 {
         for (bits, (a, b)) in mask.iter_mut().zip(groups(a, b)) {
             let half = |half: usize| {
                 let (a, b) = (&a[32 * half..][..32], &b[32 * half..][..32]);
-                // SAFETY: 32 bytes each; no alignment is asked for.
+                // SAFETY: 32 bytes each, and the loads need no alignment.
                 let (a, b) = unsafe {
                     (
                         _mm256_loadu_si256(a.as_ptr().cast()),
@@ -318,7 +324,8 @@ mod x86 {
         for (bits, (a, b)) in mask.iter_mut().zip(groups(a, b)) {
             for quarter in 0..4 {
                 let (a, b) = (&a[16 * quarter..][..16], &b[16 * quarter..][..16]);
-                // SAFETY: 16 bytes each; no alignment is asked for; and SSE2 is there.
+                // SAFETY: 16 bytes each, the loads need no alignment, and every x86-64 machine has
+                // SSE2.
                 let equal = unsafe {
                     let a = _mm_loadu_si128(a.as_ptr().cast());
                     let b = _mm_loadu_si128(b.as_ptr().cast());

@@ -1,8 +1,8 @@
-//! What is inside a page: whether it is all zero, what has changed in it, and what it is when
-//! compressed.
+//! The contents of single pages: whether a page is all zero, what has changed in it, and its
+//! compressed form.
 //!
-//! Nothing in here knows of blocks, dirty bits or records. The senders in
-//! `migrate` ask, about pages whose protection has been restored before.
+//! Nothing in this module knows of blocks, dirty bits or records. The callers are the senders in
+//! `migrate`, which ask about a page only after its protection was restored.
 
 pub mod compress;
 pub mod delta;

@@ -1,23 +1,21 @@
-//! Is a page all zero, and which pages of a run are?
+//! Whether a page is all zero, and which pages of a run are.
 //!
-//! Reads guest memory and decides nothing else: what a zero page becomes on
-//! the wire is the sender's affair, and so is that the page's protection was
-//! restored before it was asked about here. A page that turns out zero and is
-//! written a moment later is then dirty again, and is sent again.
+//! This file reads guest memory and decides nothing. The sender decides how a zero page goes on the
+//! wire, and restores the page's protection before it asks here. When a page is zero and is written
+//! a moment later, the page is dirty again, and is sent again.
 //!
-//! Guest memory changes while it is read, so there is no `&[u8]` in here and no
-//! ordinary load. The vector loops are inline assembly, which the compiler must
-//! run as it stands, loading every byte exactly once from memory that it knows
-//! nothing about; elsewhere `read_volatile` does the same, a word at a time.
-//! (The assembly also spares us the AVX-512 intrinsics, which are newer than
-//! the oldest compiler we support.)
+//! Guest memory changes while it is read, so this file has no `&[u8]` and no ordinary load. The
+//! vector loops are inline assembly. The compiler must run assembly as it stands: it loads every
+//! byte exactly once, from memory that the compiler knows nothing about. On other machines
+//! `read_volatile` does the same, a word at a time. (The assembly also avoids the AVX-512
+//! intrinsics, which are newer than the oldest compiler that brant supports.)
 
 use crate::units::PAGE_SIZE;
 
 const PAGE: usize = PAGE_SIZE as usize;
 const WORD: usize = size_of::<u64>();
 
-/// Which loop reads a page.
+/// The loops that read a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reader {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -31,7 +29,7 @@ enum Reader {
 }
 
 impl Reader {
-    /// The widest that this machine has. Detection is cached by std.
+    /// The widest loop that this machine can run. The standard library caches the detection.
     #[inline]
     fn best() -> Reader {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -72,21 +70,21 @@ impl Reader {
     }
 }
 
-/// Whether the page's first word, and then its last and two in between, are
-/// zero. Most pages that hold anything show it here, for one branch or two.
+/// Whether the page's first word is zero, and its last word and two in between. Most pages that are
+/// not zero show it here, for one branch or two.
 ///
 /// # Safety
 /// As for [`is_zero`].
 #[inline]
 unsafe fn looks_zero(page: *const u8) -> bool {
-    // SAFETY: the offsets are inside the page and multiples of a word in an
-    // aligned page; the caller vouches for the page.
+    // SAFETY: the offsets are inside the page and multiples of a word, and the page is aligned. The
+    // caller promises the rest.
     let word = |offset: usize| unsafe { page.add(offset).cast::<u64>().read_volatile() };
-    // The last three at once: their cache misses overlap.
+    // The last three words are read together, so that their cache misses overlap.
     word(0) == 0 && (word(PAGE - WORD) | word(PAGE / 2 - 3 * 64) | word(PAGE / 4 + 40)) == 0
 }
 
-/// The loop for machines without one of their own: 64 bytes between branches.
+/// The loop for machines without vector instructions of their own below: 64 bytes between branches.
 ///
 /// # Safety
 /// As for [`is_zero`].
@@ -96,8 +94,8 @@ unsafe fn is_zero_words(page: *const u8) -> bool {
     (0..PAGE / WORD).step_by(STEP).all(|first| {
         let mut any = 0;
         for i in first..first + STEP {
-            // SAFETY: `i` is below the number of words in a page, and the page
-            // is aligned; the caller vouches for the page.
+            // SAFETY: `i` is below the number of words in a page, and the page is aligned. The
+            // caller promises the rest.
             any |= unsafe { words.add(i).read_volatile() };
         }
         any == 0
@@ -115,9 +113,9 @@ mod x86 {
     /// As for [`super::is_zero`]; the machine has AVX-512F.
     pub(super) unsafe fn is_zero_avx512(page: *const u8) -> bool {
         let any: u32;
-        // SAFETY: reads PAGE bytes from `page`, which the caller vouches for,
-        // and writes no memory. Every vector and mask register is declared as
-        // clobbered: vzeroupper touches them all.
+        // SAFETY: reads PAGE bytes from `page`, as the caller promises is allowed, and writes no
+        // memory. Every vector and mask register is declared as clobbered, because vzeroupper
+        // touches them all.
         unsafe {
             asm!(
                 "xor eax, eax",
@@ -190,9 +188,8 @@ mod x86 {
     /// As for [`super::is_zero`]. Every x86-64 machine has SSE2.
     pub(super) unsafe fn is_zero_sse2(page: *const u8) -> bool {
         let mask: u32;
-        // SAFETY: reads PAGE bytes from `page`, which the caller vouches for,
-        // and writes no memory. `por` with a memory operand wants 16-byte
-        // alignment, which a page has.
+        // SAFETY: reads PAGE bytes from `page`, as the caller promises is allowed, and writes no
+        // memory. `por` with a memory operand needs 16-byte alignment, which a page has.
         unsafe {
             asm!(
                 "pxor {zero}, {zero}",
@@ -235,8 +232,8 @@ mod x86 {
     }
 }
 
-/// Has the processor fetch what [`is_zero`] looks at first, for a page that it is asked about soon.
-/// No fault comes of it, whatever is at the address.
+/// Has the processor fetch the bytes that [`is_zero`] reads first, for a page that it will be asked
+/// about soon. Never faults, whatever is at the address.
 #[inline]
 pub fn fetch(page: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -249,8 +246,7 @@ pub fn fetch(page: *const u8) {
     let _ = page;
 }
 
-/// Whether the 4 KiB page at `page` is all zero, as far as one reading of each
-/// byte can tell while others may write.
+/// Whether the 4 KiB page at `page` is all zero. Each byte is read once, while others may write.
 ///
 /// # Safety
 /// `page` is aligned to 4096 bytes and points to 4096 bytes that are mapped
@@ -258,12 +254,12 @@ pub fn fetch(page: *const u8) {
 #[inline]
 pub unsafe fn is_zero(page: *const u8) -> bool {
     debug_assert_eq!(page.addr() % PAGE, 0, "a page is aligned to its size");
-    // SAFETY: the caller's promise; `best` names what the machine has.
+    // SAFETY: the caller's promise; `best` gives a loop that the machine can run.
     unsafe { Reader::best().is_zero(page) }
 }
 
-/// How many of the `pages` pages from `first` on are zero before the first
-/// that is not. Reads no page beyond that one.
+/// The number of zero pages before the first page that is not zero, among the `pages` pages from
+/// `first` on. Reads no page after that one.
 ///
 /// # Safety
 /// As for [`is_zero`], for each of the `pages` pages.
@@ -276,22 +272,22 @@ pub unsafe fn zero_prefix(first: *const u8, pages: usize) -> usize {
     zeros
 }
 
-/// Neighbouring pages that are all zero, or none of which is.
+/// Neighbouring pages that are all zero, or of which none is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Alike {
     /// The first page, counted from where [`split`] began.
     pub start: usize,
-    /// How many pages; at least 1.
+    /// The number of pages, at least 1.
     pub len: usize,
-    /// Whether they are zero.
+    /// Whether the pages are zero.
     pub zero: bool,
 }
 
-/// Splits the `pages` pages from `first` on into runs of zero pages and runs
-/// of others, in order, without gaps, alternating.
+/// Splits the `pages` pages from `first` on into runs of zero pages and runs of other pages. The
+/// runs alternate, in order and without gaps.
 ///
-/// Every page is read once, when the iterator first comes to it, so that one
-/// page is never told to be both however it changes meanwhile.
+/// Every page is read once, when the iterator first comes to it. So no page is in two runs, however
+/// it changes meanwhile.
 ///
 /// # Safety
 /// As for [`is_zero`], for each of the `pages` pages, until the iterator is
@@ -312,14 +308,14 @@ pub struct Split {
     pages: usize,
     /// Where the next run begins.
     next: usize,
-    /// What the page there is, if it ended the run before.
+    /// Whether page `next` is zero, when the last run ended at it.
     seen: Option<bool>,
 }
 
 impl Split {
     fn look(&self, page: usize) -> bool {
-        // SAFETY: `page` is below `pages`, and whoever called `split` promised
-        // that those stay readable while this iterator is in use.
+        // SAFETY: `page` is below `pages`, and the caller of `split` promised that those pages stay
+        // readable while this iterator is in use.
         unsafe { is_zero(self.first.add(page * PAGE)) }
     }
 }
@@ -362,7 +358,7 @@ mod tests {
     use proptest::prelude::*;
     use std::cell::UnsafeCell;
 
-    /// Aligned memory that is only ever touched through pointers.
+    /// Aligned memory that is touched only through pointers.
     struct Memory {
         pages: Box<[UnsafeCell<Page>]>,
     }
@@ -475,8 +471,8 @@ mod tests {
 
     #[test]
     fn nothing_beyond_the_last_page_is_read() {
-        // SAFETY: a private mapping of three pages, the last made unreadable;
-        // nobody else knows of it.
+        // SAFETY: a private mapping of three pages, of which the last one is made unreadable.
+        // Nobody else knows of the mapping.
         let base = unsafe {
             let base = libc::mmap(
                 std::ptr::null_mut(),
@@ -491,7 +487,7 @@ mod tests {
             assert_eq!(libc::mprotect(last.cast(), PAGE, libc::PROT_NONE), 0);
             base.cast::<u8>()
         };
-        // SAFETY: two readable pages, then unmapped, not used after.
+        // SAFETY: two readable pages, which are then unmapped and not used any more.
         unsafe {
             for reader in readers() {
                 assert!(whole(reader, base.add(PAGE)), "{reader:?}");
@@ -504,7 +500,7 @@ mod tests {
 
     #[test]
     fn nothing_is_read_of_no_pages() {
-        // SAFETY: no page is named.
+        // SAFETY: the number of pages is 0, so nothing is read.
         unsafe {
             assert_eq!(zero_prefix(std::ptr::null(), 0), 0);
             assert_eq!(split(std::ptr::null(), 0).next(), None);
@@ -519,8 +515,7 @@ mod tests {
         let mut runs = unsafe { split(memory.base(), 2) };
         let first = runs.next().unwrap();
         assert_eq!((first.start, first.len, first.zero), (0, 1, true));
-        // Page 1 was looked at to end the run; what it became since is a
-        // matter for its dirty bit.
+        // Page 1 was read when it ended the run. Its dirty bit reports a change after that.
         memory.set(PAGE + 7, 0);
         let second = runs.next().unwrap();
         assert_eq!((second.start, second.len, second.zero), (1, 1, false));

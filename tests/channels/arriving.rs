@@ -1,4 +1,4 @@
-//! What arrives over several connections, whatever their order in time.
+//! Memory that arrives over several connections, in any order between them.
 
 use crate::scripted::*;
 use crate::support::memory::ram;
@@ -19,7 +19,7 @@ fn seed() -> u64 {
     seed
 }
 
-/// The channel of a stretch. Any fixed rule will do.
+/// The channel on which a page's stretch is sent. Any fixed rule will do.
 fn channel_of(page: u64, channels: usize) -> usize {
     let stretch = page / STRETCH;
     (stretch.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % channels
@@ -31,7 +31,7 @@ fn the_newest_version_of_a_page_stays_however_the_channels_interleave() {
     for (round, channels) in [1, 2, 3, 4, 7, 64].into_iter().enumerate() {
         let mut random = Random(seed.wrapping_add(round as u64));
         let pair = Pair::new(&[ram("ram", PAGES as usize)]);
-        // Old contents, which zero pages have to change.
+        // The destination's memory has old contents, which zero pages have to change.
         let there = pair.destination.ram("ram");
         for page in (0..PAGES as usize).step_by(3) {
             there.word(page * 4096 + 8).store(7, Ordering::Relaxed);
@@ -106,7 +106,7 @@ fn figures_of_the_channels_sum_up_to_those_of_the_migration() {
     assert_eq!(stats.pass, 1);
 }
 
-/// The record on channel 0, if one comes within a moment.
+/// The type of the next record on channel 0, if one comes within a moment.
 fn soon(session: &mut Session) -> Option<u8> {
     let stream = &mut session.lanes[0].0;
     let moment = Duration::from_millis(300);
@@ -179,7 +179,7 @@ fn a_block_that_is_added_at_the_barrier_takes_pages_of_every_channel() {
         let page = ram.page(channel * STRETCH as usize + 1);
         assert_eq!(page, [0x30 + channel as u8; 4096]);
     }
-    // The block is gone on both sides, and no channel may name it any more.
+    // The block is gone on both sides, so no channel may name it any more.
     session.pair.destination.remove("added");
     session.lanes[0].say(&Record::BlockRemoved { id: 9 });
     session.mark(0, false);
@@ -202,7 +202,7 @@ fn a_block_is_removed_while_every_channel_is_in_the_middle_of_its_pages() {
             run[100_000..].to_vec()
         })
         .collect();
-    // All of them have begun.
+    // Every channel's record has begun to arrive.
     let begun = std::time::Instant::now();
     let ram = session.pair.destination.ram("ram");
     while (0..8).any(|channel| ram.page(channel * STRETCH as usize)[0] != 0x21) {
@@ -214,7 +214,7 @@ fn a_block_is_removed_while_every_channel_is_in_the_middle_of_its_pages() {
     memory
         .remove_block(memory.find_block("ram").unwrap())
         .unwrap();
-    // The promise is milliseconds.
+    // The promise is milliseconds, and the limit allows for a busy machine.
     assert!(
         begun.elapsed() < Duration::from_secs(4),
         "{:?}",
@@ -224,7 +224,7 @@ fn a_block_is_removed_while_every_channel_is_in_the_middle_of_its_pages() {
         session.say(channel, half);
         session.mark(channel, true);
     }
-    // The rest was written nowhere.
+    // The rest of each record was dropped.
     assert_ne!(ram.page(63)[0], 0x21);
     session.state_end();
     session.lanes[0].say(&Record::BlockRemoved { id: BLOCK });

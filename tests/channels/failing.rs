@@ -1,5 +1,5 @@
-//! A session of several connections that fails on one of them. All of it ends soon, with the reason
-//! that helps, and no guest runs.
+//! A session of several connections that fails on one of them. The whole session ends soon, the
+//! error is the one that helps most, and no guest runs.
 
 use crate::scripted::*;
 use crate::support::peer::Raw;
@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 /// Far less than any time limit of the parameters, and enough for a busy machine.
 const SOON: Duration = Duration::from_secs(8);
 
-/// How the session ended, and what each channel was told. Checks that the guest is safe.
+/// Ends the session. Returns its error, and the reason that each channel was told. Checks that the
+/// guest is safe.
 fn ended(mut session: Session, what: &str) -> (Error, Vec<Option<String>>) {
     let begun = Instant::now();
     let told = session.lanes.iter_mut().map(Raw::hear_abort).collect();
-    // A destination that has sent its reason listens until the reason is read.
+    // A destination that has sent its reason listens until the source closes.
     session.lanes.clear();
     let error = session.inc.wait(Some(LONG)).unwrap_err();
     assert!(begun.elapsed() < SOON, "{what}: {:?}", begun.elapsed());
@@ -92,7 +93,7 @@ fn what_one_channel_says_wrong_ends_all_of_them_with_its_reason() {
             assert!(error.message().contains(reason), "{what}: {error}");
             let named = format!("channel {channel}: ");
             assert!(error.message().starts_with(&named), "{what}: {error}");
-            // Every channel is told, in the same words.
+            // Every channel is told the same reason.
             let same = vec![Some(error.message().to_owned()); 4];
             assert_eq!(told, same, "{what}");
         }
@@ -121,7 +122,7 @@ fn a_channel_that_is_cut_at_any_byte_ends_the_session_and_names_itself() {
         stream.extend(list(BLOCK, 700, 2, 5));
         counts.data(2);
         stream.extend(counts.marker(true));
-        // Anything but the whole record.
+        // A part of the record, never the whole of it.
         let cut = match round {
             0..3 => 0,
             3..6 => stream.len() - 1,
@@ -137,7 +138,7 @@ fn a_channel_that_is_cut_at_any_byte_ends_the_session_and_names_itself() {
             let named = format!("channel {channel}: ");
             assert!(error.message().starts_with(&named), "{what}: {error}");
         }
-        // The source is told on the other channels.
+        // The source is told the reason on the other channels.
         let other = (channel + 1) % 3;
         assert_eq!(told[other].as_deref(), Some(error.message()), "{what}");
     }
@@ -148,7 +149,7 @@ fn what_the_source_said_wins_over_what_broke_when_it_closed() {
     for (said_on, channels) in [(0, 2), (1, 2), (3, 4), (0, 64)] {
         let mut session = Session::of(channels, &quick(), 9);
         session.agree();
-        // Behind pages that keep the destination busy for a while.
+        // The source's word comes behind pages that keep the destination busy for a while.
         for stretch in 0..4 {
             session.data(said_on, stretch * STRETCH, 512, 0x61);
         }
@@ -192,7 +193,7 @@ fn nothing_may_follow_the_end_marker_of_a_channel() {
         let mut session = Session::of(3, &quick(), 9);
         session.agree();
         (0..3).for_each(|channel| session.mark(channel, true));
-        // A record that may come at any time.
+        // KEEPALIVE may come at any time.
         session.lanes[1].say(&Record::Keepalive);
         session.say(2, &stream);
         session.state_end();
@@ -217,7 +218,7 @@ fn a_cancel_ends_all_channels_soon_whatever_they_wait_for() {
         }
         let begun = Instant::now();
         session.inc.cancel().unwrap();
-        // The promise is a tenth of a second.
+        // The promise is a tenth of a second, and the limit allows for a busy machine.
         assert!(
             begun.elapsed() < Duration::from_secs(2),
             "{:?}",
@@ -266,7 +267,7 @@ fn a_thread_that_the_vmm_does_not_let_start_ends_the_session() {
     session.pair.to.at("thread_start", {
         let calls = std::sync::atomic::AtomicU32::new(0);
         move || {
-            // The first call is that of the migration's own thread.
+            // The first call is made by the migration's own thread.
             let later = calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0;
             assert!(!later, "no seccomp here");
             Ok(())
@@ -309,7 +310,7 @@ fn damage_on_any_channel_is_refused_without_a_panic_and_nothing_runs() {
             let _ = session.lanes[channel].0.write_all(stream);
             let _ = session.lanes[channel].0.shutdown(Shutdown::Write);
         }
-        // The markers' counts are wrong too, so any of the errors may be found first.
+        // The markers' counts are wrong too, so any of several errors may be found first.
         ended(session, &format!("round {round}: channel {hit} byte {at}"));
     }
 }

@@ -1,5 +1,5 @@
-//! The connections of one source are gathered at a listener, in any order and with strangers among
-//! them.
+//! The connections of one source are gathered at a listener. They come in any order, with strangers
+//! among them.
 
 use crate::scripted::*;
 use crate::support::memory::ram;
@@ -54,7 +54,7 @@ impl Listening {
         raw
     }
 
-    /// All channels of the session have come, so it goes on to its end.
+    /// Checks that the session goes on to its end when all of its channels have come.
     fn goes_on(self, mut lanes: Vec<Raw>, what: &str) {
         for lane in &mut lanes {
             let reply = lane.hear_record();
@@ -84,7 +84,7 @@ impl Listening {
 fn the_channels_of_a_session_are_found_in_any_order() {
     for (round, channels) in [1, 2, 3, 5, 64, 2, 5, 5].into_iter().enumerate() {
         let listening = Listening::new(&quick());
-        // Channel 0 comes among them, at any place.
+        // Channel 0 comes at any place in the order.
         let order = shuffled((0..channels).collect::<Vec<_>>(), round as u64);
         let mut lanes: Vec<(usize, Raw)> = order
             .into_iter()
@@ -107,7 +107,8 @@ fn hellos_that_come_in_pieces_and_late_are_read_beside_each_other() {
     listening.goes_on(lanes, "in pieces");
 }
 
-/// Connections that do not belong to the session of `hello(_, 3)`, and the answer to each.
+/// Connections that do not belong to the session of `hello(_, 3)`, and the answer that each one
+/// gets.
 fn strangers() -> Vec<(&'static str, Hello, &'static str)> {
     let changed = |channel, change: fn(&mut Hello)| {
         let mut hello = hello(channel, 3);
@@ -211,7 +212,8 @@ fn a_channel_that_is_there_twice_is_refused_the_second_time() {
 #[test]
 fn strangers_that_claim_channels_before_the_session_begins_keep_nobody_out() {
     let listening = Listening::new(&quick());
-    // More connections than are looked at. Each speaks as a channel of some session does.
+    // More connections than the destination looks at. Each sends the HELLO of a channel of some
+    // session.
     let mut crowd: Vec<Raw> = (0..300)
         .map(|n| {
             let mut claim = hello(1 + n % 2, 3);
@@ -222,12 +224,12 @@ fn strangers_that_claim_channels_before_the_session_begins_keep_nobody_out() {
             raw
         })
         .collect();
-    // The session's own second channel comes early too.
+    // The session's own second channel comes before channel 0 too.
     let second = listening.say(&hello(1, 3));
     let first = listening.say(&hello(0, 3));
     let third = listening.say(&hello(2, 3));
     listening.goes_on(vec![first, second, third], "a crowd of claims");
-    // The connections that were looked at when the session began have got an answer.
+    // The connections that the destination looked at when the session began have got an answer.
     let told = crowd.iter_mut().filter_map(Raw::hear_abort).count();
     assert!(told > 0, "none is told");
 }
@@ -239,7 +241,7 @@ fn connections_that_never_come_end_the_migration_in_the_time_limit_and_are_named
         ..quick()
     };
     let listening = Listening::new(&params);
-    // The limit does not count before channel 0 has come.
+    // The limit begins only when channel 0 has come.
     let early = listening.say(&hello(3, 5));
     std::thread::sleep(Duration::from_millis(100));
     let mut first = listening.say(&hello(0, 5));
@@ -287,7 +289,7 @@ fn a_source_that_gives_up_while_its_channels_are_gathered_is_heard_at_once() {
             let gone = matches!(error.kind(), Kind::PeerGone | Kind::Io);
             assert!(gone, "{error}");
         }
-        // The same address is free, and another migration begins there.
+        // The address is free again, so another migration can listen there.
         let again = incoming(&listening.pair, &quick());
         again
             .listen(&Endpoint::Unix(listening.path.clone()))

@@ -1,5 +1,5 @@
-//! Connections that the VMM has made. All of them belong to the source, so one that says something
-//! else ends the migration.
+//! Connections that the VMM has made. All of them belong to the source, so a wrong HELLO on any of
+//! them ends the migration.
 
 use crate::scripted::*;
 use crate::support::memory::ram;
@@ -141,7 +141,7 @@ fn how_many_connections_may_be_handed_in_is_said_before_anything_begins() {
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
         assert!(error.message().contains("expected 1 to 2"), "{error}");
     }
-    // A descriptor of no connection: nothing has begun, and the others are closed.
+    // When a descriptor is no connection, nothing begins, and the other connections are closed.
     let (mut raw, fd) = Raw::pair();
     let file = std::fs::File::open("/dev/null").unwrap();
     let inc = incoming(&pair, &params);

@@ -1,5 +1,5 @@
 //! A session of several connections, as a destination sees it. The tests play the source record by
-//! record, so each channel may do anything at any time.
+//! record, so that each channel can do anything at any time.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! A source of several connections, played to a destination.
+//! A source with several connections, played by the test to a real destination.
 
 use crate::support::memory::{ram, PAGE};
 use crate::support::pair::Pair;
@@ -12,9 +12,9 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// The destination's one block, which the source calls 4.
+/// The source's number of the destination's one block.
 pub const BLOCK: u32 = 4;
-/// A stretch is 512 pages; the last one is shorter.
+/// The pages of the block: 40 stretches of 512 pages, of which the last one is shorter.
 pub const PAGES: u64 = 40 * 512 - 100;
 pub const STRETCH: u64 = 512;
 
@@ -39,7 +39,7 @@ pub fn bytes(record: &Record) -> Vec<u8> {
     bytes
 }
 
-/// A run of pages that are filled with `byte`.
+/// The record of a run of pages that are filled with `byte`.
 pub fn pages(block: u32, first: u64, count: u32, byte: u8) -> Vec<u8> {
     let header = Header::pages(block, Pages(first), count);
     let mut bytes = header.encode().to_vec();
@@ -51,7 +51,7 @@ pub fn zeros(block: u32, first: u64, count: u32) -> Vec<u8> {
     Header::zeros(block, Pages(first), count).encode().to_vec()
 }
 
-/// A list of one run, filled with `byte`.
+/// The record of a list with one run, whose pages are filled with `byte`.
 pub fn list(block: u32, first: u64, count: u32, byte: u8) -> Vec<u8> {
     let mut bytes = Vec::new();
     wire::encode_list(block, [(Pages(first), count)].into_iter(), &mut bytes).unwrap();
@@ -90,7 +90,7 @@ impl Counts {
     }
 }
 
-/// A destination, and the source's ends of its connections by their channels.
+/// A destination, and the source's ends of its connections in the order of the channels.
 pub struct Session {
     pub pair: Pair,
     pub inc: Arc<Incoming>,
@@ -99,7 +99,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session over given connections, in an order that depends on the seed.
+    /// A session over `channels` connections, which the destination gets in an order that depends
+    /// on the seed.
     pub fn of(channels: usize, params: &Params, seed: u64) -> Session {
         let pair = Pair::new(&[ram("ram", PAGES as usize)]);
         Session::over(pair, channels, params, seed)
@@ -134,13 +135,13 @@ impl Session {
         answers.for_each(|other| assert_eq!(other, first, "all replies are alike"));
     }
 
-    /// Goes on up to the first page.
+    /// Plays the session from HELLO up to the first page.
     pub fn agree(&mut self) {
         self.greet();
         self.layout();
     }
 
-    /// Goes on from the replies to the first page.
+    /// Plays the session from the replies to HELLO up to the first page.
     pub fn layout(&mut self) {
         let first = &mut self.lanes[0];
         let blobs = wire::BlobEnd { count: 0, bytes: 0 };
@@ -163,7 +164,7 @@ impl Session {
         self.counts[channel].data(count);
     }
 
-    /// Sends a marker, and reads its ACK.
+    /// Sends a marker, and reads its ACK. `last` says that it is the final one.
     pub fn mark(&mut self, channel: usize, last: bool) {
         let marker = self.counts[channel].marker(last);
         self.say(channel, &marker);
@@ -188,7 +189,7 @@ impl Session {
         }));
     }
 
-    /// Goes through the state, READY and the hand-over, until the guest runs.
+    /// Plays the device state, READY and the hand-over, until the guest runs.
     pub fn hand_over(&mut self) {
         self.state_end();
         let ready = self.lanes[0].hear_record();
@@ -201,7 +202,7 @@ impl Session {
         assert_eq!(self.pair.to.calls("run"), 1);
     }
 
-    /// The value of every byte of a page at the destination.
+    /// The value that all bytes of a page at the destination have.
     pub fn page(&self, page: u64) -> u8 {
         let ram = self.pair.destination.ram("ram");
         let bytes = ram.page(page as usize);
@@ -228,7 +229,7 @@ pub fn shuffled<T>(mut all: Vec<T>, seed: u64) -> Vec<T> {
     all
 }
 
-/// Writes each channel's stream, in pieces that end anywhere, in an order that depends on the seed.
+/// Writes each channel's stream, in pieces that end anywhere. Their order depends on the seed.
 pub fn interleaved(lanes: &mut [Raw], streams: Vec<Vec<u8>>, random: &mut Random) {
     let mut streams: Vec<VecDeque<u8>> = streams.into_iter().map(VecDeque::from).collect();
     let mut left: Vec<usize> = (0..lanes.len()).collect();

@@ -1,4 +1,4 @@
-//! Checksums of contents: a flipped bit is found, and the guest runs on.
+//! Checksums of contents: a flipped bit is found, and the guest runs on at the source.
 
 use crate::damage::damaged;
 use crate::support::memory::{ram, shared};
@@ -19,7 +19,7 @@ fn checked() -> Params {
     }
 }
 
-/// Runs of pages, and single pages that lie apart.
+/// A guest with pages in long runs, and with single pages that lie apart.
 fn pair() -> Pair {
     let pair = Pair::new(&[ram("ram", 600), shared("shm", 400)]);
     let mut random = Random(11);
@@ -44,7 +44,7 @@ fn contents_with_checksums_arrive_whole_while_the_guest_writes() {
     assert_eq!(pair.world.who(), (false, true));
 }
 
-/// Flips one bit of the contents behind a header, not of a list.
+/// Flips one bit of the contents behind a header. The record must not be a list.
 fn flip(header: &Header, bytes: &mut [u8], random: &mut Random) {
     let list = match header.record_type() {
         Ok(Some(RecordType::PagesList)) => list_len(header.count),
@@ -86,7 +86,7 @@ fn every_flipped_bit_in_contents_is_found_and_the_guest_runs_on() {
     }
 }
 
-/// What the test above would find if nothing looked.
+/// The counterpart of the test above: without checksums the same damage is not found.
 #[test]
 fn without_checksums_a_flipped_bit_in_contents_arrives() {
     let pair = pair();

@@ -1,4 +1,4 @@
-//! Compressed contents: what arrives is what was sent, and a frame that is not right is refused.
+//! Compressed contents: they arrive as they were sent, and a frame that is not valid is refused.
 
 use crate::damage::damaged;
 use crate::support::memory::{ram, shared, PAGE};
@@ -22,7 +22,8 @@ fn packed(compression: Compression) -> Params {
     }
 }
 
-/// Pages that compress well, that do not compress, and zeros, in runs and apart.
+/// A guest with pages that compress well, pages that do not compress, and zero pages, in runs and
+/// apart.
 fn pair() -> Pair {
     let pair = Pair::new(&[ram("ram", 900), shared("shm", 500)]);
     let mut random = Random(5);
@@ -37,7 +38,7 @@ fn pair() -> Pair {
                     }
                 }
                 100..200 => ram.fill(page, &mut random),
-                // Zeros, with a page now and then that is not.
+                // Zero pages, with a page now and then that is not zero.
                 at if at % 9 == 0 => ram.word(page * PAGE).store(1, Ordering::Relaxed),
                 _ => {}
             }
@@ -46,7 +47,7 @@ fn pair() -> Pair {
     pair
 }
 
-/// What both sides counted.
+/// Migrates the guest. Returns the figures of both sides.
 fn migrated(pair: &Pair, params: &Params) -> [Stats; 2] {
     let (out, inc) = start(pair, params);
     out.wait(Some(LONG)).unwrap();
@@ -89,7 +90,8 @@ fn ballooned_pages_among_compressed_ones_read_as_zero() {
         guest.memory.set_must_tell_host(true);
     }
     pair.destination.fill(2);
-    // Pages of zeros, so that both sides are the same where they are not sent.
+    // The ballooned pages are zero at the source, so that both sides are equal although they are
+    // not sent.
     let block = pair.source.memory.find_block("ram").unwrap();
     let slot = brant::memory::SlotDescription {
         slot: brant::memory::NO_SLOT,
@@ -133,7 +135,7 @@ fn nothing_is_compressed_unless_the_source_is_told_to() {
     assert_eq!((left.compressed_pages, arrived.compressed_pages), (0, 0));
 }
 
-/// The first, the third and the seventh frame with a change: refused, and the guest runs on.
+/// Changes the first, the third or the seventh frame. The frame is refused, and the guest runs on.
 fn refused(what: &str, change: impl FnMut(&Header, &mut Vec<u8>) + Send + 'static) {
     let change = Arc::new(Mutex::new(change));
     for n in [1, 3, 7] {
@@ -168,7 +170,7 @@ fn a_flipped_bit_in_a_frame_or_its_checksum_is_refused() {
     }
 }
 
-/// The header made to agree with what is left.
+/// Cuts bytes off the record, and makes its header agree.
 fn cut(header: &Header, bytes: &mut Vec<u8>, by: usize) {
     bytes.truncate(bytes.len() - by);
     let shorter = Header {
@@ -182,7 +184,8 @@ fn cut(header: &Header, bytes: &mut Vec<u8>, by: usize) {
 fn a_frame_cut_short_is_refused() {
     for by in [1, 7, 20] {
         refused("a frame cut short", move |header, bytes| {
-            // A checksum and one byte of the frame stay: less is refused by the header alone.
+            // A checksum and one byte of the frame stay. With less, the header alone would be
+            // refused.
             cut(header, bytes, by.min(header.payload as usize - 5));
         });
     }
@@ -193,7 +196,8 @@ fn a_frame_that_becomes_more_or_fewer_pages_than_its_run_has_is_refused() {
     for by in [-1, 1] {
         refused("a frame of other pages", move |header, bytes| {
             let count = header.count.wrapping_add_signed(by);
-            // One page less of a single one is none, which is refused by the header alone.
+            // A run of one page does not become a run of none, which would be refused for its
+            // header alone.
             let count = if count == 0 { 2 } else { count };
             let other = Header { count, ..*header };
             bytes[..HEADER_LEN].copy_from_slice(&other.encode());
@@ -201,7 +205,7 @@ fn a_frame_that_becomes_more_or_fewer_pages_than_its_run_has_is_refused() {
     }
 }
 
-/// A destination that cannot decompress.
+/// A peer that plays a destination without zstd.
 fn peer_without_zstd(compression: Compression) -> (Pair, Raw, Arc<brant::migrate::Outgoing>) {
     let pair = pair();
     let (mut raw, theirs) = Raw::pair();
@@ -231,7 +235,7 @@ fn a_destination_that_cannot_decompress_is_refused_by_name_where_all_is_to_be_co
 #[test]
 fn a_destination_that_cannot_decompress_gets_plain_contents_from_an_adaptive_source() {
     let (_pair, mut raw, out) = peer_without_zstd(Compression::Adaptive);
-    // It goes on to the next thing.
+    // The source goes on with the next record.
     assert!(matches!(raw.hear_record(), Some(Record::EarlyEnd(_))));
     drop(raw);
     assert!(out.wait(Some(LONG)).is_err());

@@ -1,4 +1,4 @@
-//! A link that changes one record.
+//! A link that damages one record.
 
 use crate::support::pair::Pair;
 use crate::support::relay::{Proxy, Verdict};
@@ -7,8 +7,8 @@ use crate::support::time::LONG;
 use brant::migrate::{AcceptFrom, ConnectTo, Params};
 use brant::wire::{Header, RecordType};
 
-/// A migration in which contents of the `n`th record of a type are not what was sent. What became of
-/// it at both sides, and the record.
+/// Makes a migration in which `damage` changes the `n`th record of a type on the link. Returns the
+/// results of the source and of the destination.
 pub fn damaged(
     pair: &Pair,
     params: &Params,

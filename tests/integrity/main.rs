@@ -1,8 +1,8 @@
-//! What arrives is what was sent: contents of pages with checksums and compressed, over a
-//! link that damages them.
+//! Contents of pages arrive as they were sent, or the migration fails: contents with checksums, and
+//! compressed ones, over a link that damages them.
 //!
-//! Whole migrations in one process, through the public API, of guests that write meanwhile. The link
-//! is a man in the middle who reads records.
+//! The tests make whole migrations in one process, through the public API, of guests that write
+//! meanwhile. The link is a proxy between the two sides, which reads records.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,5 +1,5 @@
-//! Whole migrations over several connections. What arrives is what the guest wrote. A connection
-//! that dies at any moment fails the migration and does no other harm.
+//! Whole migrations over several connections. The guest's memory arrives unchanged. A connection
+//! that breaks at any moment fails the migration and does no other harm.
 
 use crate::support::guest::{differences, lost};
 use crate::support::memory::{ram, rom, shared};
@@ -17,12 +17,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// A guest of several stretches that writes all the time.
+/// A guest with several stretches of memory that writes all the time.
 fn busy() -> Pair {
     let pair = Pair::new(&[ram("ram", 2100), shared("shm", 700), rom("rom", 3)]);
     pair.source.fill(1);
     pair.destination.fill(2);
-    // A stretch of zeros too.
+    // One stretch is all zero.
     let zeros = pair.source.ram("ram");
     (600..1000).for_each(|page| {
         let words = page * 512..(page + 1) * 512;
@@ -46,7 +46,7 @@ fn params(channels: u32) -> Params {
     }
 }
 
-/// Starts both sides over given connections, which the destination gets in another order.
+/// Starts both sides over the given connections. The destination gets them in another order.
 fn start(
     pair: &Pair,
     params: &Params,
@@ -63,13 +63,13 @@ fn start(
     (out, inc)
 }
 
-/// Checks that both sides agree that the guest is at the destination, unchanged.
+/// Checks that both sides agree that the guest has arrived, unchanged.
 fn arrived(pair: &Pair, out: &Outgoing, inc: &Incoming, what: &str) {
     out.wait(Some(LONG))
         .unwrap_or_else(|e| panic!("{what}: the source: {e}"));
     inc.wait(Some(LONG))
         .unwrap_or_else(|e| panic!("{what}: the destination: {e}"));
-    // Compared when the state was loaded, before the guest ran on.
+    // The memory was compared when the device state was loaded, before the guest ran on.
     pair.assert_sound(what);
     assert_eq!(pair.world.who(), (false, true), "{what}");
     assert_eq!(pair.to.calls("run"), 1, "{what}");
@@ -143,7 +143,7 @@ fn a_guest_that_stands_still_is_the_same_at_both_sides() {
     }
 }
 
-/// Checks the result of a migration with a cut connection.
+/// Checks that after a cut connection exactly one side has the guest. Returns the source's result.
 fn one_side_has_it(pair: &Pair, out: &Outgoing, inc: &Incoming, what: &str) -> Result<(), Error> {
     let left = out.wait(Some(LONG));
     let came = inc.wait(Some(LONG));
@@ -210,7 +210,8 @@ fn a_connection_that_dies_at_any_record_ends_the_migration_and_loses_nothing() {
                     *hit.lock().unwrap(),
                     "{what}: it never came to that: {end:?}"
                 );
-                // The records before the end have done all that the connection was for.
+                // When the final ACK of a channel other than 0 is cut off, that connection has done
+                // all its work.
                 let last = matches!(point, Point::FinalAck) && lane > 0;
                 assert!(end.is_err() || last, "{what}: it went through");
                 drop(proxy);
@@ -249,7 +250,8 @@ fn a_connection_that_dies_while_the_guest_stands_leaves_it_at_one_side() {
             });
             let (out, inc) = start(&pair, &params(3), ends.collect());
             let end = one_side_has_it(&pair, &out, &inc, &what);
-            // Channel 0 has more to carry; another channel is done when its last ACK has come.
+            // Channel 0 has more records to carry. Any other channel is done when its last ACK has
+            // come.
             assert!(end.is_err() || lane > 0, "{what}: it went through");
         }
     }

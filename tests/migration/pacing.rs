@@ -1,5 +1,5 @@
-//! The cap on the bandwidth, over a real connection whose other end counts the bytes that the
-//! kernel took.
+//! The cap on the bandwidth, over a real connection. Its other end counts the bytes that the kernel
+//! has taken from the source.
 
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
@@ -18,16 +18,17 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// This many bytes had been sent at some moment between the two times.
+/// Two times and a number of bytes. At some moment between the two times, so many bytes had been
+/// sent.
 type Sample = (Instant, Instant, u64);
 
-/// A man in the middle who counts what the source sends.
+/// A proxy between the two sides that counts the bytes of the source.
 struct Counting {
     samples: Arc<Mutex<Vec<Sample>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// How many bytes wait to be read.
+/// The number of bytes that wait to be read.
 fn waiting(socket: &UnixStream) -> u64 {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the request writes one int.
@@ -66,7 +67,7 @@ impl Counting {
         (Counting { samples, threads }, source, destination)
     }
 
-    /// All samples, after the end of both sides.
+    /// All samples. Called when both sides have ended.
     fn samples(self) -> Vec<Sample> {
         for thread in self.threads {
             thread.join().unwrap();
@@ -75,8 +76,8 @@ impl Counting {
     }
 }
 
-/// The most bytes in any second of `samples`. It is never too many, because a second of the
-/// samples' clock is at most one of the sender's.
+/// The most bytes in any second of `samples`. The figure is never too large, because a second by
+/// the samples' clock is at most a second by the sender's.
 fn fullest_second(samples: &[Sample]) -> u64 {
     let (mut first, mut most) = (0, 0);
     for (_, after, sent) in samples {
@@ -118,7 +119,7 @@ fn no_second_of_a_migration_carries_more_than_the_cap_which_can_be_changed_meanw
     inc.start(AcceptFrom::Connected(b.into())).unwrap();
     out.start(ConnectTo::Connected(a.into())).unwrap();
     wait_for_bytes(&out, 6 << 20);
-    // The present cap stays in force when a new one is refused.
+    // When a new cap is refused, the present one stays in force.
     let error = out.set_max_bandwidth(Some(1)).unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid);
     assert!(error.message().contains("65536 to"), "{error}");
@@ -131,14 +132,14 @@ fn no_second_of_a_migration_carries_more_than_the_cap_which_can_be_changed_meanw
     let samples = counting.samples();
     let until = |end| &samples[..samples.partition_point(|(_, after, _)| *after < end)];
     let slow = fullest_second(until(changed));
-    // The switchover is not capped.
+    // The cap does not apply to the switchover.
     let fast = fullest_second(until(paused));
     println!("{slow} bytes in a second of {SLOW}, {fast} of {FAST}");
     assert!(slow * 100 <= SLOW * 102 && fast * 100 <= FAST * 102);
     assert!(fast > SLOW * 3 / 2, "the new cap was not used");
 }
 
-/// Switches over after the first pass, and keeps what it was told.
+/// A decider that switches over after the first pass, and keeps the facts that it was given.
 struct AfterOnePass(Arc<Mutex<Vec<Facts>>>);
 
 impl Decider for AfterOnePass {
@@ -162,7 +163,7 @@ fn a_cap_of_the_switchover_holds_from_the_pause_on_and_is_in_what_is_expected() 
         switchover_max_bandwidth: Some(CAP),
         ..Params::default()
     };
-    // Everything is left for the switchover.
+    // All pages are left for the switchover.
     let (tracker, block) = (
         Arc::clone(&pair.source.tracker),
         pair.source.memory.find_block("ram").unwrap(),
@@ -183,15 +184,15 @@ fn a_cap_of_the_switchover_holds_from_the_pause_on_and_is_in_what_is_expected() 
     pair.assert_sound("a capped switchover");
     let stats = out.stats();
     assert_eq!(stats.last_pages, PAGES);
-    // Without the credit at the beginning.
+    // The least time at the cap, less the credit at the beginning.
     let least = (PAGES * 4096) as f64 / CAP as f64 * 0.98;
     assert!(stats.last_send.unwrap().as_secs_f64() >= least, "{stats:?}");
-    // The link is far faster, and the expected downtime counts with the cap.
+    // The link is far faster than the cap, and the expected downtime is computed with the cap.
     let facts = facts.lock().unwrap();
     assert!(facts
         .iter()
         .all(|facts| facts.bandwidth == Some(CAP as f64)));
-    // The figure is the link's.
+    // The bandwidth in the figures is the link's, not the cap.
     assert_ne!(stats.bandwidth, Some(CAP));
     drop(counting.samples());
 }

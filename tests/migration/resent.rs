@@ -1,5 +1,5 @@
-//! Pages that are sent again go as what has changed in them: memory at the end, bytes on the link, and
-//! what becomes of a delta on another version.
+//! Pages that are sent again as deltas: the memory at the end, the bytes on the link, and the fate
+//! of a delta that was made against another version.
 
 use crate::support::deciders::Scripted;
 use crate::support::guest::lost;
@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The smallest cache: 254 pages.
+/// The smallest cache that the parameters allow: it holds 254 pages.
 const SMALL: u64 = 1 << 20;
 
-/// Switches over after so many passes.
+/// A decider that switches over after `passes` passes.
 fn after(passes: u32) -> Box<dyn Decider> {
     Box::new(Scripted(move |facts: &Facts| {
         match facts.moment == Moment::Synced && facts.pass >= passes {
@@ -30,7 +30,7 @@ fn after(passes: u32) -> Box<dyn Decider> {
     }))
 }
 
-/// A migration of `pair` in some passes, whose memory is compared at the end.
+/// Migrates `pair` in `passes` passes, and compares the memory of both sides at the end.
 fn migrated(pair: &Pair, params: &Params, passes: u32, what: &str) -> Stats {
     let (out, inc) = (outgoing(pair, params), incoming(pair, params));
     let (ours, theirs): (Vec<_>, Vec<_>) = (0..params.channels).map(|_| socketpair()).unzip();
@@ -44,8 +44,8 @@ fn migrated(pair: &Pair, params: &Params, passes: u32, what: &str) -> Stats {
     out.stats()
 }
 
-/// A hot set far larger than the cache, words that become zero again, one and several channels, with
-/// and without checksums of contents.
+/// A hot set far larger than the cache, words that become zero again, one channel and several, with
+/// checksums of contents and without.
 #[test]
 fn memory_is_equal_after_deltas_with_a_cache_that_is_too_small() {
     for channels in [1, 3] {
@@ -79,14 +79,15 @@ fn memory_is_equal_after_deltas_with_a_cache_that_is_too_small() {
     }
 }
 
-/// A guest that writes a word to each of its 300 hot pages between two passes.
+/// Migrates a guest that writes a word to each of its 300 hot pages between two passes.
 fn hot_set(delta_cache_bytes: Option<u64>) -> Stats {
     let pair = Pair::new(&[ram("ram", 2000)]);
     pair.source.fill(1);
     let source = Arc::clone(&pair.source);
     let written = AtomicUsize::new(0);
     pair.from.at("event", move || {
-        // This thread pauses the guest.
+        // The migration's thread makes this call and pauses the guest, so the guest does not stop
+        // meanwhile.
         if !source.is_running() {
             return Ok(());
         }
@@ -109,13 +110,13 @@ fn a_hot_set_takes_a_fraction_of_the_bytes() {
     assert_eq!((without.delta_pages, without.delta_missed_pages), (0, 0));
     let (first, all) = (2000 * PAGE as u64, without.wire_bytes);
     println!("{all} bytes without deltas, {} with", with.wire_bytes);
-    // Each of both sends all pages once. What is left are the hot ones.
+    // Both migrations send all pages once. The remaining bytes are those of the hot pages.
     let (left, less) = (all - first, with.wire_bytes - first);
     assert!(less < left / 3, "{less} of {left}");
     assert!(with.delta_pages > 300 * 5, "{}", with.delta_pages);
 }
 
-/// A link that has each delta be one of another version.
+/// The link changes each delta so that it names another version.
 #[test]
 fn a_delta_of_another_version_is_an_error_and_the_guest_runs_on() {
     let pair = Pair::new(&[ram("ram", 300)]);
@@ -174,7 +175,7 @@ fn a_destination_without_deltas_is_refused_by_their_name() {
         delta_cache_bytes: Some(SMALL),
         ..Params::default()
     };
-    // The link takes the feature out of the source's offer.
+    // The link removes the feature from the source's offer.
     let (_proxy, from, to) = Proxy::new(Box::new(|header: &Header, payload: &[u8]| {
         if header.record_type() != Ok(Some(RecordType::HelloReply)) {
             return Verdict::Forward;
@@ -196,13 +197,13 @@ fn a_destination_without_deltas_is_refused_by_their_name() {
     assert_eq!(error.kind(), Kind::Version, "{error}");
     assert!(error.message().contains("delta (bit 3)"), "{error}");
     inc.wait(Some(LONG)).unwrap_err();
-    // And one that agrees takes them.
+    // A destination that agrees to deltas takes them.
     let (out, inc) = start(&pair, &params);
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
 }
 
-/// Pages of which the guest clears the only word that they have, and sets it again.
+/// The guest clears the only word of each page that is not zero, and sets it again.
 #[test]
 fn pages_that_became_zero_are_not_encoded_against_what_they_were_before() {
     let pair = Pair::new(&[ram("ram", 600)]);
@@ -210,13 +211,14 @@ fn pages_that_became_zero_are_not_encoded_against_what_they_were_before() {
     let source = Arc::clone(&pair.source);
     let written = AtomicUsize::new(0);
     pair.from.at("event", move || {
-        // This thread pauses the guest.
+        // The migration's thread makes this call and pauses the guest, so the guest does not stop
+        // meanwhile.
         if !source.is_running() {
             return Ok(());
         }
         let n = written.fetch_add(1, Ordering::SeqCst);
         for page in (0..100).map(|page| page * 3) {
-            // One in four times, at another time for each page.
+            // One value in four is zero, at another time for each page.
             let value = match (n + page) % 4 {
                 0 => 0,
                 _ => n as u64 + 1,

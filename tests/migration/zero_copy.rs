@@ -1,9 +1,10 @@
-//! Pages that go without a copy, over real connections: loopback, where the kernel copies each time,
-//! and a veth pair, where it does not.
+//! Pages that are sent without a copy, over real connections: loopback, where the kernel copies
+//! each time, and a veth pair, where it does not.
 //!
-//! A veth pair delivers to this host, and delivering copies, too. With a packet filter (XDP) on the
-//! receiving device each packet is first moved into the filter's own memory, so the sender's pages are
-//! sent like over a real device. That takes root and `ip`; without them the test says so.
+//! A veth pair delivers its packets to this host, and the delivery copies too. A packet filter
+//! (XDP) on the receiving device changes that: each packet is first moved into the filter's own
+//! memory. So the sender's pages are sent as over a real device. This takes root and `ip`. Without
+//! them, the test says that it was not run.
 
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
@@ -15,7 +16,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-/// A whole migration of a busy guest over `a` and `b`.
+/// Makes a whole migration of a busy guest over the connection of `a` and `b`.
 fn migrate(pair: &Pair, a: TcpStream, b: TcpStream) -> brant::migrate::Stats {
     pair.source.fill(1);
     pair.source.writers(1, Duration::from_micros(50));
@@ -28,7 +29,7 @@ fn migrate(pair: &Pair, a: TcpStream, b: TcpStream) -> brant::migrate::Stats {
     out.start(ConnectTo::Connected(a.into())).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
-    // The destination's VMM has compared the memory of both sides when it was to run.
+    // The destination's VMM compared the memory of both sides before the guest ran there.
     pair.assert_sound("without a copy");
     let stats = out.stats();
     println!("{stats:?}");
@@ -53,7 +54,7 @@ fn on_loopback_the_kernel_copies_which_is_counted_told_and_ended() {
     assert_eq!(told.count(), 1, "{warnings:?}");
 }
 
-/// A veth pair with its far end in a network namespace of its own.
+/// A veth pair, whose far end is in a network namespace of its own.
 struct Veth {
     space: String,
     near: String,
@@ -73,7 +74,8 @@ impl Veth {
         }
         let veth = Veth { space, near };
         let (space, near) = (&veth.space, &veth.near);
-        // A packet with its head has to fit into a page for a filter to see it.
+        // A filter sees only packets that fit into a page together with their headers. So the MTU
+        // is smaller than a page.
         let all = [
             format!("link add {near} type veth peer name {far} netns {space}"),
             format!("link set {near} mtu 3000 up"),
@@ -100,7 +102,7 @@ impl Veth {
         })
     }
 
-    /// Puts a filter that lets everything pass on device `far`, in the driver.
+    /// Attaches a filter that lets every packet pass to device `far`, in the driver.
     fn filter(&self, far: &str) -> bool {
         self.inside(|| filter::attach(far))
     }
@@ -113,7 +115,8 @@ impl Drop for Veth {
     }
 }
 
-/// A packet filter of two instructions, by the kernel's own interfaces (bpf(2), rtnetlink(7)).
+/// A packet filter of two instructions, loaded through the kernel's own interfaces (bpf(2),
+/// rtnetlink(7)).
 mod filter {
     use std::ffi::CString;
 
@@ -128,12 +131,12 @@ mod filter {
 
     fn load() -> i32 {
         let license = c"GPL";
-        // The first fields of `union bpf_attr` for BPF_PROG_LOAD; the rest is 0.
+        // The first fields of `union bpf_attr` for BPF_PROG_LOAD. All other fields are 0.
         let mut attributes = [0u64; 16];
         attributes[0] = u64::from(BPF_PROG_TYPE_XDP) | (PASS.len() as u64) << 32;
         attributes[1] = PASS.as_ptr() as u64;
         attributes[2] = license.as_ptr() as u64;
-        // SAFETY: the attributes name instructions and a text that live here.
+        // SAFETY: the attributes name instructions and a text that live until the call returns.
         let fd = unsafe {
             libc::syscall(
                 libc::SYS_bpf,
@@ -151,14 +154,15 @@ mod filter {
         to.extend_from_slice(value);
     }
 
-    /// Whether the kernel took it. In the calling thread's network namespace.
+    /// Attaches the filter to `device`, in the calling thread's network namespace. Returns whether
+    /// the kernel accepted it.
     pub fn attach(device: &str) -> bool {
         let program = load();
         if program < 0 {
             return false;
         }
         let name = CString::new(device).unwrap();
-        // SAFETY: a text with its end.
+        // SAFETY: a text that ends with a NUL.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
         let mut inner = Vec::new();
         attribute(&mut inner, IFLA_XDP_FD, &program.to_ne_bytes());
@@ -183,9 +187,9 @@ mod filter {
             let sent = libc::send(socket, message.as_ptr().cast(), message.len(), 0);
             let got = libc::recv(socket, answer.as_mut_ptr().cast(), answer.len(), 0);
             libc::close(socket);
-            // The device keeps the program.
+            // The device keeps the program loaded.
             libc::close(program);
-            // struct nlmsgerr behind the head: 0 is an acknowledgement.
+            // struct nlmsgerr follows the header. Its error 0 is an acknowledgement.
             sent > 0 && got >= 20 && answer[16..20] == [0; 4]
         }
     }
@@ -203,7 +207,7 @@ fn over_a_device_that_does_not_copy_pages_go_without_a_copy() {
     let b = listener.accept().unwrap().0;
     let stats = migrate(&pair, a, b);
     assert_eq!(stats.zero_copy, ZeroCopyState::On);
-    // All but the records of few pages.
+    // Most bytes went without a copy: all but those of small records.
     assert!(
         stats.zero_copied_bytes > stats.data_pages * 4096 / 2,
         "{stats:?}"

@@ -1,4 +1,5 @@
-//! The rule against a virtual clock: senders that are early, late, blocked or cut short.
+//! Tests of the rule against a virtual clock, with senders that are early, late, blocked or cut
+//! short.
 
 use super::*;
 use proptest::prelude::*;
@@ -9,14 +10,14 @@ fn ms(ms: u64) -> Duration {
 
 #[test]
 fn grants_are_spaced_by_the_rate() {
-    // At 1,000,000 B/s, 1,000 B take 1 ms and a grant has at most 3,000 B. Rows: time in ms, bytes
-    // asked for, what is told.
+    // At 1,000,000 B/s, 1,000 B take 1 ms, and a grant is at most 3,000 B. The rows: time in ms,
+    // bytes that are asked for, answer.
     let table = [
         (100, 1_000, Grant::Bytes(1_000)),   // the first goes at once
         (100, 1_000, Grant::Wait(ms(1))),    // the second waits for the first
-        (101, 9_000, Grant::Bytes(3_000)),   // asked when the first is paid; cut to a quantum
-        (102, 1_000, Grant::Wait(ms(2))),    // and that one is waited for
-        (108, 3_000, Grant::Bytes(3_000)),   // in time again
+        (101, 9_000, Grant::Bytes(3_000)),   // the first is paid for; the grant is cut to a quantum
+        (102, 1_000, Grant::Wait(ms(2))),    // waits until that quantum is paid for
+        (108, 3_000, Grant::Bytes(3_000)),   // by now all is paid for
         (1_108, 3_000, Grant::Bytes(3_000)), // idle: 12 ms are caught up, and the next quantum
         (1_108, 3_000, Grant::Bytes(3_000)),
         (1_108, 3_000, Grant::Bytes(3_000)),
@@ -70,13 +71,13 @@ fn senders_that_wait_are_told_one_after_another() {
     let mut allowance = Allowance::new(Some(1_000_000));
     let mut places: [Place; 3] = Default::default();
     assert_eq!(ask(&mut allowance, 0, 3_000), Grant::Bytes(3_000));
-    // A short record does not make the next sender wait for a whole quantum.
+    // A short record delays the next sender by its own time, not by a whole quantum.
     let waits = [(3_000, 3), (1_000, 6), (3_000, 7)];
     for ((bytes, wait), place) in waits.into_iter().zip(&mut places) {
         let told = allowance.ask(ms(0), bytes, place);
         assert_eq!(told, Grant::Wait(ms(wait)));
     }
-    // One leaves: nobody waits for its turn.
+    // When one sender leaves, nobody waits for its turn.
     allowance.leave(&mut places[2]);
     let told = [3, 3].map(|now| allowance.ask(ms(now), 3_000, &mut places[0]));
     assert_eq!(told, [Grant::Bytes(3_000), Grant::Wait(ms(4))]);
@@ -116,7 +117,7 @@ fn extremes_saturate() {
     assert!(allowance.until_full(Duration::ZERO) <= Duration::MAX);
 }
 
-/// A sender that does not wait.
+/// Asks for a sender that does not wait.
 fn ask(allowance: &mut Allowance, now: u64, bytes: u64) -> Grant {
     let mut place = Place::default();
     let grant = allowance.ask(ms(now), bytes, &mut place);
@@ -127,21 +128,22 @@ fn ask(allowance: &mut Allowance, now: u64, bytes: u64) -> Grant {
 /// One lane of the simulation.
 #[derive(Debug, Clone)]
 struct Sender {
-    /// Sizes of what it has to send, over and over; a record goes in as many grants as it takes.
+    /// The sizes of the records that it sends, over and over. A record takes as many grants as it
+    /// needs.
     records: Vec<u64>,
     /// How late its waits end, over and over, in microseconds.
     late: Vec<u64>,
-    /// How long it does not ask after a record, in microseconds.
+    /// How long it pauses after a record, in microseconds.
     idle: Vec<u64>,
-    /// Of a grant, the share that its socket takes, in percent.
+    /// The share of a grant that its socket takes, in percent.
     takes: Vec<u64>,
 }
 
-/// What was sent, and when.
+/// The times and sizes of what was sent.
 type Sent = Vec<(Duration, u64)>;
 
-/// Runs `senders` with one allowance for `length`; the rate becomes another at the given times, the
-/// first at the beginning.
+/// Runs `senders` with one allowance for `length`. The rate changes at the given times, the first
+/// of which is the beginning.
 fn run(changes: &[(Duration, u64)], senders: &[Sender], length: Duration) -> Sent {
     struct At {
         now: Duration,
@@ -164,7 +166,7 @@ fn run(changes: &[(Duration, u64)], senders: &[Sender], length: Duration) -> Sen
         .collect();
     let mut sent = Sent::new();
     loop {
-        // Whoever is first asks.
+        // The sender with the earliest time asks next.
         let (who, now) = at
             .iter()
             .enumerate()
@@ -204,7 +206,7 @@ fn run(changes: &[(Duration, u64)], senders: &[Sender], length: Duration) -> Sen
     }
 }
 
-/// The most that any second carries.
+/// The most bytes in any second.
 fn fullest_second(sent: &Sent) -> u64 {
     let (mut first, mut sum, mut most) = (0, 0, 0);
     for (at, bytes) in sent {
@@ -238,7 +240,7 @@ fn sender(late: u64, idle: impl Strategy<Value = u64>) -> impl Strategy<Value = 
         })
 }
 
-/// From the least cap to 10 GB/s.
+/// Rates from the least cap to 10 GB/s.
 fn rates() -> impl Strategy<Value = u64> {
     prop_oneof![65_536u64..1_000_000, 1_000_000u64..10_000_000_000]
 }
@@ -249,7 +251,7 @@ proptest! {
     #[test]
     fn no_second_carries_more_than_the_cap_and_two_percent(
         rate in rates(),
-        // Also idle for longer than a second, and waits that end as late.
+        // Senders may be idle for longer than a second, and waits may end that late.
         senders in prop::collection::vec(sender(1_500_000, 0u64..1_500_000), 1..9),
     ) {
         let sent = run(&[(Duration::ZERO, rate)], &senders, Duration::from_secs(4));
@@ -268,7 +270,7 @@ proptest! {
         changes.sort_by_key(|(at, _)| *at);
         let sent = run(&changes, &senders, Duration::from_secs(4));
         for edge in changes.windows(2).flat_map(|w| [w[0].0, w[1].0]) {
-            // Seconds that begin or end near a change, and in between.
+            // Seconds that begin or end near a change of the rate, and seconds in between.
             for from in (0..=20).map(|i| (edge + ms(i * 50)).saturating_sub(Duration::from_secs(1))) {
                 let until = from + Duration::from_secs(1);
                 let in_force = changes.iter().rposition(|(at, _)| *at <= from).unwrap();
@@ -284,10 +286,11 @@ proptest! {
     #[test]
     fn a_sender_that_always_has_something_gets_the_whole_cap_in_every_second(
         rate in rates(),
-        // A clock that is late by less than what may be caught up.
+        // The clock is late by less than a sender may catch up.
         senders in prop::collection::vec(sender(8_000, Just(0u64)), 1..9),
     ) {
-        // Sockets that take what they are given: what they refuse nobody can send.
+        // The sockets take everything that they are given, since refused bytes would lower the
+        // rate.
         let senders: Vec<_> = senders
             .into_iter()
             .map(|s| Sender { takes: vec![100], ..s })

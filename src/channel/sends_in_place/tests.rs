@@ -1,5 +1,5 @@
-//! Sending in place over real sockets. On loopback the kernel copies each time, which it says; with
-//! a veth pair and a packet filter on it (tests/zero_copy) it does not.
+//! Tests of sending in place over real sockets. On loopback the kernel copies each time and says
+//! so. On a veth pair with a packet filter it does not copy (tests/migration/zero_copy.rs).
 
 use super::*;
 use crate::channel::{Endpoint, Listener, PartMut};
@@ -20,7 +20,7 @@ fn tcp_pair() -> (Channel, Channel) {
     (client, listener.accept(&cancel, until).unwrap())
 }
 
-/// Something that keeps memory, and the news that it was dropped: the other end is gone then.
+/// A value that keeps memory. The receiver's other end is closed when the value is dropped.
 fn keep() -> (Keep, Receiver<()>) {
     let (kept, dropped) = channel::<()>();
     (Box::new(kept), dropped)
@@ -30,7 +30,7 @@ fn is_kept(dropped: &Receiver<()>) -> bool {
     dropped.try_recv() == Err(TryRecvError::Empty)
 }
 
-/// A header, and contents that stay where they are.
+/// Sends a header, and contents whose memory stays unchanged.
 fn send(from: &mut Channel, bytes: &[u8], keep: Keep) -> Result<u64> {
     let parts = [Part::bytes(b"head"), Part::bytes(bytes)];
     let recall = Recall::new()?;
@@ -58,7 +58,7 @@ fn memory_is_kept_until_the_kernel_has_read_it_and_no_longer() {
     assert_eq!(reader, bytes);
     from.land(&Io::patient(LONG)).unwrap();
     assert!(!is_kept(&dropped));
-    // Each byte but the header's is accounted for.
+    // Every byte but the header's is counted.
     let so_far = from.zero_copy();
     assert_eq!((so_far.without + so_far.anyway).0, BATCH as u64);
 }
@@ -86,7 +86,7 @@ fn loopback_copies_each_time_which_is_noticed_and_switched_off() {
 #[test]
 fn a_peer_that_reads_nothing_has_memory_kept_until_the_connection_is_reset() {
     let (mut from, to) = tcp_pair();
-    // More than both sockets hold.
+    // More bytes than both sockets hold.
     let bytes = vec![7; 64 << 20];
     let (kept, dropped) = keep();
     let recall = Recall::new().unwrap();
@@ -117,7 +117,8 @@ fn a_channel_that_is_dropped_leaves_no_memory_with_the_kernel() {
     assert!(is_kept(&dropped));
     drop(from);
     assert!(!is_kept(&dropped));
-    // The peer finds what arrived, and then a reset: nothing is sent from memory that is let go of.
+    // The peer finds the bytes that arrived, and then a reset: nothing is sent from memory that was
+    // let go of.
     let mut to = to;
     let mut all = vec![0; bytes.len()];
     let error = to.recv_exact(&[PartMut::bytes(&mut all)], &Io::patient(LONG));
@@ -129,7 +130,7 @@ fn a_refusal_for_want_of_lockable_memory_is_copied_and_counted() {
     let (mut from, mut to) = tcp_pair();
     let bytes = vec![9; BATCH];
     let scope = Scope::default();
-    // Call 0 sends the header, which is copied anyway.
+    // Call 0 sends the header, which is copied in any case.
     let call = Call {
         role: CALLER,
         name: "sendmsg",
@@ -144,7 +145,7 @@ fn a_refusal_for_want_of_lockable_memory_is_copied_and_counted() {
     });
     assert!(scope.fired());
     let so_far = from.zero_copy();
-    // Nothing was on its way that could make room.
+    // No call was on its way whose completion could make room.
     assert_eq!((so_far.refused, so_far.copying), (1, Copying::Limit));
     assert_eq!((so_far.without.0, so_far.anyway.0), (0, 0));
 }

@@ -1,8 +1,8 @@
-//! The account of the source's blocks: which of them there are, which block of ours each one is,
-//! and which of ours are gone while the source still has them.
+//! The account of the source's blocks: which blocks the source has, which block of ours belongs to
+//! each of them, and which blocks are gone here while the source still has them.
 //!
-//! The migration's thread owns it, since everything that is said of blocks comes on channel 0. It
-//! changes the table ([`super::targets`]) that all lanes read.
+//! The migration's thread owns the account, because every record about blocks comes on channel 0.
+//! The account changes the table ([`super::targets`]) that all lanes read.
 
 use super::known_zero::KnownZero;
 use super::lane_account::LaneAccount;
@@ -17,10 +17,11 @@ use crate::wire;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-/// The names of blocks that were removed here while a migration runs. What the source says is
-/// on its way for a while: of a block that came and went again it may say that it came when
-/// it is gone at both sides. Without this that could not be told from a block that the
-/// destination never had.
+/// The names of blocks that were removed here while a migration runs.
+///
+/// The source's word of a change takes a while to arrive. Example: a block is added at both sides
+/// and removed again. The source's BLOCK_ADDED may arrive when the block is gone at both sides.
+/// Without these names, such a block looks like one that the destination never had.
 #[derive(Default)]
 struct Removed(Mutex<HashSet<String>>);
 
@@ -45,15 +46,16 @@ impl Removed {
     }
 }
 
-/// See the file's description.
+/// The account, as the file's description says.
 pub(super) struct Account {
     memory: Arc<Memory>,
-    /// What the lanes read.
+    /// The table that the lanes read.
     table: Arc<Table>,
-    /// The names of the blocks in it.
+    /// The names of the blocks in the table.
     names: HashSet<String>,
     removed: Arc<Removed>,
-    /// When all has arrived: the map in which all of them were there.
+    /// When all memory has arrived and no block was missing: the generation of the map at that
+    /// moment.
     complete_in: Option<u64>,
 }
 
@@ -74,24 +76,25 @@ impl Account {
         }
     }
 
-    /// What a lane puts its pages in.
+    /// The account of one lane, which says where the lane's pages go.
     pub(super) fn of_lane(&self) -> LaneAccount {
         LaneAccount::new(Arc::clone(&self.memory), self.table.view())
     }
 
-    /// The VMM has built itself: what it removed to that end is no news of the source's.
+    /// Called when the VMM has built itself. Blocks that it removed before are forgotten, because
+    /// the source has said nothing of them yet.
     pub(super) fn built(&mut self) {
         self.removed.names().clear();
     }
 
-    /// Whether a block of that name was removed here since.
+    /// Whether a block of this name was removed here since the VMM built itself.
     pub(super) fn was_removed(&self, name: &str) -> bool {
         self.removed.names().contains(name)
     }
 
-    /// The source has added a block, or had when it said so: takes its pages into ours of that
-    /// name. Where ours is gone by now they go nowhere, and the source has to say before READY
-    /// that its block is gone too.
+    /// Handles the source's word that it has added a block: takes the block's pages into our block
+    /// of the same name. When our block is gone by now, its pages are dropped. The source then has
+    /// to say before READY that its block is gone too.
     pub(super) fn added(&mut self, theirs: &wire::Block) -> Result<()> {
         let map = self.memory.map();
         let difference = match map.block_named(&theirs.name) {
@@ -104,7 +107,7 @@ impl Account {
                 Some(difference) => format!("a block that the source added: {difference}"),
             },
         };
-        // The map was looked at first: a block that it lacks is known to be removed by now.
+        // The map was read first. So a block that the map lacks has its removal recorded by now.
         if !self.was_removed(&theirs.name) {
             return Err(Error::new(Kind::Layout, difference));
         }
@@ -119,8 +122,8 @@ impl Account {
         Ok(())
     }
 
-    /// One block of a number, and of a name, at a time. So what a source can announce is
-    /// bounded by the names that there are, or were, here.
+    /// Refuses a number or a name that is in use. So the number of blocks that a source can
+    /// announce is bounded by the names that exist, or existed, here.
     fn check_new(&self, id: u32, name: &str) -> Result<()> {
         if self.table.now().contains_key(&id) {
             return Err(Error::new(
@@ -151,7 +154,7 @@ impl Account {
                 access::file_reaches(block, &(Pages(0)..pages), Access::Write)?;
                 KnownZero::of(block)?
             }
-            // One that was removed this very moment: nothing will go there.
+            // The block was removed this very moment: no page will go there.
             None => KnownZero::nothing(),
         };
         let target = Target {
@@ -164,10 +167,11 @@ impl Account {
         Ok(())
     }
 
-    /// All has arrived. Of blocks that are gone here [`Account::missing`] tells.
+    /// Called when all memory has arrived. [`Account::missing`] reports blocks that are gone here.
     ///
-    /// The guest stands still. Freeing the bitmaps of a guest of 1 TiB takes 3 to 4 ms, and what
-    /// is known of 4,096 blocks as long, so that is left to [`Account::free`].
+    /// The guest stands still during this call. Freeing the bitmaps of a guest of 1 TiB takes 3 to
+    /// 4 ms, and freeing what is known of 4,096 blocks takes as long. So [`Account::free`] does
+    /// that later.
     pub(super) fn finish(&mut self) -> Result<()> {
         let map = self.memory.map();
         self.complete_in = Some(map.generation());
@@ -177,19 +181,20 @@ impl Account {
                 self.complete_in = None;
                 continue;
             };
-            // Pages that are known to be zero were not touched: nothing else would find that
-            // they are gone.
+            // Pages that are known to be zero were not touched. Only this check finds that the file
+            // does not reach that far any more.
             access::file_reaches(block, &(Pages(0)..target.pages), Access::Write)?;
-            // The VMM loads its state next, and the guest runs.
+            // The VMM loads its device state next, and then the guest runs: both write to the
+            // block.
             block.zeroed_no_more();
         }
         Ok(())
     }
 
-    /// After [`Account::finish`]: a block that the source still has, by all that it said, and that
-    /// is gone here: its number there, and the error that it comes to.
+    /// After [`Account::finish`]: a block that is gone here and that the source has not reported as
+    /// removed. Returns the source's number of the block, and the error for it.
     pub(super) fn missing(&self) -> Option<(u32, Error)> {
-        // The guest stands still: nothing is looked up in a map that has not changed.
+        // The guest stands still, so an unchanged map costs no lookups.
         if self.complete_in == Some(self.memory.with_map(Map::generation)) {
             return None;
         }
@@ -203,13 +208,13 @@ impl Account {
         Some((*id, removed(&target.name)))
     }
 
-    /// Frees what [`Account::finish`] left, once the guest runs. The lanes are gone by then.
+    /// Frees, once the guest runs, what [`Account::finish`] left. The lanes are gone by then.
     pub(super) fn free(&mut self) {
         self.table.clear();
         self.names = HashSet::new();
     }
 
-    /// Lets go of the source's block `id`.
+    /// Forgets the source's block `id`.
     pub(super) fn remove(&mut self, id: u32) -> Result<()> {
         let target = self.table.remove(id)?.ok_or_else(|| unknown(id))?;
         self.names.remove(&target.name);

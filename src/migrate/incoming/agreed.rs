@@ -1,9 +1,9 @@
-//! What both sides have agreed on when the first page comes, and which records follow from it.
+//! What both sides have agreed on before the first page, and which records may come because of it.
 
 use crate::error::{Error, Kind, Result};
 use crate::wire::{Header, RecordType, Token};
 
-/// What was agreed on.
+/// What both sides have agreed on.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Agreed {
     pub(super) token: Token,
@@ -13,12 +13,12 @@ pub(super) struct Agreed {
     pub(super) zstd: bool,
     /// Whether DELTA records may come.
     pub(super) delta: bool,
-    /// Whether contents come with a checksum behind them, and none without.
+    /// Whether all contents come with a checksum behind them. Otherwise none do.
     pub(super) checksums: bool,
 }
 
 impl Agreed {
-    /// Refuses a run of pages that was not agreed on.
+    /// Refuses a run of pages in a form that was not agreed on.
     pub(super) fn check(&self, kind: RecordType, header: &Header) -> Result<()> {
         let (name, agreed) = match kind {
             RecordType::Ballooned if !self.ballooned => ("ballooned", false),

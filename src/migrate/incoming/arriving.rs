@@ -1,16 +1,16 @@
-//! The guest as it arrives: what the VMM's object and the migration's threads share of it.
+//! The part of an incoming migration that the VMM's object and the migration's threads share.
 
 use super::figures::Figures;
 use crate::channel::Endpoint;
 use crate::memory::Memory;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Where the guest arrives.
+/// The shared part of an incoming migration.
 pub(super) struct Arriving {
     pub(super) memory: Arc<Memory>,
-    /// Where it listens, or has listened.
+    /// The endpoint that the migration listens at, or has listened at.
     endpoint: Mutex<Option<Endpoint>>,
-    /// Of each channel, in their order.
+    /// The figures of each channel, in the order of the channels.
     figures: Mutex<Vec<Arc<Figures>>>,
 }
 

@@ -1,14 +1,15 @@
-//! Who may open the session and who belongs to it: what a connection has to say before it is the
-//! source's.
+//! Which connection may open the session, and which ones belong to it: what a connection has to say
+//! before it is the source's.
 //!
-//! Whoever sends a whole, valid HELLO for channel 0 is taken for the source. A HELLO is no proof of
-//! identity: who may connect is the VMM's decision (the address, a directory's permissions), and a
-//! proof will be checked here. The session's other channels are known by its token. Their HELLO may
-//! come before that of channel 0: such a connection waits, a stranger among strangers, until the
-//! session has begun. Somebody who speaks this protocol and says something else is told why it is
-//! refused; everybody else is closed without a word.
+//! A connection that sends a whole, valid HELLO for channel 0 is taken for the source's. A HELLO is
+//! no proof of identity. The VMM decides who may connect (by the address, by a directory's
+//! permissions), and a proof will be checked here. The session's other channels are recognised by
+//! the session's token. Their HELLO may come before that of channel 0: such a connection waits,
+//! like any stranger, until the session has begun. A peer that speaks this protocol and says
+//! something wrong is told why it is refused. Every other connection is closed without a word.
 //!
-//! Called by `gather`, which waits. Knows the first record and nothing of what follows it.
+//! Called by `gather`, which does the waiting. This file knows the first record of a connection and
+//! nothing of what follows.
 
 use crate::channel::{Channel, Newcomer};
 use crate::error::{Error, Kind, Result};
@@ -18,16 +19,16 @@ use crate::wire::{self, Header, Hello, Record, RecordType, HEADER_LEN};
 use std::net::IpAddr;
 use std::time::Instant;
 
-/// The longest HELLO.
+/// The length of the longest HELLO.
 const HELLO_MAX: usize = HEADER_LEN + RecordType::Hello.payload_limits().1 as usize;
 
-/// A connection of the session's, and what was said on it.
+/// A connection of the session, and the HELLO that was said on it.
 pub(super) struct Arrival {
     pub(super) channel: Channel,
     pub(super) hello: Hello,
 }
 
-/// The session that a HELLO of channel 0 has opened, and which of its channels are there.
+/// The session that a HELLO of channel 0 has opened, and the channels of it that have come.
 pub(super) struct Session {
     opening: Hello,
     there: Vec<bool>,
@@ -43,10 +44,10 @@ impl Session {
         session
     }
 
-    /// Takes a connection in on which `hello` was said, if it belongs to the session.
+    /// Admits a connection on which `hello` was said, if the connection belongs to the session.
     ///
     /// # Errors
-    /// Why it does not, in the words of what was expected and what was found.
+    /// When the connection does not belong to the session: what was expected, and what was found.
     pub(super) fn admit(&mut self, hello: &Hello) -> Result<()> {
         let opening = &self.opening;
         check_role(hello)?;
@@ -78,14 +79,14 @@ impl Session {
         }
     }
 
-    /// A channel that was taken in is gone again.
+    /// Notes that a channel that was admitted is gone again.
     pub(super) fn forget(&mut self, channel: u16) {
         if let Some(there) = self.there.get_mut(usize::from(channel)) {
             *there = false;
         }
     }
 
-    /// The channels that are missing; none: the session is complete.
+    /// The channels that are missing. When there is none, the session is complete.
     pub(super) fn missing(&self) -> Vec<usize> {
         let all = self.there.iter().enumerate();
         all.filter(|(_, there)| !**there).map(|(n, _)| n).collect()
@@ -96,7 +97,8 @@ impl Session {
     }
 }
 
-/// Refuses a connection that is not for pages as they come up.
+/// Refuses a connection whose role is not bulk: one that does not carry pages in the order of the
+/// passes.
 pub(super) fn check_role(hello: &Hello) -> Result<()> {
     if hello.role == wire::ROLE_BULK {
         return Ok(());
@@ -114,25 +116,26 @@ pub(super) fn check_role(hello: &Hello) -> Result<()> {
 /// A connection on which a HELLO may come.
 pub(super) struct Candidate {
     pub(super) newcomer: Newcomer,
-    /// From where, roughly.
+    /// The network that the connection comes from.
     pub(super) place: Option<IpAddr>,
     pub(super) came: Instant,
-    /// For the HELLO.
+    /// The limit for the HELLO.
     pub(super) limit: Limit,
     bytes: [u8; HELLO_MAX],
     pub(super) got: usize,
-    /// All of it is here. Such a connection waits for the session that it belongs to.
+    /// The HELLO, when all of it has come. Such a connection waits for the session that it belongs
+    /// to.
     pub(super) hello: Option<Hello>,
 }
 
-/// What was said so far.
+/// What a connection has said so far.
 pub(super) enum Said {
-    /// A part of a HELLO, perhaps nothing of it.
+    /// A part of a HELLO, or nothing yet.
     NotAll,
     Hello(Hello),
-    /// Something else, in our language: why it is no HELLO.
+    /// Something else in our protocol, with the reason why it is no HELLO.
     Wrong(String),
-    /// It is closed, or speaks another language.
+    /// Nothing of use: the connection is closed, or speaks another protocol.
     Nothing,
 }
 
@@ -149,13 +152,14 @@ impl Candidate {
         }
     }
 
-    /// Reads what there is, no further than to the end of HELLO.
+    /// Reads what has come, but nothing after the end of HELLO.
     pub(super) fn read(&mut self, ready: bool) -> Said {
         if !ready {
             return Said::NotAll;
         }
         if self.hello.is_some() {
-            // Whoever waits for an answer has nothing to say meanwhile, and may be gone.
+            // A connection that waits for an answer has nothing to say meanwhile, but it may be
+            // gone.
             return match self.newcomer.recv(&mut [0]) {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Said::NotAll,
                 _ => Said::Nothing,
@@ -183,7 +187,7 @@ impl Candidate {
         }
     }
 
-    /// The first record's header, once it is here.
+    /// The first record's header, when it has come.
     fn header(&self) -> Option<Result<Header>> {
         let head = self.bytes[..self.got].first_chunk()?;
         let header = Header::decode(head).and_then(|header| match header.classify()? {
@@ -199,7 +203,7 @@ impl Candidate {
         Some(header)
     }
 
-    /// The session; nothing if the connection broke just now.
+    /// Makes an arrival of the connection. `None` when the connection broke just now.
     pub(super) fn arrived(self, hello: Hello) -> Option<Arrival> {
         let channel = self.newcomer.into_channel().ok()?;
         Some(Arrival { channel, hello })
@@ -218,7 +222,8 @@ impl Candidate {
         }
     }
 
-    /// Somebody who speaks this protocol is told what was wrong, without waiting for room.
+    /// Refuses the connection. A peer that speaks this protocol is told the reason, as far as the
+    /// socket takes it without waiting.
     pub(super) fn refuse(&mut self, error: &Error) -> Said {
         if self.bytes[..4] != wire::MAGIC.to_le_bytes() {
             return Said::Nothing;
@@ -231,7 +236,7 @@ impl Candidate {
         if abort.encode(&mut bytes).is_ok() {
             self.newcomer.dismiss(&bytes);
         }
-        // Whoever has a path has the same as all who come there.
+        // All connections to a unix socket have the same path, which names no peer.
         let from = match self.newcomer.peer_network() {
             Some(_) => self.newcomer.peer().unwrap_or_default(),
             None => String::new(),

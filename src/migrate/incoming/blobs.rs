@@ -1,4 +1,4 @@
-//! Blobs of the source's VMM as they come: early configuration, and the state.
+//! Reading the blobs of the source's VMM: early configuration, and the device state.
 
 use super::lane::{Incomer, Lane, Waits};
 use crate::error::{Error, Kind, Result};
@@ -13,12 +13,12 @@ use std::time::Duration;
 pub(super) struct Blobs {
     pub(super) list: Vec<StoredBlob>,
     pub(super) bytes: u64,
-    /// For how long a hand-over counts, which the end of the state says.
+    /// How long a hand-over is valid, as the end of the device state says.
     pub(super) handover_limit: Duration,
 }
 
-/// Reads blobs of `kind` (EARLY or STATE) until their end, within the limits for their data and
-/// their number.
+/// Reads blobs of `kind` (EARLY or STATE) until their end, within the limits for the size and the
+/// number of blobs.
 pub(super) fn receive(
     lane: &mut Lane,
     waits: &Waits<'_>,

@@ -1,10 +1,11 @@
-//! A changed page onto the version of it that is in guest memory.
+//! Applying a changed page to the version of the page that is in guest memory.
 //!
-//! The source encoded the page against the version that it sent last. That version is in our memory,
-//! because records of a lane are applied in order, unless something else has written to the page
-//! since: a VMM that touches memory while it arrives, or a mistake of the source's. A delta on another
-//! version gives a page that never was. So the version's checksum is compared first, and a page that is
-//! another ends the migration with its block and number.
+//! The source encoded the page against the version that it sent last. Records of a lane are applied
+//! in order, so our memory has that version unless something else has written to the page since.
+//! That may be a VMM that touches memory while it arrives, or a mistake of the source's. A delta
+//! applied to another version gives a page that never existed. So the version's checksum is
+//! compared first. When it differs, the migration ends with an error that names the block and the
+//! page.
 
 use crate::error::{Error, Kind, Result};
 use crate::memory::access;
@@ -12,11 +13,11 @@ use crate::memory::{BlockPin, PageRun};
 use crate::page::delta::{self, PAGE};
 use crate::wire::Delta;
 
-/// Changes the page `at` of our memory, which has contents, as `delta` says.
+/// Changes the page `at` of `block` as `delta` says. The page must have contents.
 ///
 /// # Errors
-/// [`Kind::Protocol`] for a page that is another version, or whose contents were lost here, and for an
-/// encoding that is none; the page is as it was then. And what [`access::writable`] refuses.
+/// [`Kind::Protocol`] when the page is another version, when its contents were lost here, or when
+/// the encoding is invalid. The page is unchanged then. Also every error of [`access::writable`].
 pub(super) fn apply(block: &BlockPin, at: PageRun, delta: &Delta<'_>) -> Result<()> {
     let refuse = |what: String| {
         Error::new(

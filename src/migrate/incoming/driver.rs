@@ -1,5 +1,6 @@
-//! The destination's driver: carries out what [`crate::migrate::switchover::destination`] says, on a
-//! thread of its own. It decides nothing, and believes nothing that the peer says.
+//! The destination's driver carries out, on a thread of its own, what
+//! [`crate::migrate::switchover::destination`] decides. The driver decides nothing, and believes
+//! nothing that the peer says.
 
 use super::account::Account;
 use super::arriving::Arriving;
@@ -31,21 +32,23 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AcceptFrom {
-    /// The first who says HELLO at this listener, and the other connections of that source. It stays the VMM's too, and can be used for
-    /// the next migration; what a VMM drops is free again once there is a source.
+    /// The first connection that says HELLO at this listener, and the other connections of the same
+    /// source. The listener stays the VMM's too, and the VMM can use it for the next migration.
+    /// When the VMM drops the listener, its address is free again as soon as a source has come.
     Listener(Arc<Listener>),
-    /// A connected stream socket that the VMM made; brant's from here on. Of a source that has one
-    /// channel.
+    /// A connected stream socket that the VMM made, for a source with one channel. brant owns it
+    /// from here on.
     Connected(OwnedFd),
-    /// The same of a source that has as many channels, in any order.
+    /// Connected stream sockets that the VMM made, in any order, for a source with as many
+    /// channels.
     ConnectedAll(Vec<OwnedFd>),
 }
 
-/// How long a destination that misses a block waits for the source's word that it is gone there too.
-/// By the order that is asked for it was gone there first.
+/// When a block of the source's is missing here, the destination waits this long for the source's
+/// word that it has removed the block too. The source is required to remove it first.
 const NEWS: Duration = Duration::from_secs(2);
 
-/// A [`AcceptFrom`] that may be one.
+/// An [`AcceptFrom`], until it has been used.
 enum Accepting {
     Listener(Arc<Listener>),
     Connected(Vec<Channel>),
@@ -55,20 +58,20 @@ enum Accepting {
 pub(super) struct Driver {
     common: Common<Arriving, State>,
     accepting: Option<Accepting>,
-    /// Where the session's other channels come from, until they are all there.
+    /// The source of the session's other channels, until all of them have come.
     gathering: Option<Gathering>,
-    /// By their number, but for those that have threads of their own.
+    /// The lanes in the order of their channels, without those that have threads of their own.
     lanes: Vec<Receiver>,
-    /// What a listener's connection began with.
+    /// The HELLO of the first connection, where a listener accepted it.
     hello: Option<Hello>,
     account: Account,
-    /// To be freed when the guest runs.
+    /// Values that are freed when the guest runs.
     forgotten: Forgotten,
-    /// The session's.
+    /// The session's token.
     token: Token,
-    /// For how long a hand-over counts, as the source says.
+    /// How long a hand-over is valid, as the source said.
     handover_limit: Duration,
-    /// When the guest has to be handed over, from the moment that there is a connection.
+    /// The limit for the hand-over of the guest. It begins when there is a connection.
     limit: Limit,
 }
 
@@ -121,7 +124,8 @@ impl Driver {
                 });
                 self.agree_on_blocks()?;
                 self.nothing_follows()?;
-                // Before it is sent, so that the source's begins later and ends later.
+                // The window opens before READY is sent, so that the source's window begins later
+                // and ends later.
                 self.common.open_window(self.handover_limit);
                 self.with_lane(|lane, waits| lane.send(waits, &ready))?;
                 Some(Event::ReadySent)
@@ -139,7 +143,7 @@ impl Driver {
             }
             Action::CallRun => {
                 let begun = Instant::now();
-                // The VMM was told of the state, which may have taken it a while.
+                // The VMM was told of the new state, and that call may have taken long.
                 if !self.common.handover_counts() {
                     return Ok(Some(self.late()));
                 }
@@ -156,7 +160,7 @@ impl Driver {
                     run_micros: micros(self.common.stats.run),
                 });
                 if let Some(receiver) = self.lanes.first_mut() {
-                    // The guest runs here whether or not the source hears of it.
+                    // The guest runs here whether the source hears of it or not.
                     if let Err(e) = receiver.lane.send_last(&shared.params, &running) {
                         self.common.vmm.event(
                             EventKind::Warning,
@@ -164,7 +168,7 @@ impl Driver {
                         );
                     }
                 }
-                // Not before: freeing these takes milliseconds where the guest is huge.
+                // The account is freed only now, because that takes milliseconds for a huge guest.
                 self.account.free();
                 self.forgotten = Forgotten::default();
                 None
@@ -186,7 +190,7 @@ impl Driver {
         })
     }
 
-    /// Refuses a descriptor that is no connection.
+    /// Makes a driver. Refuses a descriptor that is no connected socket.
     pub(super) fn new(shared: Arc<Migration<Arriving, State>>, from: AcceptFrom) -> Result<Self> {
         let accepting = match from {
             AcceptFrom::Listener(listener) => Accepting::Listener(listener),
@@ -214,7 +218,7 @@ impl Driver {
         };
         let elapsed = at - self.common.begun;
         let stats = &mut self.common.stats;
-        // It began anew when the connection came.
+        // The elapsed time was restarted when the connection came.
         stats.elapsed = stats.elapsed.max(elapsed);
         for lane in &self.lanes {
             lane.renew_figures();
@@ -252,7 +256,7 @@ impl Driver {
         self.common.shared.handle.publish(stats);
     }
 
-    /// What this side waits for and says on channel 0, and the limits of that.
+    /// Calls `f` with the lane of channel 0 and the limits of its waits.
     fn with_lane<R>(&mut self, f: impl FnOnce(&mut Lane, &Waits<'_>) -> Result<R>) -> Result<R> {
         let Driver {
             common,
@@ -268,8 +272,8 @@ impl Driver {
         self.with_lane(|lane, waits| lane.next(waits, limit, what))
     }
 
-    /// If a connection broke because the source has ended the migration, it may have said so on
-    /// another one.
+    /// The error to report for `error`. When the source ends a migration, one connection may break
+    /// before the source's reason has arrived on another one: that reason is better.
     fn explain(&mut self, error: Error) -> Error {
         if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
             return error;
@@ -293,7 +297,7 @@ impl Driver {
         for other in &mut *others {
             other.lane.abort_at_once(error);
         }
-        // Nobody is there where the only connection broke.
+        // When the only connection broke, there is no other one to tell.
         if error.kind() != Kind::PeerGone || !others.is_empty() {
             first.lane.abort(&self.common.shared.handle.cancel, error);
         }
@@ -302,7 +306,8 @@ impl Driver {
         }
     }
 
-    /// Waits for the source. Of a connection that the VMM made, HELLO is read when agreeing.
+    /// Waits for the source. The HELLO of a connection that the VMM made is read later, in the
+    /// agreement.
     fn accept(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
         match self.accepting.take() {
@@ -312,7 +317,7 @@ impl Driver {
                 let mut gathering = Gathering::new(listener, shared.params.clone());
                 let arrival = gathering.open(&shared.handle.cancel, &mut warn)?;
                 let channels = arrival.hello.channels;
-                // With one channel all of them are there, and the address is free.
+                // With one channel all connections are there, and the address is free.
                 self.gathering = (channels > 1).then_some(gathering);
                 self.hello = Some(arrival.hello);
                 let first = receiver(&shared, &self.account, 0, arrival.channel, channels)?;
@@ -337,8 +342,8 @@ impl Driver {
     }
 
     fn negotiate(&mut self) -> Result<()> {
-        // One limit for all that the source has to say, its other connections included. What this
-        // side's VMM takes to build itself does not count.
+        // One limit for everything that the source has to say, on its other connections too. The
+        // time in which this side's VMM builds itself does not count.
         let limit = self.common.shared.params.connect().from_now();
         self.greet(limit)?;
         let Driver {
@@ -416,7 +421,7 @@ impl Driver {
             }
             shared.handle.cancel.check("the migration")?;
         }
-        // No pin is held while the VMM's operations run: they may change the map.
+        // No pin is held while the VMM's operations run, because they may change the map.
         self.account.finish()
     }
 
@@ -429,7 +434,7 @@ impl Driver {
         };
         loop {
             let begins = waits.patience().from_now();
-            // The others go on while nothing comes here, and so do the figures.
+            // While nothing comes on channel 0, the other lanes go on and the figures are renewed.
             while workers.is_some() && !begins.expired() {
                 waits.cancel.check("waiting for pages or a marker")?;
                 let soon = Deadline::after(RENEW).earlier(begins.at());
@@ -468,7 +473,8 @@ impl Driver {
         })?;
         self.handover_limit = state.handover_limit;
         self.common.stats.state_bytes = state.bytes;
-        // The VMM's devices look into memory while they load: all of it has to be here by now.
+        // While the VMM's devices load, they look into memory. All of the memory has to be here by
+        // now.
         self.agree_on_blocks()?;
         let begun = Instant::now();
         for stored in &state.list {
@@ -484,13 +490,15 @@ impl Driver {
         Ok(())
     }
 
-    /// What the source has said since its state: asked before it is loaded, and as the last thing
-    /// before READY. Blocks may still go: one that is gone here has to be gone there, and the source's
-    /// word of that may be on its way. Nothing else has a place here. A HANDOVER before READY is of a source that hands over a
-    /// guest without knowing that it can run.
+    /// Makes sure that both sides have the same blocks. Asked before the device state is loaded,
+    /// and as the last thing before READY.
+    ///
+    /// Blocks may still be removed. When a block is gone here it has to be gone at the source too,
+    /// and the source's word of that may be on its way. No other record may come here. A source
+    /// that sends HANDOVER before READY hands over a guest without knowing that the guest can run.
     fn agree_on_blocks(&mut self) -> Result<()> {
         let news = Timeout::new("the wait for the source's word of it", NEWS);
-        // The block that is waited for, and until when: each has its own time.
+        // The block whose removal is waited for, and the limit. Each block has its own limit.
         let mut awaited: Option<(u32, Limit)> = None;
         let all = self.common.shared.params.switchover().from_now();
         loop {
@@ -523,8 +531,8 @@ impl Driver {
         }
     }
 
-    /// Nothing follows a channel's final MARKER but on channel 0: looked at as the last thing before
-    /// READY. A connection that has ended by itself has done all it was for.
+    /// Makes sure, as the last thing before READY, that only channel 0 has anything after its final
+    /// MARKER. When another connection has ended by then, it has done its work.
     fn nothing_follows(&mut self) -> Result<()> {
         let waits = waits(&self.common.shared, self.limit);
         let limit = waits.params.switchover().from_now();
@@ -552,7 +560,7 @@ impl Driver {
             .earlier(window);
         loop {
             return match self.next(limit, "HANDOVER")? {
-                // It was on its way when this side said that it is ready.
+                // The record was on its way when this side said that it is ready.
                 Incomer::Control(Record::BlockRemoved { id }) => {
                     self.account.remove(id)?;
                     continue;
@@ -569,7 +577,7 @@ impl Driver {
         }
     }
 
-    /// It came and is not acted on.
+    /// A HANDOVER came too late and is not acted on.
     fn late(&mut self) -> Event {
         let error = Error::new(
             Kind::Timeout,
@@ -579,13 +587,13 @@ impl Driver {
                 self.handover_limit
             ),
         );
-        // If a cancel is asked for now, it comes before any `run`.
+        // A cancel that is asked for now comes before any `run`.
         self.common.too_late(error);
         Event::Late
     }
 }
 
-/// The connections that a VMM has handed in.
+/// Makes channels of the connections that a VMM has handed in.
 fn all(fds: Vec<OwnedFd>, params: &Params) -> Result<Vec<Channel>> {
     let most = params.incoming_channels as usize;
     if !(1..=most).contains(&fds.len()) {
@@ -600,7 +608,7 @@ fn all(fds: Vec<OwnedFd>, params: &Params) -> Result<Vec<Channel>> {
     fds.into_iter().map(Channel::from_fd).collect()
 }
 
-/// A lane of a session of so many `channels`, on `channel`.
+/// The lane of channel `channel`, in a session of `channels` channels.
 fn receiver(
     shared: &Migration<Arriving, State>,
     account: &Account,
@@ -626,7 +634,7 @@ fn no_connection() -> Error {
     Error::new(Kind::Internal, "no connection in this state")
 }
 
-/// The wire's unit of a time.
+/// A time in microseconds, the unit of the wire.
 fn micros(time: Option<Duration>) -> u64 {
     let time = time.unwrap_or_default();
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)

@@ -1,4 +1,4 @@
-//! The figures of one lane, which its thread brings up to date and any other reads.
+//! The figures of one lane. The lane's thread renews them, and any thread reads them.
 
 use super::lane::Lane;
 use super::prefault::Backed;
@@ -6,7 +6,8 @@ use crate::migrate::report::{nanos, LaneState, LaneStats};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// See the file's description. Two cache lines of its own: lanes do not wait for each other's.
+/// The figures, as the file's description says. They fill two cache lines of their own, so that
+/// lanes do not wait for each other.
 #[derive(Default)]
 #[repr(align(128))]
 pub(super) struct Figures {
@@ -20,12 +21,12 @@ pub(super) struct Figures {
     prefault_failures: AtomicU64,
     waited_nanos: AtomicU64,
     pass: AtomicU32,
-    /// Its final marker has come.
+    /// Whether the lane's final marker has come.
     done: AtomicBool,
 }
 
 impl Figures {
-    /// What came on the lane so far, and what was backed for it.
+    /// Renews the figures: what came on the lane so far, and what was backed for it.
     pub(super) fn renew(&self, lane: &Lane, prefaulted: Backed) {
         let (counts, wire) = (lane.counts(), lane.counters());
         self.wire_bytes.store(wire.received.0, Relaxed);
@@ -41,18 +42,18 @@ impl Figures {
         self.waited_nanos.store(nanos(wire.recv_waited), Relaxed);
     }
 
-    /// Pages that came compressed, and the bytes that they had become.
+    /// The number of pages that came compressed, and their compressed size in bytes.
     pub(super) fn compressed(&self) -> (u64, u64) {
         let (pages, bytes) = (&self.compressed_pages, &self.compressed_bytes);
         (pages.load(Relaxed), bytes.load(Relaxed))
     }
 
-    /// All of it has come.
+    /// Notes that everything on the lane has come.
     pub(super) fn done(&self) {
         self.done.store(true, Relaxed);
     }
 
-    /// The source is in this pass. Never an earlier one than it said before.
+    /// Notes that the source is in `pass`. An earlier pass than the last one is ignored.
     pub(super) fn pass(&self, pass: u32) {
         self.pass.fetch_max(pass, Relaxed);
     }
@@ -62,12 +63,12 @@ impl Figures {
         self.pass.load(Relaxed)
     }
 
-    /// Of the zero pages, the ballooned ones.
+    /// The number of ballooned pages among the zero pages.
     pub(super) fn ballooned(&self) -> u64 {
         self.ballooned_pages.load(Relaxed)
     }
 
-    /// What was backed ahead of contents.
+    /// The pages that were backed ahead of their contents.
     pub(super) fn prefaulted(&self) -> Backed {
         Backed {
             pages: self.prefaulted_pages.load(Relaxed),
@@ -75,7 +76,7 @@ impl Figures {
         }
     }
 
-    /// As the user sees them.
+    /// The figures as the user sees them.
     pub(super) fn stats(&self) -> LaneStats {
         LaneStats {
             state: match self.done.load(Relaxed) {

@@ -1,11 +1,11 @@
-//! Listening for the source: the connections of a listener are looked at together. The first one
-//! on which a whole HELLO of channel 0 comes opens the session; then those of its other channels
-//! are found among whatever else there is, in any order.
+//! Listening for the source. The connections of a listener are looked at together. The first
+//! connection on which a whole HELLO of channel 0 comes opens the session. Then the connections of
+//! the session's other channels are found, in any order, among all others.
 //!
 //! Port scanners, health checks and silent clients connect too. None of them ends the waiting or
-//! delays it. What they cost is bounded by [`crate::channel::listener_limits`]; connections of the
-//! session do not count there. What a connection has to say before it is the session's, and how one
-//! that says something else is refused, is [`super::authenticate`]'s.
+//! delays it. Their cost is bounded by [`crate::channel::listener_limits`], which does not count
+//! connections of the session. [`super::authenticate`] says what a connection has to send before it
+//! belongs to the session, and how a connection that sends something else is refused.
 //!
 //! Called by the destination's driver.
 
@@ -23,30 +23,30 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Between two looks at the connections of the session while others are waited for.
+/// The pause between two looks at the session's connections while others are waited for.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What a VMM's user should know of.
+/// Takes a warning for the VMM's user.
 pub(super) type Warn<'a> = dyn FnMut(String) + 'a;
 
-/// See the file's description.
+/// The listening, as the file's description says.
 pub(super) struct Gathering {
     listener: Arc<Listener>,
     params: Params,
-    /// In the order in which they came.
+    /// Connections whose HELLO is not complete or not yet acceptable, oldest first.
     candidates: Vec<Candidate>,
-    /// Once channel 0 is there.
+    /// The session, once channel 0 is there.
     session: Option<Session>,
-    /// Connections of the session's that nobody has been given.
+    /// Connections of the session that were not handed out yet.
     arrived: Vec<Arrival>,
-    /// Until then no connection is accepted: there was no descriptor for one.
+    /// No connection is accepted before this moment, because there was no descriptor for one.
     closed_until: Option<Deadline>,
-    /// Whether the last try found no descriptor.
+    /// Whether the last attempt to accept found no descriptor.
     short: bool,
     warned: Option<Instant>,
 }
 
-/// Which candidates there is something to read of, by their place.
+/// Which candidates have something to read, by their index.
 type Ready = [bool; LOOKED_AT];
 
 impl Gathering {
@@ -63,17 +63,17 @@ impl Gathering {
         }
     }
 
-    /// Waits for the HELLO that opens a session. `warn` is told what a VMM's user should know of, a
-    /// few times a minute at the most.
+    /// Waits for the HELLO that opens a session. `warn` gets warnings for the VMM's user, a few a
+    /// minute at most.
     ///
     /// # Errors
-    /// `Cancelled`; whatever breaks the listener itself.
+    /// `Cancelled`; any error of the listener itself.
     pub(super) fn open(&mut self, cancel: &Cancel, warn: &mut Warn<'_>) -> Result<Arrival> {
         loop {
             cancel.check("waiting for a connection")?;
             self.turn(cancel, Deadline::never(), warn)?;
             if let Some(arrival) = self.arrived.pop() {
-                // Those that came before it and belong to it.
+                // Other connections of this session may have come earlier.
                 self.session = Some(Session::new(arrival.hello.clone()));
                 self.sort_out(warn);
                 return Ok(arrival);
@@ -81,11 +81,11 @@ impl Gathering {
         }
     }
 
-    /// Waits for the session's other channels, until `limit`. `alive` is asked now and then whether
-    /// those that are there still are.
+    /// Waits for the session's other channels, until `limit`. `alive` is called now and then, and
+    /// fails when a connection that has come is gone again.
     ///
     /// # Errors
-    /// `Cancelled`; `Timeout` with the channels that did not come; what `alive` says.
+    /// `Cancelled`; `Timeout`, which names the missing channels; an error that `alive` returns.
     pub(super) fn others(
         &mut self,
         cancel: &Cancel,
@@ -107,7 +107,7 @@ impl Gathering {
         }
     }
 
-    /// One wait, and what comes of it.
+    /// Waits once and handles what has come.
     fn turn(&mut self, cancel: &Cancel, until: Deadline, warn: &mut Warn<'_>) -> Result<()> {
         let ready = self.wait(cancel, until, warn);
         self.look(&ready, warn);
@@ -117,7 +117,7 @@ impl Gathering {
         self.take_in(warn)
     }
 
-    /// Waits until there is something to do.
+    /// Waits until a connection can be accepted, or a candidate has something to read.
     fn wait(&mut self, cancel: &Cancel, until: Deadline, warn: &mut Warn<'_>) -> Ready {
         if self.closed_until.is_none_or(Deadline::expired) {
             self.closed_until = None;
@@ -133,8 +133,8 @@ impl Gathering {
         let newcomers = self.candidates.iter().map(|candidate| &candidate.newcomer);
         match wait_for_any(listener, newcomers, cancel, until) {
             Ok(ready) => ready,
-            // More descriptors than the process may have, since somebody lowered the limit; or
-            // the kernel is short of memory.
+            // poll(2) got more descriptors than the process may have, since somebody lowered the
+            // limit; or the kernel is short of memory.
             Err(e) => {
                 if !self.candidates.is_empty() {
                     self.candidates.remove(0);
@@ -146,13 +146,13 @@ impl Gathering {
         }
     }
 
-    /// Reads on where there is something, and closes who is gone, wrong or late.
+    /// Reads from the candidates that are ready, and closes those that are gone, wrong or late.
     fn look(&mut self, ready: &Ready, warn: &mut Warn<'_>) {
         let mut ready = ready.iter();
         for mut candidate in std::mem::take(&mut self.candidates) {
             let ready = ready.next().is_some_and(|ready| *ready);
             if self.is_open() {
-                // Nobody else can open it.
+                // The session is open, and no other connection can open it.
                 self.candidates.push(candidate);
                 continue;
             }
@@ -171,7 +171,7 @@ impl Gathering {
         self.session.is_none() && !self.arrived.is_empty()
     }
 
-    /// What becomes of a connection on which that was said; comes back if it is a candidate still.
+    /// Handles what `candidate` has `said`. Returns the connection when it is still a candidate.
     fn judge(
         &mut self,
         mut candidate: Candidate,
@@ -190,7 +190,7 @@ impl Gathering {
         let admitted = match &mut self.session {
             Some(session) => session.admit(&hello),
             None => match check_role(&hello) {
-                // Its session may begin.
+                // The session of this connection may begin later.
                 Ok(()) if hello.channel != 0 => {
                     candidate.hello = Some(hello);
                     return Some(candidate);
@@ -203,7 +203,7 @@ impl Gathering {
                 let channel = hello.channel;
                 match candidate.arrived(hello) {
                     Some(arrival) => self.arrived.push(arrival),
-                    // It broke just now.
+                    // The connection broke just now.
                     None => self.session.iter_mut().for_each(|s| s.forget(channel)),
                 }
             }
@@ -216,9 +216,9 @@ impl Gathering {
         None
     }
 
-    /// Closes one whose time is over.
+    /// Closes a candidate whose time is over.
     fn dismiss(&mut self, mut candidate: Candidate, warn: &mut Warn<'_>) {
-        // Nothing but a part of a HELLO: it is closed without a word.
+        // A candidate that sent no whole HELLO is closed without a word.
         let Some(hello) = candidate.hello.take() else {
             return;
         };
@@ -236,7 +236,8 @@ impl Gathering {
         }
     }
 
-    /// A session has begun: who has said HELLO for another channel belongs to it or to none.
+    /// Called when a session has begun: each candidate whose HELLO is for another channel either
+    /// belongs to this session or is refused.
     fn sort_out(&mut self, warn: &mut Warn<'_>) {
         for mut candidate in std::mem::take(&mut self.candidates) {
             let said = candidate.hello.take().map_or(Said::NotAll, Said::Hello);
@@ -245,7 +246,7 @@ impl Gathering {
         }
     }
 
-    /// Accepts who waits, a few at a time. Most say HELLO at once.
+    /// Accepts a few of the connections that wait. Most of them send HELLO at once.
     fn take_in(&mut self, warn: &mut Warn<'_>) -> Result<()> {
         if self.closed_until.is_some() {
             return Ok(());
@@ -256,7 +257,7 @@ impl Gathering {
                 Accepted::Gone => continue,
                 Accepted::Nobody => break,
                 Accepted::Shortage(error) => {
-                    // A connection that has been silent for a while holds one.
+                    // A connection that has been silent for a while occupies a descriptor.
                     let old = |c: &Candidate| c.came.elapsed() >= SILENCE;
                     if self.candidates.first().is_some_and(old) {
                         self.candidates.remove(0);
@@ -285,8 +286,8 @@ impl Gathering {
         Ok(())
     }
 
-    /// Closes one: the oldest from where most come from. So a place that opens many closes its
-    /// own.
+    /// Makes room by closing one candidate: the oldest one of the network that has most candidates.
+    /// So a network that opens many connections closes its own.
     fn make_room(&mut self) {
         let from_there = |place| {
             let same = |c: &&Candidate| c.place == place;
@@ -321,7 +322,7 @@ impl Gathering {
     }
 }
 
-/// The error for channels that did not come.
+/// The error that names channels whose connections did not come.
 pub(super) fn missing(channels: &[usize], limit: &Limit) -> Error {
     let names: Vec<String> = channels.iter().map(usize::to_string).collect();
     let s = if names.len() == 1 { "" } else { "s" };
@@ -350,7 +351,7 @@ mod tests {
             Endpoint::Tcp(at) => *at,
             Endpoint::Unix(_) => unreachable!(),
         };
-        // Four places, and what was received stands for the order.
+        // Three networks, each with some connections. `got` serves as the number of the connection.
         let order = [(1, 0), (2, 1), (2, 2), (3, 3), (2, 4), (1, 5)];
         for (place, number) in order {
             let _caller = std::net::TcpStream::connect(at).unwrap();
@@ -372,7 +373,8 @@ mod tests {
             let left: Vec<usize> = gathering.candidates.iter().map(|c| c.got).collect();
             closed.extend(before.into_iter().filter(|n| !left.contains(n)));
         }
-        // The second place's until the first has as many; then the oldest of all.
+        // The second network has most connections, so its oldest is closed. The next ones are the
+        // oldest of the networks that have most.
         assert_eq!(closed, [1, 0, 2, 3, 4, 5]);
     }
 }

@@ -1,13 +1,17 @@
-//! What is known of a block at the destination without looking, and how its pages become zero.
+//! What is known of a block's contents at the destination without looking, and how its pages become
+//! zero.
 //!
-//! Nothing is known of most memory: when a zero page arrives, [`Contents`] is asked about just that
-//! page, and one that holds nothing stays untouched. So a record costs what it says, whatever the
-//! block's size and however its memory is broken up: an incoming that is cancelled ends soon, and a
-//! source that announces a block again and again gets nothing looked at by that.
+//! Nothing is known of most memory. When a zero page arrives, [`Contents`] is asked about just that
+//! page, and a page that holds nothing stays untouched. So a record costs what its pages cost,
+//! however large the block is and however its memory is broken up. An incoming migration that is
+//! cancelled ends soon, and a source that announces a block again and again causes no looks at its
+//! memory.
 //!
-//! Of a block that the VMM knows to read as zero (`BRANT_RAM_ZEROED`), pages that did not arrive yet
-//! are known. That holds while nobody has written to it: the block remembers that, because the
-//! next incoming is told of the same block. Used by the page account.
+//! When the VMM says that a block reads as zero (`BRANT_RAM_ZEROED`), the pages that have not
+//! arrived yet are known to be zero. That is true until somebody writes to the block. The block
+//! itself remembers the write, because the next incoming migration is given the same block.
+//!
+//! Used by the page account.
 
 use crate::bits::Stretches;
 use crate::error::{Error, Kind, Result};
@@ -18,19 +22,21 @@ use crate::memory::{Block, PageRun};
 use crate::units::Pages;
 use std::ops::Range;
 
-/// See the file's description.
+/// What is known of one block, as the file's description says.
 pub(super) struct KnownZero {
-    /// Of a block that reads as zero, pages that do not any more.
+    /// For a block that reads as zero: the pages that have been written since. `None` when nothing
+    /// is known of the block.
     written: Option<Stretches>,
 }
 
 impl KnownZero {
-    /// Of a block of which nothing is known.
+    /// For a block of which nothing is known.
     pub(super) fn nothing() -> Self {
         KnownZero { written: None }
     }
 
-    /// Of `block`, as the VMM gave it to us or an earlier incoming left it.
+    /// What is known of `block`, as the VMM gave it to us or as an earlier incoming migration left
+    /// it.
     pub(super) fn of(block: &Block) -> Result<Self> {
         let written = match block.is_zeroed() {
             true => Some(Stretches::new(block.pages().index())?),
@@ -39,7 +45,7 @@ impl KnownZero {
         Ok(KnownZero { written })
     }
 
-    /// Pages of `block` are about to be written with contents.
+    /// Called before pages of `block` are written with contents.
     pub(super) fn written(&self, block: &Block, range: Range<u64>) {
         block.zeroed_no_more();
         if let Some(written) = &self.written {
@@ -48,7 +54,8 @@ impl KnownZero {
         }
     }
 
-    /// Has runs of pages of `block`, which this is the knowledge of, read as zero.
+    /// Makes runs of pages of `block` read as zero. `block` must be the one that this value is
+    /// about.
     pub(super) fn make_zero(
         &self,
         contents: &mut Contents,
@@ -88,8 +95,8 @@ fn write_zeros(contents: &mut Contents, block: &Block, runs: &[PageRun]) -> Resu
     Ok(())
 }
 
-/// Pages of a block that could not be looked at, in the words of what was wanted of them: they
-/// were to be written, if they are not zero already.
+/// The error for pages of a block that could not be looked at. It says that they cannot be written,
+/// because they were to be written if they were not zero already.
 fn unwritable(error: Error, block: &Block, runs: &[PageRun]) -> Error {
     let refused = |run: &PageRun| access::writable(block, run.range()).err();
     match error.kind() {
@@ -115,7 +122,7 @@ mod tests {
     impl Area {
         fn new(zeroed: bool) -> Area {
             let length = (PAGES * PAGE_SIZE) as usize;
-            // SAFETY: a new mapping where the kernel likes.
+            // SAFETY: a new mapping, at an address of the kernel's choice.
             let at = unsafe {
                 libc::mmap(
                     std::ptr::null_mut(),
@@ -127,14 +134,14 @@ mod tests {
                 )
             };
             assert_ne!(at, libc::MAP_FAILED);
-            // Huge pages would be touched whole.
+            // Otherwise a touch of one page would back a whole huge page.
             // SAFETY: advice about our own mapping.
             unsafe { libc::madvise(at, length, libc::MADV_NOHUGEPAGE) };
             let memory = Memory::new().unwrap();
             memory
                 .add_block(BlockDescription {
                     name: "ram".into(),
-                    // SAFETY: the test's own memory, or an address that nothing looks at.
+                    // SAFETY: the test's own memory, or an address that nothing reads or writes.
                     host: unsafe { crate::memory::HostMemory::new(at.cast()) },
                     length: Pages(PAGES).bytes(),
                     page_size: Bytes(PAGE_SIZE),
@@ -152,7 +159,7 @@ mod tests {
             }
         }
 
-        /// Pages as runs, each inside one stretch.
+        /// The pages of `range` as runs, each inside one stretch.
         fn runs(&self, range: Range<u64>) -> Vec<PageRun> {
             let (mut runs, mut at) = (Vec::new(), range.start);
             while at < range.end {
@@ -188,7 +195,7 @@ mod tests {
 
     impl Drop for Area {
         fn drop(&mut self) {
-            // SAFETY: mapped in `new`, and nobody uses it any more.
+            // SAFETY: mapped in `new`, and no longer used by anybody.
             unsafe { libc::munmap(self.at.cast(), (PAGES * PAGE_SIZE) as usize) };
         }
     }
@@ -197,8 +204,8 @@ mod tests {
     fn untouched_pages_stay_untouched_and_all_others_become_zero() {
         let area = Area::new(false);
         let mut contents = Contents::new();
-        // Every other page of the second stretch, more regions than one look returns; and the
-        // last page.
+        // Written are every other page of the second stretch, which is more regions than one look
+        // returns, and the last page of the block.
         let broken = (STRETCH_PAGES..2 * STRETCH_PAGES).step_by(2);
         let written: Vec<u64> = broken.chain([PAGES - 1]).collect();
         written.iter().for_each(|page| area.write(*page));
@@ -213,7 +220,7 @@ mod tests {
                 .unwrap();
         }
         assert_eq!(area.touched(), before, "none was touched that was not");
-        // The first page of a stretch was not asked for.
+        // The first page of the stretch was not in the range.
         assert_eq!(area.read(STRETCH_PAGES), 9);
         for page in &written[1..] {
             assert_eq!(area.read(*page), 0, "page {page}");
@@ -233,7 +240,7 @@ mod tests {
                 .make_zero(&mut contents, &area.block, &area.runs(0..10))
                 .unwrap();
             assert_eq!((area.read(3), area.read(4)), (0, 0));
-            // And after it.
+            // The same for a page that arrives after it became zero.
             known.written(&area.block, 3..4);
             area.write(3);
             known
@@ -247,14 +254,14 @@ mod tests {
     fn a_block_counts_as_zeroed_until_something_arrives_for_it() {
         let area = Area::new(true);
         let mut contents = Contents::new();
-        // Not so, and nobody looks: that is what the VMM promised.
+        // The page is not zero, but nobody looks at it: the VMM promised that it is.
         area.write(7);
         let known = KnownZero::of(&area.block).unwrap();
         known
             .make_zero(&mut contents, &area.block, &area.runs(0..PAGES))
             .unwrap();
         assert_eq!(area.read(7), 9, "the page was looked at");
-        // Another incoming, after one that brought only zeros.
+        // Another incoming migration begins after one that brought only zero pages.
         let known = KnownZero::of(&area.block).unwrap();
         known.written(&area.block, 100..101);
         let known = KnownZero::of(&area.block).unwrap();

@@ -1,8 +1,8 @@
-//! The destination's end of one connection: what comes on it, and what is said on it.
+//! The destination's end of one connection: what comes on it, and what is sent on it.
 //!
-//! A lane counts the pages that came on it, which the source's markers are held against, and
-//! has its own acknowledgements. It knows records and their order in time, and nothing of guest
-//! memory: where pages go is [`super::account`]'s, and which record may come now is the driver's.
+//! A lane counts the pages that came on it, compares the count with the source's markers, and has
+//! acknowledgements of its own. It knows records and their order in time, and nothing of guest
+//! memory. [`super::account`] knows where pages go, and the driver knows which record may come now.
 
 use crate::channel::{Channel, Counters, Io, IoPart as _, PartMut};
 use crate::error::{Error, Kind, Result};
@@ -14,32 +14,33 @@ use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall, Timeout};
 use crate::wire::{Header, Marker, Record, RecordType, HEADER_LEN};
 use std::time::Duration;
 
-/// Between two looks for room to acknowledge and for something to read.
+/// The pause between two looks, when there is something to acknowledge and something to read.
 const LOOK: Duration = Duration::from_millis(10);
-/// After telling the source that it is over, what it still sends is read for so long: closing
-/// with unread bytes resets the connection, and the reason would be lost with it.
+/// After this side has told the source that the migration is over, it reads for this long what the
+/// source still sends. Closing a connection with unread bytes resets it, and the reason would be
+/// lost.
 const LINGER: Duration = Duration::from_secs(1);
-/// The same when somebody waits for a cancel.
+/// The same limit when somebody waits for a cancel.
 const LINGER_CANCELLED: Duration = Duration::from_millis(10);
 
-/// What bounds every wait for the source.
+/// The limits of every wait for the source.
 #[derive(Clone, Copy)]
 pub(super) struct Waits<'a> {
     pub(super) cancel: &'a Cancel,
     pub(super) params: &'a Params,
-    /// When the guest has to be handed over.
+    /// The limit for the hand-over of the guest.
     pub(super) overall: Limit,
 }
 
 impl<'a> Waits<'a> {
-    /// How long the source may say nothing: between two records its VMM may be pausing or saving,
-    /// for as long as the switchover may take.
+    /// How long the source may be silent. Between two records its VMM may be pausing or saving,
+    /// which may take as long as the switchover.
     pub(super) fn patience(&self) -> Timeout {
         self.params.io().longer(self.params.switchover())
     }
 
-    /// How long the payload of a record may take: the slowest link that is served, and some
-    /// patience. So a peer that trickles is ended.
+    /// The limit for the payload of a record: its time on the slowest link that is served, and some
+    /// patience. So a peer that trickles bytes is ended.
     pub(super) fn record(&self, header: &Header, limit: Limit) -> Io<'a> {
         let kind = RecordType::from_number(header.kind);
         Io::until(self.cancel, self.params.io())
@@ -66,15 +67,15 @@ impl Incomer {
     }
 }
 
-/// Runs of pages that have been taken, since the lane began.
+/// Counts of the page runs that were taken since the lane began.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Counts {
     records: u64,
     pub(super) data_pages: u64,
-    /// Ballooned ones included.
+    /// Zero pages, ballooned ones included.
     pub(super) zero_pages: u64,
     pub(super) ballooned_pages: u64,
-    /// Of the data pages.
+    /// Those of the data pages that came compressed.
     pub(super) compressed_pages: u64,
     pub(super) compressed_bytes: u64,
 }
@@ -82,13 +83,14 @@ pub(super) struct Counts {
 /// See the file's description.
 pub(super) struct Lane {
     channel: Channel,
-    /// The beginning of the next record's header, read along with the last one's payload.
+    /// The beginning of the next record's header, when it was read along with the last record's
+    /// payload.
     ahead: [u8; HEADER_LEN],
     ahead_len: usize,
     outbox: Outbox,
     counts: Counts,
     last_marker: u64,
-    /// The source's ABORT has come.
+    /// Whether the source's ABORT has come.
     told: bool,
 }
 
@@ -114,20 +116,21 @@ impl Lane {
         self.channel.counters()
     }
 
-    /// Where the last read could not write to memory, if that is why it failed.
+    /// The address of the memory that the last read could not write to, if it failed for that
+    /// reason.
     pub(super) fn fault(&self) -> Option<usize> {
         self.channel.fault()
     }
 
-    /// The next record that is no run of pages; what may be skipped is. A blob comes back as
-    /// its header, with its payload unread. `what` it is to be, for messages.
+    /// The next record that may not be skipped. A run of pages or a blob comes back as its header,
+    /// with its payload unread. `what` names the awaited record in messages.
     pub(super) fn next(
         &mut self,
         waits: &Waits<'_>,
         limit: Limit,
         what: &'static str,
     ) -> Result<Incomer> {
-        // One wait, whatever is skipped meanwhile: a peer that says KEEPALIVE for ever says
+        // One limit for all skipped records together: a peer that sends only KEEPALIVE says
         // nothing.
         let begins = limit.earlier(waits.patience().from_now());
         loop {
@@ -137,7 +140,7 @@ impl Lane {
         }
     }
 
-    /// The same where only the wait for the record's header has a limit.
+    /// The same, when only the wait for the record's header has a limit.
     pub(super) fn next_by(
         &mut self,
         waits: &Waits<'_>,
@@ -151,7 +154,7 @@ impl Lane {
         }
     }
 
-    /// The same; `None` when it was one that may be skipped.
+    /// The same, but returns `None` for a record that may be skipped.
     pub(super) fn next_or_skipped(
         &mut self,
         waits: &Waits<'_>,
@@ -161,7 +164,7 @@ impl Lane {
         self.one(waits, limit, limit, what)
     }
 
-    /// One record, whose header is here until `begins`.
+    /// Reads one record. Its header has to come by `begins`.
     fn one(
         &mut self,
         waits: &Waits<'_>,
@@ -196,7 +199,7 @@ impl Lane {
         }
     }
 
-    /// Whether the source has said more than was read, a part of a record at least.
+    /// Whether at least a part of another record has come.
     pub(super) fn has_more(&mut self) -> Result<bool> {
         if self.ahead_len == 0 {
             let ahead = PartMut::bytes(&mut self.ahead[..]);
@@ -205,8 +208,8 @@ impl Lane {
         Ok(self.ahead_len > 0)
     }
 
-    /// Waits for the source to say something, until `until` or `cancel`, and acknowledges meanwhile
-    /// what there is room for. Whether it has.
+    /// Waits until the source says something, until `until`, or until `cancel`. Meanwhile sends
+    /// acknowledgements as far as there is room. Returns whether something has come.
     pub(super) fn wait_for_more(&mut self, cancel: &Cancel, until: Deadline) -> Result<bool> {
         if self.has_more()? {
             return Ok(true);
@@ -216,15 +219,15 @@ impl Lane {
         self.has_more()
     }
 
-    /// Whether the source's ABORT is why this lane failed.
+    /// Whether this lane failed because of the source's ABORT.
     pub(super) fn was_told(&self) -> bool {
         self.told
     }
 
-    /// The source's ABORT, if that is what it has said next.
+    /// Reads the source's ABORT, if the next record is one.
     ///
     /// # Errors
-    /// What it comes to; or the connection is gone.
+    /// The error that the ABORT carries, or the loss of the connection.
     pub(super) fn heed_abort(&mut self, waits: &Waits<'_>) -> Result<()> {
         if !self.has_more()? || self.ahead_len < HEADER_LEN {
             return Ok(());
@@ -236,8 +239,8 @@ impl Lane {
         Ok(())
     }
 
-    /// The next header. The wait for its first byte is a wait for the source to have something
-    /// to say; once it has begun, it has to come.
+    /// Reads the next header. Until its first byte comes, the source may have nothing to say. After
+    /// that byte, the rest has to follow.
     fn header(&mut self, io: &Io<'_>) -> Result<Header> {
         let Lane {
             channel,
@@ -262,21 +265,21 @@ impl Lane {
         if *ahead_len < HEADER_LEN {
             channel.recv_exact(&[PartMut::bytes(&mut ahead[*ahead_len..])], io)?;
         } else {
-            // A source that floods is never waited for: nothing else would hear a cancel.
+            // With a source that floods there is never a wait, so a cancel is noticed only here.
             channel.heed(io)?;
         }
         *ahead_len = 0;
         Header::decode(ahead)
     }
 
-    /// All of a record's payload.
+    /// Reads all of a record's payload.
     pub(super) fn payload(&mut self, header: &Header, io: &Io<'_>) -> Result<Vec<u8>> {
         control::read_payload(&mut self.channel, header, io)
     }
 
-    /// Some of the `left` bytes of a record's payload into `room`. Where there is room for all of
-    /// them, along with the last of them what there is already of the next header: one system call
-    /// instead of two. 0 when `recall` is raised.
+    /// Reads some of the `left` bytes of a record's payload into `room`. When `room` has space for
+    /// all of them, the same system call also reads the part of the next header that has come,
+    /// which saves a call. Returns 0 when `recall` is raised.
     pub(super) fn payload_into(
         &mut self,
         room: PartMut<'_>,
@@ -296,8 +299,8 @@ impl Lane {
         Ok(got.min(left))
     }
 
-    /// All `left` bytes into many places that lie apart, or fewer when `recall` is raised. The places
-    /// are all there are of the rest of the payload.
+    /// Reads all `left` bytes into several separate places, or fewer when `recall` is raised. The
+    /// places together have the size of the rest of the payload.
     pub(super) fn payload_into_each<'a>(
         &'a mut self,
         mut rooms: Vec<PartMut<'a>>,
@@ -332,17 +335,17 @@ impl Lane {
         Ok(done.min(left))
     }
 
-    /// The beginning of a record's payload, all of `bytes`.
+    /// Reads the beginning of a record's payload: fills `bytes`.
     pub(super) fn payload_begins(&mut self, bytes: &mut [u8], io: &Io<'_>) -> Result<()> {
         self.channel.recv_exact(&[PartMut::bytes(bytes)], io)
     }
 
-    /// Reads `left` bytes of a record's payload and keeps none.
+    /// Reads `left` bytes of a record's payload and drops them.
     pub(super) fn skip(&mut self, left: usize, io: &Io<'_>) -> Result<()> {
         control::drop_bytes(&mut self.channel, left, io)
     }
 
-    /// A run of pages is where it belongs.
+    /// Counts a run of pages that has reached its place.
     pub(super) fn taken(&mut self, kind: RecordType, header: &Header) {
         let (counts, pages) = (&mut self.counts, u64::from(header.count));
         counts.records += 1;
@@ -361,14 +364,14 @@ impl Lane {
         }
     }
 
-    /// So many zero pages of a list are where they belong.
+    /// Counts `pages` zero pages of a list that have reached their places.
     pub(super) fn taken_zeros(&mut self, pages: u64) {
         self.counts.records += 1;
         self.counts.zero_pages += pages;
     }
 
-    /// Holds the source's count of what it sent on this lane against what came, and
-    /// acknowledges.
+    /// Compares the source's count of what it sent on this lane with what came, and acknowledges
+    /// the marker.
     pub(super) fn marker(&mut self, marker: &Marker) -> Result<()> {
         let counts = &self.counts;
         let ours = (counts.records, counts.data_pages, counts.zero_pages);
@@ -395,12 +398,13 @@ impl Lane {
         self.flush()
     }
 
-    /// Acknowledges what can be, without waiting.
+    /// Sends acknowledgements as far as that needs no wait.
     pub(super) fn flush(&mut self) -> Result<()> {
         self.outbox.flush(&mut self.channel)
     }
 
-    /// The same, with a wait for room: nothing is to be read any more.
+    /// Sends all acknowledgements, and waits for room. For the time when nothing is to be read any
+    /// more.
     pub(super) fn flush_all(&mut self, waits: &Waits<'_>) -> Result<()> {
         let limit = waits.params.io().from_now().earlier(waits.overall);
         loop {
@@ -422,7 +426,7 @@ impl Lane {
         }
     }
 
-    /// Says something that the source is waiting for.
+    /// Sends a record that the source is waiting for.
     pub(super) fn send(&mut self, waits: &Waits<'_>, record: &Record) -> Result<()> {
         let io = waits.params.io();
         let io = Io::until(waits.cancel, io)
@@ -433,7 +437,7 @@ impl Lane {
         sent.map_err(|e| self.explain(waits, e))
     }
 
-    /// Says it whatever is cancelled: the guest runs here by now.
+    /// Sends a record even after a cancel, because the guest runs here by now.
     pub(super) fn send_last(&mut self, params: &Params, record: &Record) -> Result<()> {
         let io = params.io();
         let io = Io::patient(io)
@@ -442,13 +446,13 @@ impl Lane {
         self.outbox.send(&mut self.channel, record, &io)
     }
 
-    /// If sending failed because the source went away, its own word for why is better, and came
-    /// before that.
+    /// The error to report when sending failed. When the source went away, its own reason is
+    /// better, and was sent before it went.
     fn explain(&mut self, waits: &Waits<'_>, error: Error) -> Error {
         if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
             return error;
         }
-        // It comes last, and a source that goes on talking has none to give.
+        // The reason is the last record. A source that goes on sending has none to give.
         for _ in 0..64 {
             match self.next(waits, Deadline::after(LOOK).into(), "ABORT") {
                 Ok(Incomer::Control(_)) => {}
@@ -461,10 +465,10 @@ impl Lane {
         error
     }
 
-    /// Tells the source why it is over, and waits until it has heard.
+    /// Tells the source why the migration is over, and waits until the source has read it.
     pub(super) fn abort(&mut self, cancel: &Cancel, error: &Error) {
         control::abort(&mut self.channel, &mut self.outbox, error);
-        // Somebody who cancels waits for this.
+        // A cancel is waited for by its caller, so it gets less time.
         if error.kind() != Kind::Cancelled {
             self.linger(&Io::until(cancel, LINGER));
         }
@@ -474,7 +478,7 @@ impl Lane {
         let _ = self.channel.shutdown();
     }
 
-    /// The same in passing: what goes at once, and nobody is waited for.
+    /// Sends the reason as far as the socket takes it at once, and waits for nobody.
     pub(super) fn abort_at_once(&mut self, error: &Error) {
         self.outbox
             .last_at_once(&mut self.channel, &control::goodbye(error));
@@ -485,7 +489,7 @@ impl Lane {
         let _ = self.channel.shutdown();
     }
 
-    /// Reads on until the source has seen the reason and closes, or `io`'s time is up.
+    /// Reads on until the source has seen the reason and closes, or until the time of `io` is up.
     fn linger(&mut self, io: &Io<'_>) {
         let io = io.within(io.idle.from_now());
         let mut buffer = [0u8; 16 << 10];

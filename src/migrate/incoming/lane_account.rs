@@ -1,12 +1,12 @@
-//! Where arriving pages go: the destination's guest memory, through the source's block numbers.
+//! Where arriving pages go in the destination's guest memory, found by the source's block numbers.
 //!
-//! A destination's memory is not assumed to be zero. Pages that were never touched there are
-//! known to be (and stay untouched when a zero page arrives for them, so that an idle guest
-//! costs no memory); every other page is written.
+//! A destination's memory is not assumed to be zero. Pages that were never touched are known to be
+//! zero, and stay untouched when a zero page arrives for them, so that an idle guest costs no
+//! memory. For every other page that arrives as zero, zeros are written.
 //!
-//! Each lane has one, and no lane waits for another: the targets are read through a view of the
-//! lane's own, what is known to be zero is kept in a cache line a stretch, and a stretch belongs to
-//! one lane.
+//! Each lane has an account of its own, and no lane waits for another. The targets are read through
+//! the lane's own view. What is known to be zero is kept in one cache line for each stretch, and
+//! the pages of a stretch come on one lane.
 
 use super::changed;
 use super::targets::{Target, View};
@@ -20,11 +20,11 @@ use crate::wire::{self, Header};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// See the file's description.
+/// The account of one lane, as the file's description says.
 pub(super) struct LaneAccount {
     memory: Arc<Memory>,
     view: View,
-    /// What our blocks' pages hold.
+    /// Finds out what our blocks' pages hold.
     contents: Contents,
 }
 
@@ -37,13 +37,14 @@ impl LaneAccount {
         }
     }
 
-    /// What our memory is may have changed: it is asked anew.
+    /// Called when our memory's state may have changed: what was read of it before is forgotten.
     pub(super) fn refresh(&mut self) {
         self.contents.refresh();
     }
 
-    /// The target of a run of pages, and the run in our block, pinned; `None` for a block that is gone
-    /// here. Its pages may still be on their way when both sides have removed it, and go nowhere.
+    /// The target of a run of pages, and the run in our pinned block. When the block is gone here,
+    /// there is no place: pages of a block that both sides have removed may still be on their way,
+    /// and are dropped.
     fn target(&mut self, header: &Header) -> Result<(&Target, Option<Place>, &mut Contents)> {
         let target = self.view.get(header.block)?;
         header.check_run(target.pages)?;
@@ -59,7 +60,7 @@ impl LaneAccount {
         Ok((target, place, &mut self.contents))
     }
 
-    /// Where the contents of a run of pages go; `None` if they go nowhere.
+    /// Where the contents of a run of pages go. `None` when they are dropped.
     pub(super) fn data(&mut self, header: &Header) -> Result<Option<Place>> {
         let (target, place, _) = self.target(header)?;
         if let Some((block, run)) = &place {
@@ -70,8 +71,8 @@ impl LaneAccount {
         Ok(place)
     }
 
-    /// Where the contents of a list of runs go: the block, pinned, and the runs in it, which take the
-    /// place of what `runs` has; `None` if they go nowhere.
+    /// Where the contents of a list of runs go: returns the pinned block, and replaces the contents
+    /// of `runs` by the runs in it. `None` when the contents are dropped.
     pub(super) fn list(
         &mut self,
         header: &Header,
@@ -79,7 +80,7 @@ impl LaneAccount {
         runs: &mut Vec<PageRun>,
     ) -> Result<Option<BlockPin>> {
         let (target, pin, _) = self.listed(header, list, runs)?;
-        // Not before all of it is known to be good.
+        // Nothing is noted as written before the whole list is known to be valid.
         if let Some(block) = &pin {
             for run in &*runs {
                 target.zero.written(block, pages_of(run));
@@ -90,8 +91,8 @@ impl LaneAccount {
         Ok(pin)
     }
 
-    /// The target of a list of runs, and our block, pinned, with the runs in it; `None` and no runs where
-    /// it is gone here.
+    /// The target of a list of runs, our pinned block, and the runs in it. When the block is gone
+    /// here: `None`, and no runs.
     fn listed(
         &mut self,
         header: &Header,
@@ -111,8 +112,8 @@ impl LaneAccount {
         Ok((target, pin, &mut self.contents))
     }
 
-    /// Takes changed pages, a DELTA record whose payload is `payload`: each onto the version of it
-    /// that is in our memory. They go nowhere if the block is gone here.
+    /// Takes a DELTA record whose payload is `payload`: applies each changed page to the version of
+    /// the page in our memory. When the block is gone here, the pages are dropped.
     pub(super) fn changed(&mut self, header: &Header, payload: &[u8]) -> Result<()> {
         let target = self.view.get(header.block)?;
         let changed = wire::decode_delta(header, payload, target.pages)?;
@@ -129,30 +130,31 @@ impl LaneAccount {
         Ok(())
     }
 
-    /// The name of the source's block of this number.
+    /// The name of the source's block with the number `id`.
     pub(super) fn name_of(&mut self, id: u32) -> Option<&str> {
         self.view.get(id).ok().map(|target| target.name.as_str())
     }
 
-    /// The block that a record is about, pinned anew; `None` if it is gone here.
+    /// Pins the block of a record again. `None` when the block is gone here.
     pub(super) fn pin_block(&mut self, header: &Header) -> Option<BlockPin> {
         let block = self.view.get(header.block).ok()?.block.as_ref()?;
         self.memory.pin(block)
     }
 
-    /// Whether the host has to back pages of a run first, and it is the kernel's affair alone.
+    /// Whether the host has to back pages of a run first, and only the kernel does the backing.
     pub(super) fn wants_backing(&mut self, place: &Place) -> bool {
         let (block, run) = place;
         self.contents.wants_backing(block, run.range())
     }
 
-    /// Where the rest of a run's contents goes, the block pinned anew; `None` if it goes nowhere.
+    /// Pins the block of a run again, and says where the rest of its contents goes. `None` when
+    /// they are dropped.
     pub(super) fn pin(&mut self, header: &Header) -> Result<Option<Place>> {
         Ok(self.target(header)?.1)
     }
 
-    /// The contents of a run have been written, all or a part of them: users of a tracker of this
-    /// guest, a backup from before it went away, have to hear of it.
+    /// Called when all or a part of a run's contents have been written. A tracker of this guest may
+    /// have consumers, such as a backup from before the guest left: they have to hear of the write.
     pub(super) fn arrived(&self, run: &PageRun) {
         self.memory.tell_written(run.block(), pages_of(run));
     }
@@ -170,7 +172,7 @@ impl LaneAccount {
         made
     }
 
-    /// Takes a list of runs of zero pages. `runs` is room for them.
+    /// Takes a list of runs of zero pages. `runs` is a buffer for them.
     pub(super) fn zeros_list(
         &mut self,
         header: &Header,
@@ -200,25 +202,25 @@ impl LaneAccount {
         let range = pages_of(&run);
         block.poisoned().arrived(range.clone());
         let mut whole = Vec::new();
-        // No guest's balloon has a ROM; it is not for a peer to say that its file has holes.
+        // A guest's balloon has no pages of a ROM, so a peer must not make holes in the ROM's file.
         if !block.flags().rom {
             memory.inflate_from_source(&block, range.clone(), |pages| whole.push(pages));
         }
         for pages in whole {
-            // What cannot be discarded is written below.
+            // Memory that cannot be discarded is written below.
             let _ = host::discard(contents, &block, Pages(pages.start)..Pages(pages.end));
         }
-        // What is left: part of a larger host page, or memory that cannot be discarded.
+        // Zeros for the rest: parts of larger host pages, and memory that cannot be discarded.
         let made = target.zero.make_zero(contents, &block, &[run]);
         self.arrived(&run);
         made
     }
 }
 
-/// A run of our block's, pinned.
+/// A run in our pinned block.
 pub(super) type Place = (BlockPin, PageRun);
 
-/// The pages of a run.
+/// The page numbers of a run.
 fn pages_of(run: &PageRun) -> Range<u64> {
     run.first().0..run.end().0
 }

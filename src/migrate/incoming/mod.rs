@@ -1,5 +1,5 @@
-//! The VMM's side of an incoming migration: start it, watch it, cancel it. The work is done by
-//! the driver on a thread of its own.
+//! The VMM's side of an incoming migration: start it, watch it, cancel it. The driver does the work
+//! on a thread of its own.
 
 mod account;
 mod agreed;
@@ -38,8 +38,8 @@ use driver::Driver;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A migration from somewhere else to here. One object, one migration; threads as for
-/// [`crate::migrate::Outgoing`].
+/// A migration of a guest into this process. An object serves one migration. Rules for threads are
+/// those of [`crate::migrate::Outgoing`].
 ///
 /// ```
 /// use brant::error::Kind;
@@ -77,31 +77,32 @@ pub struct Incoming {
 watching!(Incoming, State);
 
 impl Incoming {
-    /// A migration into `memory`. Checks the parameters.
+    /// Makes a migration into `memory`, after a check of the parameters. Nothing starts yet.
     pub fn new(memory: Arc<Memory>, vmm: Arc<dyn Vmm>, params: Params) -> Result<Self> {
         Ok(Incoming {
             shared: Migration::new(Arriving::new(memory), vmm, params)?,
         })
     }
 
-    /// Binds to `endpoint`, starts and returns the endpoint that it listens on (with the port
-    /// that was found, if 0 was asked for). Refuses as [`Incoming::start`] does.
+    /// Binds to `endpoint`, starts the migration, and returns the endpoint that it listens on. When
+    /// `endpoint` has port 0, the returned endpoint has the port that was found. Fails in the same
+    /// cases as [`Incoming::start`].
     ///
-    /// Several connections are looked at together, and the first one on which a source's whole
-    /// HELLO comes is the migration's. Strangers neither end nor delay the waiting, which has no
-    /// limit. The address is free again when a source has said HELLO: after a migration that failed,
+    /// Several connections are looked at together. The first one on which a source's whole HELLO
+    /// comes is the migration's. Strangers neither end nor delay the waiting, which has no limit.
+    /// When a source has said HELLO, the address is free again. So after a migration that failed,
     /// another `Incoming` of the same memory can listen there.
     pub fn listen(&self, endpoint: &Endpoint) -> Result<Endpoint> {
         self.start_with(|| Ok(AcceptFrom::Listener(Arc::new(Listener::bind(endpoint)?))))?;
         self.endpoint()
     }
 
-    /// The endpoint that this migration listens at, or has listened at, with the port that was
-    /// found: what [`Incoming::listen`] returned. It stays the same when a source has said HELLO, when
-    /// nobody listens there any more, and when the migration is over.
+    /// The endpoint that this migration listens at, or has listened at, as [`Incoming::listen`]
+    /// returned it. The endpoint stays the same when a source has said HELLO, when nobody listens
+    /// there any more, and when the migration is over.
     ///
     /// # Errors
-    /// [`Kind::State`] where it does not listen: it was not started, or over a connection.
+    /// [`Kind::State`] when this migration was not started, or was started with a connection.
     pub fn endpoint(&self) -> Result<Endpoint> {
         self.shared.guest.endpoint().clone().ok_or_else(|| {
             let why = match self.state() {
@@ -115,9 +116,9 @@ impl Incoming {
         })
     }
 
-    /// Starts it and returns. [`Kind::State`] where a guest runs in `memory`, or may be taken back
-    /// there; [`Kind::Busy`] where another migration has to do with it. One that was handed over is
-    /// overwritten.
+    /// Starts the migration and returns. A guest in `memory` that was handed over is overwritten.
+    /// Fails with [`Kind::State`] when a guest runs in `memory` or may be taken back there, and
+    /// with [`Kind::Busy`] when another migration uses `memory`.
     pub fn start(&self, from: AcceptFrom) -> Result<()> {
         self.start_with(|| Ok(from))
     }
@@ -132,17 +133,19 @@ impl Incoming {
                 AcceptFrom::Connected(_) | AcceptFrom::ConnectedAll(_) => None,
             };
             let driver = Driver::new(Arc::clone(shared), from)?;
-            // It announces itself in there, where a panic of the VMM's ends the migration.
+            // The thread calls the VMM's `thread_start` in `work::run`, where a panic of the VMM's
+            // ends the migration.
             let thread = spawn(Role::Migration, |_| (), move || work::run(driver))?;
             *shared.guest.endpoint() = bound;
             Ok(thread)
         })
     }
 
-    /// The figures of one of the source's channels as they are now; all zero before it has come.
+    /// The figures of one of the source's channels at this moment. All are zero before the source
+    /// has come.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] for a channel that the parameters do not allow.
+    /// [`Kind::Invalid`] for a channel number that the parameters do not allow.
     pub fn lane_stats(&self, channel: u32) -> Result<LaneStats> {
         let most = self.shared.params.incoming_channels;
         if channel >= most {
@@ -157,23 +160,23 @@ impl Incoming {
         Ok(stats.unwrap_or_default())
     }
 
-    /// Ends it before the guest is taken over; then it never runs here, which a successful return
-    /// proves. Returns within a tenth
-    /// of a second unless a callback of the VMM's is in progress. Inside a callback it only
-    /// asks for that. After the hand-over was received: [`Kind::State`].
+    /// Ends the migration before the guest is taken over. A successful return proves that the guest
+    /// never runs here. Returns within a tenth of a second unless a callback of the VMM's is in
+    /// progress. Inside a callback, this function only asks for the cancel. After the hand-over was
+    /// received, it fails with [`Kind::State`].
     pub fn cancel(&self) -> Result<()> {
         self.shared.handle.cancel("the guest has been taken over")
     }
 
-    /// Waits until the guest runs here, or the migration has failed, or for `limit`:
-    /// [`Kind::Pending`].
+    /// Waits until the guest runs here or the migration has failed. When `limit` passes first,
+    /// returns [`Kind::Pending`].
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
         self.shared.handle.wait(limit)
     }
 }
 
 impl Drop for Incoming {
-    /// Cancels what is going on and waits for it.
+    /// Cancels a migration that is in progress, and waits for its end.
     fn drop(&mut self) {
         self.shared.handle.shut_down();
     }

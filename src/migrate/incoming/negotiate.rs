@@ -21,13 +21,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Between two looks at connections of which any may speak next.
+/// The pause between two looks at connections, when any of them may speak next.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// The answer to the HELLO of channel 0, the same on every channel, and what is agreed on by it.
+/// The answer to the HELLO of channel 0, which is the same on every channel, and what both sides
+/// agree on with it.
 ///
 /// # Errors
-/// Versions or features that do not go together; more channels than this side takes.
+/// When versions or features do not go together, or when the source has more channels than this
+/// side takes.
 pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)> {
     let (version, features) = wire::negotiate(hello, &params.ours(Side::Destination))?;
     check_role(hello)?;
@@ -55,15 +57,15 @@ pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)>
     Ok((Record::HelloReply(reply), agreed))
 }
 
-/// Reads the HELLO of each connection that the VMM has handed in, whichever comes first, and puts
-/// them in the order of their channels. Returns the one of channel 0.
+/// Reads the HELLO of each connection that the VMM has handed in, in the order in which they come.
+/// Puts the connections in the order of their channels. Returns the HELLO of channel 0.
 pub(super) fn hellos(lanes: &mut [Receiver], waits: &Waits<'_>, limit: Limit) -> Result<Hello> {
     let count = lanes.len();
     let mut said: Vec<Option<Hello>> = vec![None; count];
     let mut session: Option<Session> = None;
     while let Some(silent) = said.iter().position(Option::is_none) {
         if count > 1 {
-            // A short look at each: which one speaks first is not known.
+            // Each connection gets a short look, because any of them may speak first.
             let soon = Deadline::after(LOOK).earlier(limit.at());
             lanes[silent].lane.wait_for_more(waits.cancel, soon)?;
         }
@@ -104,8 +106,8 @@ pub(super) fn hellos(lanes: &mut [Receiver], waits: &Waits<'_>, limit: Limit) ->
     opening.ok_or_else(|| Error::new(Kind::Internal, "no HELLO of channel 0"))
 }
 
-/// Answers the source on channel 0 until its RAM blocks are known to be ours too, and `account`
-/// takes their pages. `map` is asked for once the VMM has built itself.
+/// Answers the source on channel 0 until its RAM blocks are known to match ours and `account` takes
+/// their pages. `map` is called once the VMM has built itself.
 pub(super) fn negotiate(
     lane: &mut Lane,
     waits: &Waits<'_>,
@@ -134,8 +136,9 @@ pub(super) fn negotiate(
         }
     }
     let map = map();
-    // A block that both sides have removed may be in the source's list and not here any more. As
-    // the map was looked at first, one that it lacks is known to be removed by now.
+    // When both sides have removed a block, it may be in the source's list and no longer here. The
+    // map was read before the list of removals, so a block that the map lacks is in that list by
+    // now.
     let gone = |name: &str| account.was_removed(name);
     if let Some(difference) = layout_difference(&theirs, &names, &map, gone) {
         return Err(Error::new(Kind::Layout, difference));

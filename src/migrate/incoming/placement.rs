@@ -1,8 +1,8 @@
 //! How the contents of runs of pages get from a lane into guest memory.
 //!
-//! Contents that come plain are read straight into guest memory. Contents that have to be looked at
-//! first are staged: read into a buffer, checked or decoded there, and then copied. So nothing that
-//! is damaged on its way reaches guest memory.
+//! Plain contents are read straight into guest memory. Contents that have to be checked or decoded
+//! are staged: read into a buffer, checked or decoded there, and then copied. So contents that were
+//! damaged on their way never reach guest memory.
 
 use super::lane::Lane;
 use super::lane_account::{LaneAccount, Place};
@@ -17,25 +17,25 @@ use crate::runtime::Recall;
 use crate::units::{Bytes, PAGE_SIZE};
 use crate::wire::{list_len, Header, RecordType, CHECKSUM_LEN, LIST_RUNS_MAX};
 
-/// See the file's description.
+/// The ways of placing contents, as the file's description says.
 pub(super) struct Placement {
-    /// What has memory backed ahead of plain contents.
+    /// Backs memory ahead of plain contents.
     prefault: Option<Prefault>,
     staged: Staged,
 }
 
-/// A record's payload on its way into guest memory. A record's pages lie inside one stretch, or are
-/// a list of limited length: the buffer is never larger than a few MiB, and is kept.
+/// The buffers for one record's payload. A record's pages lie inside one stretch, or are a list of
+/// limited length. So the buffers never grow beyond a few MiB, and are kept.
 #[derive(Default)]
 struct Staged {
     payload: Vec<u8>,
-    /// What became of compressed ones.
+    /// The contents of compressed pages after decoding.
     contents: Vec<u8>,
-    /// Made with the first of them.
+    /// Made when the first compressed contents come.
     decompressor: Option<Decompressor>,
 }
 
-/// Room of at least `length` bytes; what is in it is left over from before.
+/// Room of at least `length` bytes, which may hold bytes of an earlier record.
 fn room(bytes: &mut Vec<u8>, length: usize) -> Result<&mut [u8]> {
     if bytes.len() < length {
         fallible::reserve(bytes, length - bytes.len(), "contents of pages")?;
@@ -45,8 +45,8 @@ fn room(bytes: &mut Vec<u8>, length: usize) -> Result<&mut [u8]> {
 }
 
 impl Staged {
-    /// The `length` bytes that are left of a record's payload. Nothing is pinned while the source
-    /// takes its time.
+    /// Reads the `length` bytes that are left of a record's payload. No block is pinned during the
+    /// read, because the source may take long.
     fn read(
         &mut self,
         lane: &mut Lane,
@@ -66,13 +66,13 @@ impl Staged {
         Ok(&self.payload[..length])
     }
 
-    /// The contents that the payload of a COMPRESSED, its first `length` bytes, stands for.
+    /// Decodes the contents of a COMPRESSED record, whose payload is the first `length` bytes.
     fn unpack(&mut self, header: &Header, length: usize) -> Result<&[u8]> {
         let payload = self.payload.get(..length).unwrap_or_default();
         let Some((sum, frame)) = payload.split_first_chunk::<CHECKSUM_LEN>() else {
             return Err(Error::new(Kind::Protocol, "COMPRESSED: no checksum"));
         };
-        // A run lies inside one stretch, as is known by now.
+        // The run lies inside one stretch: its header was checked.
         let contents = room(
             &mut self.contents,
             header.count as usize * PAGE_SIZE as usize,
@@ -92,7 +92,7 @@ impl Staged {
     }
 }
 
-/// The error about contents of a record, with its block's name.
+/// Adds the block's name to an error about contents of a record.
 fn named(account: &mut LaneAccount, header: &Header, error: Error) -> Error {
     match account.name_of(header.block) {
         Some(name) => error.context(format_args!("block `{name}`")),
@@ -100,7 +100,7 @@ fn named(account: &mut LaneAccount, header: &Header, error: Error) -> Error {
     }
 }
 
-/// Contents from a buffer into guest memory.
+/// Copies contents from a buffer into guest memory.
 fn write(block: &BlockPin, run: PageRun, contents: &[u8]) -> Result<()> {
     access::writable(block, run.range())?;
     block.slice(run.first(), run.count())?.copy_from(contents);
@@ -115,8 +115,9 @@ impl Placement {
         }
     }
 
-    /// Takes a run's contents off `lane` and puts them where `account` says; nowhere if the block is
-    /// gone here. No pin outlives the moment in which somebody wants it (`recall`).
+    /// Reads a run's contents from `lane` and puts them where `account` says. When the block is
+    /// gone here, the contents are dropped. When a removal of a block needs the pins (`recall`),
+    /// they are let go of.
     pub(super) fn place(
         &mut self,
         lane: &mut Lane,
@@ -125,9 +126,10 @@ impl Placement {
         recall: &Recall,
         io: &Io<'_>,
     ) -> Result<()> {
-        // Nothing is pinned now: whoever removes a block from here on and waits for us is heard.
+        // Nothing is pinned now. A removal of a block that begins after this line raises `recall`
+        // again.
         recall.lower();
-        // What the run is to be is checked before anything is believed of its length.
+        // The header is checked before its length is believed.
         let place = account.data(header)?;
         let run = place.as_ref().map(|(_, run)| *run);
         let packed = header.kind == RecordType::Compressed.number();
@@ -141,15 +143,15 @@ impl Placement {
             };
             direct(lane, account, header, place, ahead, recall, io)
         };
-        // Whatever became of it, some of it may have been written.
+        // Some of the run may have been written, even when placing it failed.
         if let Some(run) = run {
             account.arrived(&run);
         }
         placed
     }
 
-    /// The same for a list of short runs: all their contents go to their places with one call, as
-    /// far as they are there. `runs` is room for them that is kept from one record to the next.
+    /// The same for a list of short runs. One call reads all of their contents, as far as they have
+    /// arrived, into their places. `runs` is a buffer that is kept from one record to the next.
     pub(super) fn place_list(
         &mut self,
         lane: &mut Lane,
@@ -161,7 +163,7 @@ impl Placement {
     ) -> Result<()> {
         let mut list = [0; list_len(LIST_RUNS_MAX)];
         let list = &mut list[..list_len(header.count)];
-        // No pin is held while the source takes its time.
+        // No pin is held during the read, because the source may take long.
         lane.payload_begins(list, io)?;
         recall.lower();
         let block = account.list(header, list, runs)?;
@@ -171,14 +173,14 @@ impl Placement {
         } else {
             each(lane, account, header, block, runs, recall, io)
         };
-        // Whatever became of it, some of it may have been written.
+        // Some of the runs may have been written, even when placing them failed.
         for run in &*runs {
             account.arrived(run);
         }
         placed
     }
 
-    /// The same for changed pages.
+    /// The same for changed pages (DELTA).
     pub(super) fn place_changed(
         &mut self,
         lane: &mut Lane,
@@ -237,7 +239,7 @@ impl Placement {
         Ok(())
     }
 
-    /// What was backed ahead of contents so far.
+    /// What prefaulting has done so far.
     pub(super) fn prefaulted(&self) -> Backed {
         self.prefault
             .as_ref()
@@ -245,7 +247,7 @@ impl Placement {
             .unwrap_or_default()
     }
 
-    /// No more contents come.
+    /// Called when no more contents come.
     pub(super) fn finish(&mut self) {
         if let Some(prefault) = &mut self.prefault {
             prefault.finish();
@@ -269,7 +271,7 @@ fn each(
             return lane.skip(left, io);
         };
         let mut rooms = Vec::new();
-        // One more, which the lane adds.
+        // One more than the runs, for the place that the lane adds.
         fallible::reserve(&mut rooms, runs.len() + 1, "places of pages")?;
         let mut done = all - left;
         for run in runs {
@@ -313,7 +315,8 @@ fn direct(
         let room = block.part_mut(run.range())?;
         let from = header.payload as usize - left;
         let most = match &ahead {
-            // Not past what is backed: the kernel would take a fault for each page there.
+            // The read stops where the backed memory ends: the kernel would take a fault for each
+            // page after it.
             Some(ahead) => {
                 let page = run.first() + Bytes(from as u64).pages_down();
                 let backed = (ahead.reach(block, page) - run.first()).bytes().0 as usize;

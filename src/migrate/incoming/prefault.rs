@@ -1,24 +1,27 @@
 //! Backing guest memory just before contents are read into it.
 //!
 //! The first write to a page that is not backed is a fault. A read from a socket into such pages
-//! takes one fault a page, and costs two to three times what the copy does. Asking the kernel to
-//! back 64 pages at once costs half of their faults, and another thread can ask for the next 64
-//! while the connection's thread still copies into these.
+//! takes one fault a page, and costs two to three times what the copy does. When the kernel is
+//! asked to back 64 pages at once, half of the cost of their faults is saved. Another thread can
+//! ask for the next 64 pages while the connection's thread still copies into these.
 //!
-//! Only a run whose header has been read is backed, so never more than one run (2 MiB) ahead of
-//! what has arrived: a page that arrives as zero, or never, stays untouched. A run whose pages
-//! are backed already is left alone, and so is memory that a userfaultfd watches.
+//! Only a run whose header has been read is backed. So memory is backed at most one run (2 MiB)
+//! ahead of what has arrived, and a page that arrives as zero, or never, stays untouched. Two kinds
+//! of memory are left alone: a run whose pages are backed already, and memory that a userfaultfd
+//! watches.
 //!
-//! The two threads share one list of pieces. Whoever is free takes the next piece; the
-//! connection's thread backs itself what it is about to read and nobody has taken. So a helper
-//! that gets no processor delays nothing. A piece that cannot be backed ends prefaulting, and the
-//! VMM hears why (`EventKind::Warning`). Reading into it fails too, as a system call's error, and
-//! is told in words by whoever reads.
+//! The two threads share one list of pieces, and the thread that is free takes the next piece. The
+//! connection's thread itself backs a piece that it is about to read and that nobody has taken. So
+//! a helper that gets no processor delays nothing.
 //!
-//! No limit on memory (of a cgroup, a tmpfs or a pool of huge pages) is met sooner by this than by
-//! the contents themselves: all that is backed is written a moment later.
+//! When a piece cannot be backed, prefaulting ends and the VMM hears why (`EventKind::Warning`).
+//! Reading into that piece fails too, with a system call's error, and the reader explains that
+//! error.
 //!
-//! The helper pins a block for one piece at a time: whoever removes the block waits no longer.
+//! Prefaulting meets no limit on memory (of a cgroup, a tmpfs or a pool of huge pages) sooner than
+//! the contents would: all memory that is backed is written a moment later.
+//!
+//! The helper pins a block for one piece at a time, so the removal of a block waits for one piece.
 
 use super::lane_account::{LaneAccount, Place};
 use crate::error::Error;
@@ -31,19 +34,20 @@ use crate::vmm::EventKind;
 use std::ops::{AddAssign, Range};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-/// What is backed at once: 256 KiB. The kernel zeroes it, and the copy finds it in the cache.
+/// The pages that are backed at once: 256 KiB. The kernel zeroes them, and the copy finds them in
+/// the cache.
 const PIECE: Pages = Pages(64);
-/// For shorter runs the question what is backed costs more than it saves.
+/// For runs shorter than this, the look whether they are backed costs more than it saves.
 const SHORTEST: Pages = Pages(8);
 
-/// The run that is being received, as far as nobody has taken it.
+/// The part of the run being received that neither thread has taken.
 struct Left {
     block: Arc<Block>,
     pages: Range<Pages>,
 }
 
 impl Left {
-    /// The next piece: whole pages of the host's.
+    /// Takes the next piece, which consists of whole pages of the host's.
     fn take(&mut self) -> Range<Pages> {
         let host_page = self.block.page_size().pages_down().0;
         let end = (self.pages.start.0 + PIECE.0).next_multiple_of(host_page);
@@ -63,7 +67,7 @@ impl Left {
 pub(super) struct Backed {
     /// Pages that the host was asked to back.
     pub(super) pages: u64,
-    /// Pieces that it could not back.
+    /// Pieces that the host could not back.
     pub(super) failures: u64,
 }
 
@@ -77,13 +81,14 @@ impl AddAssign for Backed {
 #[derive(Default)]
 struct State {
     left: Option<Left>,
-    /// Nothing is backed any more: a piece could not be, or nobody can be asked.
+    /// Whether prefaulting has ended: a piece could not be backed, or the kernel has no call for
+    /// it.
     off: bool,
-    /// Why a piece could not be backed, until the VMM is told.
+    /// Why a piece could not be backed. Taken when the VMM is told.
     failed: Option<Error>,
     done: Backed,
     ends: bool,
-    /// Pieces that the helper has backed.
+    /// The number of pieces that the helper has backed.
     #[cfg(test)]
     helped: u64,
 }
@@ -92,7 +97,7 @@ struct State {
 struct Shared {
     memory: Arc<Memory>,
     state: Mutex<State>,
-    /// For the helper: there is a run, or it is to end.
+    /// Wakes the helper: there is a run, or the helper is to end.
     asked: Condvar,
 }
 
@@ -128,7 +133,7 @@ impl Shared {
             };
             let (block, piece) = (Arc::clone(&left.block), left.take());
             drop(state);
-            // One that is gone needs nothing.
+            // A block that is gone needs no backing.
             if let Some(pin) = self.memory.pin(&block) {
                 self.back(&pin, piece);
             }
@@ -141,7 +146,7 @@ impl Shared {
     }
 }
 
-/// See the file's description.
+/// Prefaulting for one connection, as the file's description says.
 pub(super) struct Prefault {
     shared: Arc<Shared>,
     /// For `thread_start`.
@@ -150,23 +155,23 @@ pub(super) struct Prefault {
 }
 
 enum Helper {
-    /// No run has wanted it so far.
+    /// No run has needed the helper so far.
     Unborn,
     Lives(Join<()>),
-    /// There are too few processors, or no thread was to be had.
+    /// There are too few processors, or no thread could be started.
     Never,
 }
 
 impl Prefault {
-    /// For one of `lanes` connections. It has a helper where there are processors for as many
-    /// helpers as connections.
+    /// Prefaulting for one of `lanes` connections. There is a helper where the machine has
+    /// processors for as many helpers as connections.
     pub(super) fn new(memory: Arc<Memory>, vmm: Callbacks, lanes: usize) -> Self {
         let alone = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2 * lanes);
         Prefault {
             shared: Arc::new(Shared {
                 memory,
                 state: Mutex::new(State {
-                    // Before Linux 5.14 nobody can be asked.
+                    // Before Linux 5.14 the kernel has no call that backs pages.
                     off: !mem::can_populate(),
                     ..State::default()
                 }),
@@ -177,7 +182,8 @@ impl Prefault {
         }
     }
 
-    /// Contents for a run come next. `None` where they need nothing ahead of them.
+    /// Called when contents for the run `place` come next. `None` when the run needs no
+    /// prefaulting.
     pub(super) fn ahead(&mut self, account: &mut LaneAccount, place: &Place) -> Option<Ahead<'_>> {
         let (block, run) = place;
         if run.count() < SHORTEST || self.is_off() || !account.wants_backing(place) {
@@ -201,12 +207,12 @@ impl Prefault {
         Some(ahead)
     }
 
-    /// What was backed so far.
+    /// The pages and failures so far.
     pub(super) fn done(&self) -> Backed {
         self.shared.lock().done
     }
 
-    /// Whether nothing is backed any more. The VMM is told why, once.
+    /// Whether prefaulting has ended. The first call after a failure tells the VMM why.
     fn is_off(&self) -> bool {
         let mut state = self.shared.lock();
         let (off, failed) = (state.off, state.failed.take());
@@ -223,7 +229,7 @@ impl Prefault {
     fn wake(&mut self) {
         if let Helper::Unborn = self.helper {
             let (vmm, shared) = (self.vmm.clone(), Arc::clone(&self.shared));
-            // A thread that the VMM does not let start (it panics in there) does nothing.
+            // When the VMM's `thread_start` panics, the thread ends without doing anything.
             let help = move || {
                 if vmm.thread_start(Role::Prefault).is_ok() {
                     shared.help();
@@ -237,7 +243,8 @@ impl Prefault {
         self.shared.asked.notify_one();
     }
 
-    /// All has arrived: the helper ends soon. Does not wait.
+    /// Called when all contents have arrived. The helper ends soon, and this call does not wait for
+    /// it.
     pub(super) fn finish(&mut self) {
         self.is_off();
         let mut state = self.shared.lock();
@@ -249,7 +256,7 @@ impl Prefault {
 }
 
 impl Drop for Prefault {
-    /// Waits for the helper: it has at most one piece under way.
+    /// Waits for the helper, which has at most one piece to finish.
     fn drop(&mut self) {
         self.finish();
         if let Helper::Lives(join) = std::mem::replace(&mut self.helper, Helper::Never) {
@@ -258,15 +265,16 @@ impl Drop for Prefault {
     }
 }
 
-/// One run whose contents are being read. Dropped, nothing more of it is backed.
+/// One run whose contents are being read. When this value is dropped, the rest of the run is no
+/// longer backed ahead.
 pub(super) struct Ahead<'a> {
     shared: &'a Shared,
     run: PageRun,
 }
 
 impl Ahead<'_> {
-    /// Contents for `page` are read next, into `block`: has that page backed, or in the making.
-    /// Returns the page up to which that is so.
+    /// Called before contents are read into `page` of `block`. When it returns, that page is
+    /// backed, or a thread is backing it. Returns the page up to which that is so.
     pub(super) fn reach(&self, block: &Block, page: Pages) -> Pages {
         loop {
             let mut state = self.shared.lock();

@@ -1,7 +1,9 @@
-//! One lane of the destination as a value: a connection, and what its page runs pass on their way
-//! into guest memory. Whoever has it drives it: the migration's thread, or one of its own.
+//! One lane of the destination as a value: a connection, and the steps of its page runs on their
+//! way into guest memory. The thread that owns the value drives it: the migration's thread, or a
+//! thread of the lane's own.
 //!
-//! Takes page runs and markers, which every channel has. What else comes is its driver's affair.
+//! A receiver takes page runs and markers, which come on every channel. Other records go to its
+//! driver.
 
 use super::account::Account;
 use super::agreed::Agreed;
@@ -16,33 +18,33 @@ use crate::runtime::Limit;
 use crate::wire::{self, list_len, Header, Marker, Record, RecordType, LIST_RUNS_MAX};
 use std::sync::Arc;
 
-/// See the file's description.
+/// One lane, as the file's description says.
 pub(super) struct Receiver {
-    /// Its number in the session.
+    /// The channel's number in the session.
     pub(super) channel: u16,
     pub(super) lane: Lane,
     pub(super) figures: Arc<Figures>,
     account: LaneAccount,
     placement: Placement,
-    /// Room for the runs of one record that has a list of them.
+    /// A buffer for the runs of one record that has a list of them.
     listed: Vec<PageRun>,
-    /// Raised by whoever removes a block.
+    /// Raised when a block is being removed.
     recall: Arc<PinRecall>,
     agreed: Agreed,
 }
 
-/// What was done with a record.
+/// What the next record was, and what was done with it.
 pub(super) enum Came {
-    /// A run of pages is in memory.
+    /// A run of pages, which is in memory now.
     Pages,
-    /// A marker's counts are right; it is acknowledged, or will be when there is room.
+    /// A marker whose counts are right. Its acknowledgement is sent, or will be when there is room.
     Marker(Marker),
-    /// Nothing yet: it is neither.
+    /// Another record, with which nothing was done yet.
     Other(Incomer),
 }
 
 impl Receiver {
-    /// Of pages that come on `channel` for the blocks of `account`.
+    /// A receiver for pages that come on `channel` for the blocks of `account`.
     ///
     /// # Errors
     /// `Kernel` when no descriptor can be had.
@@ -65,12 +67,12 @@ impl Receiver {
         })
     }
 
-    /// What both sides have agreed on, before the first run of pages.
+    /// Sets what both sides have agreed on. Called before the first run of pages.
     pub(super) fn agreed(&mut self, agreed: Agreed) {
         self.agreed = agreed;
     }
 
-    /// Takes the next record, whose header is here by `begins`.
+    /// Takes the next record, whose header has to come by `begins`.
     pub(super) fn take(&mut self, waits: &Waits<'_>, begins: Limit) -> Result<Came> {
         let came = self.lane.next_by(waits, begins, "pages or a marker")?;
         match came {
@@ -84,7 +86,7 @@ impl Receiver {
                 self.lane.marker(&marker)?;
                 self.figures.pass(marker.pass);
                 self.renew_figures();
-                // What our memory is may have changed since the last one.
+                // The host may have changed our memory's state since the last record.
                 self.account.refresh();
                 Ok(Came::Marker(marker))
             }
@@ -132,12 +134,12 @@ impl Receiver {
         Ok(())
     }
 
-    /// Brings the lane's figures up to date.
+    /// Renews the lane's figures.
     pub(super) fn renew_figures(&self) {
         self.figures.renew(&self.lane, self.placement.prefaulted());
     }
 
-    /// No more pages come.
+    /// Called when no more pages come.
     pub(super) fn finish(&mut self) {
         self.placement.finish();
         self.figures.done();

@@ -1,14 +1,14 @@
-//! Which block of ours takes the pages of the source's block: a table that every lane reads with
-//! each record, and that changes a few times in a migration.
+//! The table that says which block of ours takes the pages of each of the source's blocks. Every
+//! lane reads the table with each record, and the table changes a few times in a migration.
 //!
-//! Each lane has a [`View`] of its own: a counted reference to the table, renewed when the table's
-//! number of changes is another. So a record costs a lane one load of a number that hardly ever
-//! changes, and lanes never write to memory that they share.
+//! Each lane has a [`View`] of its own: a counted reference to the table, which is renewed when the
+//! table's number of changes differs. So a record costs a lane one load of a number that hardly
+//! ever changes, and lanes never write to memory that they share.
 //!
-//! Only the account changes the table, while no page run for the block is on its way: before the
-//! first one, and at the barrier in front of BLOCK_ADDED and BLOCK_REMOVED. A source that keeps no
-//! barrier has its runs placed by a table that is one change old: into a block of ours that is
-//! pinned, or nowhere.
+//! Only the account changes the table, while no page run for the changed block is on its way. That
+//! is before the first page run, and at the barrier in front of BLOCK_ADDED and BLOCK_REMOVED. When
+//! a source keeps no barrier, its runs may be placed by a table that is one change old. They then
+//! go into a block of ours that is pinned, or nowhere.
 
 use super::known_zero::KnownZero;
 use crate::error::{Error, Kind, Result};
@@ -19,28 +19,30 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What a table of them is called when there is no memory for it.
+/// The name of the table in the error for a lack of memory.
 pub(super) const BLOCKS: &str = "the source's blocks";
 
-/// A block of the source's.
+/// One of the source's blocks, and where its pages go.
 pub(super) struct Target {
-    /// The source's name for it, and ours.
+    /// The block's name, the same at both sides.
     pub(super) name: String,
     pub(super) pages: Pages,
-    /// Pinned for the time of a record only: between two of them the VMM may remove it. `None`
-    /// where it had done so before the source's word of it arrived here.
+    /// Our block. It is pinned for the time of one record only, and the VMM may remove it between
+    /// two records. `None` when the VMM had removed it before the source's word of the block
+    /// arrived here.
     pub(super) block: Option<Arc<Block>>,
-    /// What is known of our block.
+    /// What is known of our block's contents.
     pub(super) zero: KnownZero,
 }
 
-/// By the source's block number. A block of ours is the target of one at a time.
+/// Targets by the source's block numbers. A block of ours is the target of one number at a time.
 pub(super) type Targets = HashMap<u32, Arc<Target>>;
 
-/// See the file's description.
+/// The table, as the file's description says.
 #[derive(Default)]
 pub(super) struct Table {
-    /// How often it has changed. Raised after the change, so whoever sees the number finds it.
+    /// The number of changes. It is raised after the change, so whoever reads a number also finds
+    /// its change.
     changes: AtomicU64,
     now: Mutex<Arc<Targets>>,
 }
@@ -50,18 +52,18 @@ impl Table {
         self.now.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The table as it is.
+    /// The table at this moment.
     pub(super) fn now(&self) -> Arc<Targets> {
         Arc::clone(&self.lock())
     }
 
-    /// Adds a block under a number that is free.
+    /// Adds a block under a number that is not in use.
     pub(super) fn insert(&self, id: u32, target: Target) -> Result<()> {
         self.change(|targets| fallible::insert(targets, id, Arc::new(target), BLOCKS))?;
         Ok(())
     }
 
-    /// Takes a block out.
+    /// Takes block `id` out of the table and returns it.
     pub(super) fn remove(&self, id: u32) -> Result<Option<Arc<Target>>> {
         if !self.lock().contains_key(&id) {
             return Ok(None);
@@ -69,7 +71,7 @@ impl Table {
         self.change(|targets| Ok(targets.remove(&id)))
     }
 
-    /// Takes all of them out.
+    /// Takes all blocks out of the table.
     pub(super) fn clear(&self) {
         let all = std::mem::take(&mut *self.lock());
         self.changes.fetch_add(1, Ordering::Release);
@@ -79,7 +81,7 @@ impl Table {
     fn change<R>(&self, change: impl FnOnce(&mut Targets) -> Result<R>) -> Result<R> {
         let mut now = self.lock();
         let changed = match Arc::get_mut(&mut now) {
-            // No lane has seen it yet.
+            // No lane has a reference to this version of the table.
             Some(targets) => change(targets)?,
             None => {
                 let mut copy = Targets::new();
@@ -95,11 +97,12 @@ impl Table {
         Ok(changed)
     }
 
-    /// A lane's view of it.
+    /// A view of the table, for one lane.
     pub(super) fn view(self: &Arc<Self>) -> View {
         View {
             table: Arc::clone(self),
-            // One that it never has: nothing is held before the first record.
+            // The table never has this number, so the first record renews the view. Nothing is held
+            // before.
             seen: u64::MAX,
             targets: Arc::default(),
         }

@@ -1,8 +1,8 @@
-//! The lanes of a session beside channel 0, while memory arrives: each has a thread of its own,
-//! from the first page run to its final marker. The first error ends all lanes.
+//! The lanes of a session beside channel 0, while memory arrives. Each lane has a thread of its own
+//! from the first page run to its final marker. The first error of a lane ends all of them.
 //!
-//! Channel 0 stays with the migration's thread, which waits for the others here and has all lanes
-//! back afterwards: whatever follows the passes has one owner and no lock.
+//! Channel 0 stays with the migration's thread, which waits here for the other threads and takes
+//! all lanes back. So everything that follows the passes has one owner and needs no lock.
 
 use super::arriving::Arriving;
 use super::lane::Waits;
@@ -23,7 +23,7 @@ struct Shared {
     migration: Arc<Migration<Arriving, State>>,
     overall: Limit,
     failure: Failure,
-    /// Threads that have not ended.
+    /// The number of threads that have not ended.
     left: Mutex<usize>,
     ended: Condvar,
 }
@@ -33,7 +33,7 @@ impl Shared {
         self.left.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// One thread less, however it ends.
+    /// A guard that counts this thread as ended when it is dropped, also in a panic.
     fn leave(&self) -> impl Drop + '_ {
         struct Leaving<'a>(&'a Shared);
         impl Drop for Leaving<'_> {
@@ -54,17 +54,18 @@ impl Shared {
     }
 }
 
-/// See the file's description. Dropped, it ends the threads and waits for them.
+/// The threads, as the file's description says. When this value is dropped, it ends the threads and
+/// waits for them.
 pub(super) struct Workers {
     shared: Arc<Shared>,
     threads: Vec<Join<Receiver>>,
 }
 
 impl Workers {
-    /// Starts a thread for each of `lanes`, which began with the session's channel 0.
+    /// Starts a thread for each of `lanes`. All of them belong to the session of channel 0.
     ///
     /// # Errors
-    /// There is no thread, or no descriptor, to be had.
+    /// When no thread or no descriptor can be had.
     pub(super) fn start(
         migration: &Arc<Migration<Arriving, State>>,
         overall: Limit,
@@ -96,25 +97,25 @@ impl Workers {
         Ok(workers)
     }
 
-    /// What bounds channel 0's waits: they end with the first error of any lane.
+    /// The limits of channel 0's waits, which also end with the first error of any lane.
     pub(super) fn waits(&self) -> Waits<'_> {
         self.shared.waits()
     }
 
-    /// Channel 0 has failed.
+    /// Reports that channel 0, the lane `first`, has failed with `error`.
     pub(super) fn offer(&self, first: &Receiver, error: Error) {
         let cause = Cause::of(&error, first.lane.was_told());
         self.shared.failure.offer_beside_others(cause, error);
     }
 
-    /// Waits until all threads have ended, or for `limit`. Whether they have.
+    /// Waits until all threads have ended, but no longer than `limit`. Returns whether they have.
     pub(super) fn wait(&self, limit: Duration) -> bool {
         let ended = &self.shared.ended;
         let waited = ended.wait_timeout_while(self.shared.left(), limit, |left| *left > 0);
         *waited.unwrap_or_else(|e| e.into_inner()).0 == 0
     }
 
-    /// The lanes, once their threads have ended, and why they failed.
+    /// Waits for the threads. Returns the lanes, and the first error with its cause.
     pub(super) fn join(mut self) -> (Vec<Receiver>, Option<(Cause, Error)>) {
         let mut lanes = Vec::with_capacity(self.threads.len());
         for thread in std::mem::take(&mut self.threads) {
@@ -139,7 +140,7 @@ impl Drop for Workers {
     }
 }
 
-/// One lane's thread. The lane comes back, whatever became of it.
+/// The work of one lane's thread. Returns the lane in every case.
 fn work(mut lane: Receiver, shared: &Shared, vmm: &Callbacks) -> Receiver {
     let _leaving = shared.leave();
     let received = catch(|| {
@@ -157,7 +158,7 @@ fn work(mut lane: Receiver, shared: &Shared, vmm: &Callbacks) -> Receiver {
     lane
 }
 
-/// Takes memory until the final marker, and has that acknowledged.
+/// Takes memory until the final marker, and sends the acknowledgement of that marker.
 fn receive(lane: &mut Receiver, waits: &Waits<'_>) -> Result<()> {
     loop {
         match lane.take(waits, waits.patience().from_now())? {

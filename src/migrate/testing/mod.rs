@@ -1,3 +1,3 @@
-//! What makes a migration fail from inside, for tests.
+//! Helpers for tests that make a migration fail from inside.
 
 pub(crate) mod planted;

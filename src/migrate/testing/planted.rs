@@ -1,13 +1,14 @@
 //! Panics planted for tests, and the tests of the promise behind them: a defect in any work of a
-//! migration's thread fails the migration, and the guest runs on, never twice. Only builds of the
-//! crate's own unit tests have this. The drivers and the boundary of the C interface have points at
-//! which a panic can be planted. (tests/migration/panics.rs has panics in the VMM's callbacks.)
+//! migration's thread fails the migration, the guest runs on, and it never runs twice. The drivers
+//! and the boundary of the C interface have points at which a panic can be planted. Only builds of
+//! the crate's own unit tests have them. (tests/migration/panics.rs has panics in the VMM's
+//! callbacks.)
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-/// Where this thread has to panic once, and whether it did.
+/// The point at which this thread has to panic once, and whether it did.
 #[derive(Clone)]
 struct Planted {
     place: String,
@@ -34,7 +35,8 @@ fn plant_at(place: &str, fired: &Arc<AtomicBool>) {
     PLANTED.set(Some(planted));
 }
 
-/// Panics at two places: here, and where ballooned pages are forgotten.
+/// A point where planted panics happen: "before NAME" in this call, and "after NAME" when the
+/// returned value is dropped.
 #[must_use]
 pub(crate) fn point(name: &str) -> Leaving {
     fire("before", name);
@@ -80,7 +82,7 @@ mod tests {
 
     const BYTES: usize = 1 << 20;
 
-    /// A VMM whose migration's thread panics at one place.
+    /// A VMM whose migration's thread panics at one point.
     #[derive(Default)]
     struct Guest {
         place: String,
@@ -110,14 +112,14 @@ mod tests {
         }
     }
 
-    /// What the destination does with the guest.
+    /// What the destination's VMM does with the guest.
     #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
     enum End {
         #[default]
         Runs,
-        /// It refuses the state.
+        /// It refuses the device state.
         Refuses,
-        /// It runs the guest, and the connection is gone before it can say so.
+        /// It runs the guest, and the connection breaks before it can say so.
         Vanishes,
     }
 
@@ -167,7 +169,7 @@ mod tests {
         }
     }
 
-    /// Memory of the test's own, one block of it.
+    /// A block of the test's own memory, described to brant.
     fn memory(fill: u64) -> (Vec<u64>, Arc<Memory>) {
         let words = vec![fill; (BYTES + 4096) / 8];
         let host = words.as_ptr().cast::<u8>();
@@ -176,7 +178,7 @@ mod tests {
         memory
             .add_block(BlockDescription {
                 name: "ram".to_owned(),
-                // SAFETY: the test's own memory, or an address that nothing looks at.
+                // SAFETY: the test's own memory, or an address that nothing reads or writes.
                 host: unsafe { crate::memory::HostMemory::new(host.cast()) },
                 length: Bytes(BYTES as u64),
                 page_size: Bytes(4096),
@@ -190,7 +192,7 @@ mod tests {
         (words, memory)
     }
 
-    /// Migrates with a panic at one place of one side. Returns whether the panic happened.
+    /// Makes a migration with a panic at one point of one side. Returns whether the panic happened.
     fn migrate(at_destination: bool, place: &str, end: End) -> bool {
         let what = format!(
             "{place} at the {}{}",
@@ -245,8 +247,8 @@ mod tests {
             let pending = matches!(side, Err(e) if e.kind() == Kind::Pending);
             assert!(!pending, "{what}: it hangs");
         }
-        // A defect before `pause` was called counts as a failed pause, and `resume` is called all
-        // the same.
+        // A defect before the call of `pause` counts as a failed pause, so `resume` is called
+        // without a `pause`.
         let runs_here = || count(&from.pauses) <= count(&from.resumes);
         let runs_there = count(&to.runs) > 0;
         assert!(!(runs_here() && runs_there), "{what}: two guests run");
@@ -262,7 +264,7 @@ mod tests {
                 assert!(!runs_here(), "{what}: unanswered, and it runs here");
                 outgoing.resolve(Resolution::Destroy).unwrap();
             }
-            // If the source says that the guest runs on, that has to be true.
+            // When the source reports a failure, the guest has to run on here.
             Err(e) => {
                 let resume_failed = place.ends_with("CallResume");
                 assert!(runs_here() || resume_failed, "{what}: {e}: paused for ever");
@@ -270,12 +272,13 @@ mod tests {
             }
         }
         let fired = from.fired.load(Ordering::SeqCst) || to.fired.load(Ordering::SeqCst);
-        // An Ok is true, as checked above, even if reporting it failed. A failure says why.
+        // A success was checked above, and stays one even if reporting it panicked. A failure has
+        // to name the planted panic.
         let own = if at_destination { &arrived } else { &left };
         if let (true, Err(e), End::Runs) = (fired, own, end) {
             assert!(e.message().contains("planted"), "{what}: {e}");
         }
-        // Nothing keeps the memory any more.
+        // Nothing uses the memory any more.
         drop(outgoing);
         drop(incoming);
         assert!(
@@ -290,9 +293,9 @@ mod tests {
             for when in ["before", "after"] {
                 let place = format!("{when} {name}");
                 let fired = migrate(at_destination, &place, End::Runs);
-                // Actions that a successful migration does not have.
+                // A migration that the destination refuses has actions that a successful one lacks.
                 let fired = migrate(at_destination, &place, End::Refuses) || fired;
-                // States that neither kind of migration enters.
+                // States that neither of the two migrations enters.
                 let elsewhere = [
                     "Resuming",
                     "ResumeFailed",
@@ -334,7 +337,7 @@ mod tests {
             A::Report,
         ];
         for action in actions {
-            // A new action has to be tried too: add it above as well.
+            // A new action fails to compile here. Add it to the list above as well.
             match action {
                 A::Connect | A::Negotiate | A::Copy | A::CallPause | A::CallSave => {}
                 A::SyncLast | A::SendLast | A::AwaitReady | A::CallRelease | A::TakeGate => {}
@@ -430,7 +433,7 @@ mod tests {
             Some(_) => format!("before {place}"),
             None => place.to_owned(),
         });
-        // Each takes the hand-over's time limit and the margin.
+        // Each migration takes the hand-over's time limit and the margin.
         std::thread::scope(|scope| {
             for place in &places {
                 scope.spawn(move || {

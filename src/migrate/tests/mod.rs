@@ -1,3 +1,3 @@
-//! Tests of whole migrations that need what only a test build has.
+//! Tests of whole migrations that need a test build of the crate.
 
 mod faults;

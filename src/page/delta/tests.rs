@@ -27,7 +27,8 @@ fn uleb(mut value: usize, out: &mut Vec<u8>) {
     out.push(value as u8);
 }
 
-/// The format written down plainly, a byte at a time: the bytes of `page` that `given` names.
+/// The encoding by the plainest code, a byte at a time: it gives the bytes of `page` that `given`
+/// names.
 fn plainly(page: &Page, given: impl Fn(usize) -> bool) -> Vec<u8> {
     let (mut out, mut at) = (Vec::new(), 0);
     while at < PAGE {
@@ -44,12 +45,12 @@ fn plainly(page: &Page, given: impl Fn(usize) -> bool) -> Vec<u8> {
     out
 }
 
-/// What an encoder makes that ends a run at each unchanged byte.
+/// The encoding by an encoder that ends a run at each unchanged byte.
 fn narrow(base: &Page, page: &Page) -> Vec<u8> {
     plainly(page, |i| base[i] != page[i])
 }
 
-/// What ours is to make.
+/// The encoding that our encoder has to make.
 fn expected(base: &Page, page: &Page) -> Vec<u8> {
     let differs = |i: usize| base.get(i) != page.get(i);
     plainly(page, |i| {
@@ -57,7 +58,7 @@ fn expected(base: &Page, page: &Page) -> Vec<u8> {
     })
 }
 
-/// Checks all that is promised of one pair of pages.
+/// Checks all promises for one pair of pages.
 fn check(base: &Page, page: &Page) {
     let expected = expected(base, page);
     for level in levels() {
@@ -74,7 +75,7 @@ fn check(base: &Page, page: &Page) {
     let length = encode(base, page, &mut out).expect("three pages are room for any encoding");
     assert_eq!(out[..length], expected[..]);
     assert!(length <= narrow(base, page).len());
-    // Into just as much room as it takes, and into a byte less.
+    // The encoding fits into exactly its own length, and not into a byte less.
     let mut exact = vec![0; length];
     assert_eq!(encode(base, page, &mut exact), Some(length));
     assert_eq!(exact, expected);
@@ -149,8 +150,8 @@ fn every_byte_of_a_page_is_compared() {
     }
 }
 
-/// Each pattern of changed and unchanged bytes in a window that lies across two groups, at the
-/// page's beginning, and at its end.
+/// Every pattern of changed and unchanged bytes in a window: across two groups, at the page's
+/// beginning, and at its end.
 #[test]
 fn every_pattern_of_changes_in_a_window_comes_back() {
     const WINDOW: usize = 10;
@@ -243,7 +244,7 @@ fn what_is_no_encoding_is_refused_where_it_goes_wrong() {
     }
 }
 
-/// Any bytes: no panic, and what is taken is what the format written down plainly makes of it.
+/// Any bytes cause no panic. When they are accepted, the result is that of the plainest code.
 #[test]
 fn any_two_bytes_and_what_follows_are_refused_or_taken_as_the_format_says() {
     for first in 0..=0xff {
@@ -262,7 +263,7 @@ fn any_two_bytes_and_what_follows_are_refused_or_taken_as_the_format_says() {
 }
 
 fn changes() -> impl Strategy<Value = Vec<(usize, usize, u8)>> {
-    // Few and many, short and long.
+    // Few changes and many, short ones and long ones.
     let one = (0..PAGE, prop_oneof![1..3usize, 1..200usize], any::<u8>());
     prop::collection::vec(one, 0..150)
 }
@@ -285,7 +286,7 @@ proptest! {
         let _ = decode(&bytes, &mut page);
     }
 
-    /// An encoding that was damaged on its way does no more than change the page.
+    /// An encoding that was damaged on its way changes nothing but the page.
     #[test]
     fn a_damaged_encoding_is_decoded_or_refused(
         changes in changes(),

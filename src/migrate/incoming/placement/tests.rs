@@ -1,5 +1,5 @@
-//! Both ways of placing contents, fed through a real socket: what comes plain, and what has to be
-//! checked first.
+//! Tests of placing plain contents and contents that have to be checked first, both fed through a
+//! real socket.
 
 use super::*;
 use crate::channel::Channel;
@@ -17,13 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const PAGES: u64 = 16;
-/// Another number than the destination's block has.
+/// The source's number of the block, which differs from the destination's.
 const THEIRS: u32 = 77;
 
 struct World {
     memory: Arc<Memory>,
     block: Arc<Block>,
-    /// Behind the block; reached through it alone.
+    /// The memory of the block, which the test reaches through the block only.
     _host: Box<[Page]>,
     account: LaneAccount,
     lane: Lane,
@@ -33,7 +33,7 @@ struct World {
     placement: Placement,
 }
 
-/// How contents come.
+/// In what form contents come.
 #[derive(Clone, Copy, Debug)]
 enum How {
     Plain,
@@ -43,7 +43,8 @@ enum How {
 impl How {
     const ALL: [How; 2] = [How::Plain, How::Checked];
 
-    /// The header of a run whose pages are filled with `byte`, and what follows it.
+    /// The header of a run whose pages are filled with `byte`, and the bytes that follow the
+    /// header.
     fn record(self, first: u64, count: u32, byte: u8) -> (Header, Vec<u8>) {
         let mut contents = vec![byte; (u64::from(count) * PAGE_SIZE) as usize];
         let header = match self {
@@ -76,7 +77,7 @@ impl World {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                // SAFETY: `host` stays as long as the memory does.
+                // SAFETY: `host` lives as long as the memory does.
                 host: unsafe { HostMemory::new(host.as_mut_ptr().cast()) },
                 length: Pages(PAGES).bytes(),
                 page_size: Bytes(PAGE_SIZE),
@@ -102,8 +103,8 @@ impl World {
         }
     }
 
-    /// Sends a run whose pages are filled with `byte`, and another header behind it, in one write:
-    /// the beginning of the next record is not part of this one.
+    /// Sends a run whose pages are filled with `byte`, and the header of the next record, in one
+    /// write. The next record must not be taken for a part of this one.
     fn place(&mut self, how: How, first: u64, count: u32, byte: u8) -> Result<()> {
         let (header, mut bytes) = how.record(first, count, byte);
         bytes.extend(Header::zeros(THEIRS, Pages(0), 1).encode());
@@ -136,10 +137,10 @@ impl World {
         assert_eq!(next.unwrap().kind(), RecordType::Zeros);
     }
 
-    /// What a page is filled with.
+    /// The byte that a page is filled with.
     fn page(&self, page: u64) -> u8 {
         let at = self.block.page_address(Pages(page));
-        // SAFETY: inside the block, which `host` is.
+        // SAFETY: inside the block, whose memory is `host`.
         let bytes = (0..PAGE_SIZE as usize).map(|i| unsafe { at.add(i).read_volatile() });
         let bytes: Vec<u8> = bytes.collect();
         assert!(bytes.iter().all(|b| *b == bytes[0]), "page {page} is torn");
@@ -151,7 +152,7 @@ impl World {
 fn contents_go_to_their_pages_and_nothing_beside_them_is_written() {
     for how in How::ALL {
         let mut world = World::new();
-        // The second run is shorter than the buffer that the first one may have left.
+        // The second run is shorter than the buffer that the first one may have left behind.
         for (first, count, byte) in [(3, 4, 0x44), (9, 1, 0x55)] {
             world.place(how, first, count, byte).unwrap();
             world.next_is_zeros();
@@ -164,7 +165,7 @@ fn contents_go_to_their_pages_and_nothing_beside_them_is_written() {
 
 #[test]
 fn contents_that_are_damaged_leave_guest_memory_as_it_was_and_the_error_names_them() {
-    // A bit of the contents, and of the checksum.
+    // Damages a bit of the contents, then a bit of the checksum.
     for at in [0, 4096 * 2 + 77, 4096 * 4 + 2] {
         let mut world = World::new();
         let (header, mut payload) = How::Checked.record(5, 4, 0x0f);
@@ -203,7 +204,7 @@ fn a_run_outside_its_block_is_refused_before_its_payload_is_read() {
     }
 }
 
-/// A list of runs as it travels, and contents for it: page `n` of them is filled with `n` + 1.
+/// A list of runs as it travels, and its contents: page `n` of them is filled with `n` + 1.
 fn list(how: How, runs: &[(u64, u32)]) -> (Header, Vec<u8>) {
     let mut bytes = Vec::new();
     let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
@@ -245,7 +246,7 @@ fn the_contents_of_a_list_go_to_its_pages_and_nothing_between_them_is_written() 
         payload.extend(Header::zeros(THEIRS, Pages(0), 1).encode());
         let mut source = world.source.try_clone().unwrap();
         std::thread::scope(|scope| {
-            // In pieces that end anywhere.
+            // The record is sent in pieces that end anywhere.
             scope.spawn(move || {
                 for piece in payload.chunks(1111) {
                     source.write_all(piece).unwrap();
@@ -270,7 +271,8 @@ fn a_block_is_removed_while_the_contents_of_a_list_are_waited_for() {
         world.source.write_all(first).unwrap();
         let (memory, mut source) = (Arc::clone(&world.memory), world.source.try_clone().unwrap());
         std::thread::scope(|scope| {
-            // Returns when nothing of ours can touch it: the source is silent until then.
+            // The removal returns when no thread of brant's can touch the block. The source is
+            // silent until then.
             scope.spawn(move || {
                 memory
                     .remove_block(memory.find_block("ram").unwrap())
@@ -342,13 +344,13 @@ impl World {
 
     fn bytes(&self, page: u64) -> Vec<u8> {
         let at = self.block.page_address(Pages(page));
-        // SAFETY: inside the block, which `host` is.
+        // SAFETY: inside the block, whose memory is `host`.
         let bytes = (0..PAGE_SIZE as usize).map(|i| unsafe { at.add(i).read_volatile() });
         bytes.collect()
     }
 }
 
-/// What a page of the world holds at first.
+/// The bytes of a page before anything has arrived.
 const BEFORE: [u8; PAGE_SIZE as usize] = [0x11; PAGE_SIZE as usize];
 
 #[test]
@@ -370,7 +372,7 @@ fn changed_pages_are_changed_and_no_other() {
         };
         assert!(world.bytes(page) == expected, "page {page}");
     }
-    // And once more, on what they are now.
+    // The same pages change once more, from what they are now.
     world
         .place_changed(&[(3, crc32fast::hash(&third), &[5, 1, 0x11])])
         .unwrap();
@@ -381,7 +383,8 @@ fn changed_pages_are_changed_and_no_other() {
 fn a_changed_page_whose_base_is_not_in_memory_is_an_error_that_names_block_and_page() {
     let base = crc32fast::hash(&BEFORE);
     let mut world = World::new();
-    // Something else writes to the page, or the source takes another version for the last one.
+    // Either something else writes to the page, or the source takes another version for the last
+    // one.
     for (page, base, written) in [(9, base, true), (4, base ^ 1, false)] {
         if written {
             let at = world.block.page_address(Pages(page));

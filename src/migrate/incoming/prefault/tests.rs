@@ -1,4 +1,4 @@
-//! What is backed ahead of contents, and what never is.
+//! Tests of which pages are backed ahead of contents, and which never are.
 
 use super::*;
 use crate::channel::{Channel, Io};
@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const PAGES: usize = 3 * STRETCH_PAGES as usize;
-/// Longer than anything here takes on any machine.
+/// Longer than anything in these tests takes on any machine.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Counts its threads, and keeps what it is told.
+/// A VMM that counts the threads that start, and keeps the events that it is told.
 #[derive(Default)]
 struct Machine(AtomicU32, Mutex<Vec<String>>);
 
@@ -53,7 +53,7 @@ impl World {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                // SAFETY: the area stays as long as the memory does.
+                // SAFETY: the area lives as long as the memory does.
                 host: unsafe { HostMemory::new(area.at) },
                 length: Bytes(area.length as u64),
                 page_size: Bytes(area.made.page_size() as u64),
@@ -82,8 +82,8 @@ impl World {
         }
     }
 
-    /// Receives a run that is filled with `byte`; `half_way` is called when the first page of it
-    /// was sent, and not more.
+    /// Receives a run that is filled with `byte`. `half_way` is called when only the first page of
+    /// the run was sent.
     fn place(
         &mut self,
         run: Range<usize>,
@@ -141,7 +141,7 @@ fn holds(area: &Area, run: Range<usize>, byte: u8) {
     }
 }
 
-/// Waits until the area takes so much memory.
+/// Waits until the area takes `bytes` bytes of the host's memory.
 fn await_backed(area: &Area, bytes: usize) {
     let begun = Instant::now();
     while area.backed() != bytes {
@@ -160,9 +160,9 @@ fn contents_arrive_whole_and_no_page_beside_their_run_is_backed() {
         let (first, second) = (520..920, 1024..1040);
         world.place(first.clone(), 7, |_, _| ()).unwrap();
         world.place(second.clone(), 8, |_, _| ()).unwrap();
-        // A file system on a disk has pages of its own.
+        // The page cache of a file system on a disk adds pages of its own.
         if made != Made::Disk {
-            // A private copy of a file's page is made of a page of the file.
+            // A private copy of a file's page needs the file's page too.
             let private = matches!(made, Made::MemfdPrivate | Made::MemfdPrivateUntold);
             let copies = if private && world.area.file.is_some() {
                 2
@@ -174,7 +174,7 @@ fn contents_arrive_whole_and_no_page_beside_their_run_is_backed() {
         }
         holds(&world.area, first.clone(), 7);
         holds(&world.area, second, 8);
-        // Again, where all is there.
+        // The same run comes again, when all of it is backed.
         world.place(first.clone(), 9, |_, _| ()).unwrap();
         holds(&world.area, first, 9);
     }
@@ -193,7 +193,7 @@ fn the_rest_of_a_run_is_backed_while_its_beginning_arrives() {
     world.place(run.clone(), 7, backed).unwrap();
     holds(&world.area, run, 7);
     assert_eq!(world.area.backed(), all);
-    // One thread, announced, however many runs come.
+    // One thread starts and is announced, however many runs come.
     world.place(0..512, 7, |_, _| ()).unwrap();
     assert_eq!(world.machine.0.load(Ordering::SeqCst), 1);
 }
@@ -204,10 +204,10 @@ fn memory_that_is_backed_or_that_a_userfaultfd_watches_is_left_alone() {
     assert!(world.wants(0..512));
     (0..512).for_each(|page| world.area.write(page, 1));
     assert!(!world.wants(0..512));
-    // The kernel's page of zeros is no backing.
+    // A page that was only read maps the kernel's page of zeros, which does not back it.
     (512..1024).for_each(|page| assert_eq!(world.area.read(page), 0));
     assert!(world.wants(512..1024));
-    // Nor is a hole in the middle.
+    // A hole in the middle of backed pages is not backed either.
     world.area.write(1024, 1);
     world.area.write(1026, 1);
     assert!(world.wants(1024..1027));
@@ -231,13 +231,14 @@ fn memory_that_is_backed_or_that_a_userfaultfd_watches_is_left_alone() {
 fn a_block_is_removed_while_its_run_is_backed_and_its_source_says_nothing() {
     let mut world = World::new(Area::new(Made::Anonymous, PAGES * PAGE).unwrap());
     let removed = |_: &Area, memory: &Memory| {
-        // Returns when nothing of ours can touch it: the source is silent until then.
+        // The removal returns when no thread of brant's can touch the block. The source is silent
+        // until then.
         memory
             .remove_block(memory.find_block("ram").unwrap())
             .unwrap();
     };
     world.place(0..512, 7, removed).unwrap();
-    // Whatever was backed by then, no more is.
+    // After the removal no further page is backed.
     let backed = world.area.backed();
     world.place(512..1024, 7, |_, _| ()).unwrap();
     assert_eq!(world.area.backed(), backed);
@@ -247,13 +248,13 @@ fn a_block_is_removed_while_its_run_is_backed_and_its_source_says_nothing() {
 fn a_page_that_cannot_be_backed_is_an_error_with_words() {
     let mut world = World::new(Area::new(Made::Anonymous, PAGES * PAGE).unwrap());
     let at = world.area.page(300).cast();
-    // SAFETY: a page of the area, that only the kernel touches from here on.
+    // SAFETY: a page of the area, which only the kernel touches from here on.
     assert_eq!(unsafe { libc::mprotect(at, PAGE, libc::PROT_NONE) }, 0);
     let error = world.place(0..512, 7, |_, _| ()).unwrap_err();
     let wanted = "block `ram`: the page at offset 0x12c000 cannot be written";
     assert!(error.message().contains(wanted), "{error}");
     assert_eq!(world.placement.prefaulted().failures, 1);
-    // The VMM hears of it once, and nothing is backed ahead after that.
+    // The VMM hears of the failure once, and nothing is backed ahead after it.
     world.placement.finish();
     world.placement.finish();
     let told = world.machine.1.lock().unwrap().clone();
@@ -275,10 +276,10 @@ fn pages_that_were_backed_ahead_are_counted_and_no_others() {
     };
     world.place(0..512, 7, |_, _| ()).unwrap();
     assert_eq!(counted(&world), 512);
-    // It is backed by now.
+    // The run is backed by now.
     world.place(0..512, 8, |_, _| ()).unwrap();
     assert_eq!(counted(&world), 512);
-    // A short run is backed by the copy.
+    // A short run is backed by the copy, not ahead of it.
     world.place(600..603, 9, |_, _| ()).unwrap();
     assert_eq!(counted(&world), 512);
     world.place(1024..1124, 9, |_, _| ()).unwrap();

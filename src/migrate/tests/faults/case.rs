@@ -1,10 +1,10 @@
-//! One migration in which at most one system call fails, and what has to be true afterwards.
+//! One migration in which at most one system call fails, and the checks afterwards.
 //!
-//! Whatever fails, the outcome is one of two. It completed, and the destination's memory is the
-//! source's; where the call has only to be made again, that is the only one. Or it failed: an
-//! error says why, the guest runs on exactly one side, every page in which the sides differ is
-//! pending, and the same guest can be migrated again. Either way no descriptor and no thread is
-//! left.
+//! Whatever fails, there are two allowed outcomes. The migration completed, and the destination's
+//! memory equals the source's. When the call only has to be made again, this is the only allowed
+//! outcome. Or the migration failed: an error says why, the guest runs on exactly one side, every
+//! page in which the sides differ is pending, and the same guest can be migrated again. In both
+//! outcomes no descriptor and no thread is left.
 
 use super::guest::{Guest, Log, Machine};
 use crate::channel::Endpoint;
@@ -27,30 +27,30 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Longer than anything takes that is not broken, and shorter than a case may take.
+/// Longer than anything takes that is not broken, and shorter than the limit of a case.
 const LONG: Duration = Duration::from_secs(12);
 
-/// How the two sides come together.
+/// How the two sides are connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     /// A pair of sockets that the VMM made.
     Pair,
-    /// Two such pairs, for two channels.
+    /// Two such pairs, for a migration with two channels.
     Pairs,
-    /// The destination listens, the source connects.
+    /// The destination listens at a TCP address, and the source connects.
     Tcp,
-    /// The same at a path.
+    /// The destination listens at a path, and the source connects.
     Unix,
 }
 
-/// What is migrated, and how.
+/// What is migrated, and over which connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kinds {
     pub log: Log,
     pub link: Link,
 }
 
-/// Whose call.
+/// The thread whose call is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
     Source,
@@ -65,10 +65,10 @@ pub struct Planned {
     pub fault: Fault,
 }
 
-/// What came of it.
+/// The outcome of a case.
 #[derive(Debug)]
 pub struct Played {
-    /// Whether it came to the call.
+    /// Whether the planned call was made.
     pub fired: bool,
     pub calls: Vec<(Side, Call)>,
     /// "completed", or the error.
@@ -98,7 +98,7 @@ impl Vmm for From {
         Ok(())
     }
     fn save(&self, sink: &mut dyn StateSink) -> crate::Result<()> {
-        // Saving may write to guest memory.
+        // The VMM may write to guest memory while it saves.
         self.guest.lock().unwrap().vmm_writes(5, &[0x5a]);
         sink.put(&StateBlob {
             name: "device",
@@ -109,7 +109,7 @@ impl Vmm for From {
     }
 }
 
-/// The destination's.
+/// The destination's VMM.
 #[derive(Default)]
 struct To {
     runs: AtomicU32,
@@ -126,8 +126,8 @@ impl Vmm for To {
     }
 }
 
-/// Has the guest write between the passes, so that there are some. All on one thread: which
-/// system call comes when is the same each time, as far as two sides can be.
+/// Has the guest write between the passes, so that there are several. All of it is on one thread,
+/// so that the order of system calls is the same each time, as far as two sides allow.
 struct Script {
     guest: Arc<Mutex<Guest>>,
     rounds: Vec<&'static [usize]>,
@@ -158,13 +158,13 @@ fn params(link: Link) -> Params {
     }
 }
 
-/// What is open, and how many threads there are.
+/// The open descriptors, and the number of threads.
 fn held() -> (Vec<String>, usize) {
     let entries = std::fs::read_dir("/proc/self/fd").unwrap();
     let fds = entries.filter_map(|e| {
         let e = e.ok()?;
         let to = std::fs::read_link(e.path()).ok()?;
-        // The directory that is being read.
+        // All but the directory that is being read.
         (!to.ends_with("fd")).then(|| format!("{} {}", e.file_name().display(), to.display()))
     });
     let mut fds: Vec<String> = fds.collect();
@@ -172,7 +172,7 @@ fn held() -> (Vec<String>, usize) {
     (fds, std::fs::read_dir("/proc/self/task").unwrap().count())
 }
 
-/// Plays one case. `Err`: something is not as it has to be.
+/// Plays one case. `Err` says which of the checks failed.
 pub fn play(kinds: Kinds, planned: Option<Planned>) -> Result<Played, String> {
     let before = held();
     let scopes = [Scope::default(), Scope::default()];
@@ -213,7 +213,7 @@ fn check(good: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     }
 }
 
-/// An error that somebody can make something of.
+/// Checks that an error says enough to act on, and returns its text.
 fn clear(error: &Error) -> Result<String, String> {
     let text = error.to_string();
     let defect = error.kind() == Kind::Internal || text.contains("panicked");
@@ -232,7 +232,7 @@ fn migrate(kinds: Kinds, scopes: &[Scope; 2]) -> Result<String, String> {
     let tracker = Arc::clone(&guest.tracker);
     let guest = Arc::new(Mutex::new(guest));
     let consumer = source.enter(|| tracker.consumer());
-    // Its pages are checked whatever becomes of the migration.
+    // The tracker's pages are checked whatever the migration's outcome is.
     if let Err(e) = source.enter(|| consumer.start(StartWith::Everything)) {
         let text = clear(&e)?;
         check(!tracker.is_started(), || format!("started after {text}"))?;
@@ -245,11 +245,12 @@ fn migrate(kinds: Kinds, scopes: &[Scope; 2]) -> Result<String, String> {
         source.enter(|| drop((tracker, guest)));
         return Ok(end);
     };
-    // The guest goes on here. What it writes is found, and what did not arrive is pending.
+    // The guest goes on at the source. Its writes are found, and pages that did not arrive are
+    // pending.
     let pending = source.enter(|| {
         guest.lock().unwrap().write(&[2, 30]);
         match consumer.sync(When::Stopped) {
-            // The planned failure came here; once.
+            // The planned failure was in this sync. It comes only once.
             Err(_) => consumer.sync(When::Stopped),
             done => done,
         }
@@ -264,7 +265,7 @@ fn migrate(kinds: Kinds, scopes: &[Scope; 2]) -> Result<String, String> {
     check(lost.is_empty(), || {
         format!("after `{end}`: pages lost: {lost:?}")
     })?;
-    // And it can be migrated again.
+    // The same guest can be migrated again.
     let calm = [Scope::default(), Scope::default()];
     let fresh = Machine::new();
     let again = attempt(kinds.link, &calm, &guest, consumer, &fresh);
@@ -291,7 +292,8 @@ fn take_all(consumer: &Consumer) -> crate::Result<BTreeSet<(usize, usize)>> {
     }
 }
 
-/// One migration. Its consumer if it failed and the guest runs on at the source.
+/// Makes one migration. Returns the consumer when the migration failed and the guest runs on at the
+/// source.
 fn attempt(
     link: Link,
     [source, destination]: &[Scope; 2],
@@ -358,7 +360,7 @@ fn attempt(
     });
     let ended = |incoming: Incoming| -> Result<(), String> {
         destination.enter(|| {
-            // Nobody comes any more.
+            // No source comes any more.
             if incoming.state() == destination::State::Listening {
                 incoming.cancel().map_err(|e| format!("no cancel: {e}"))?;
             }
@@ -392,7 +394,7 @@ fn attempt(
     let there = |to: &To| to.runs.load(Ordering::SeqCst) > 0;
     let end = match &left {
         Ok(()) => {
-            // The last word may not have come at the destination's thread's end yet.
+            // The destination's thread may not have read the source's last record yet.
             ended(incoming)?;
             check(there(&to) && !from.runs(), || {
                 "completed, and it does not run".to_owned()

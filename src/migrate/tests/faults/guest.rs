@@ -12,22 +12,22 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 
-/// Pages of each block.
+/// The number of pages in each block.
 pub const PAGES: usize = 48;
 const PAGE: usize = PAGE_SIZE as usize;
 /// The first page frame of each block.
 const FRAMES: [u64; 2] = [0, 128];
-/// The page of the first block in which the guest's program is.
+/// The page of the first block that has the guest's program.
 const CODE: usize = 1;
 
 /// The log that finds the guest's writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Log {
-    /// The VMM's marks.
+    /// The VMM's marks alone.
     Marks,
     /// userfaultfd.
     Userfault,
-    /// KVM's bitmaps, protected again by `KVM_CLEAR_DIRTY_LOG`.
+    /// KVM's bitmaps, with protection restored by `KVM_CLEAR_DIRTY_LOG`.
     Kvm,
     /// KVM's rings, and a reaper.
     Ring,
@@ -61,7 +61,7 @@ impl Ram {
             true => libc::MAP_SHARED,
             false => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         };
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping, at an address of the kernel's choice.
         let host = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -101,7 +101,7 @@ impl Ram {
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        // SAFETY: the mapping of `new`, which is not used any more.
+        // SAFETY: mapped in `new`, and no longer used.
         unsafe { libc::munmap(self.host.cast(), PAGES * PAGE) };
     }
 }
@@ -118,7 +118,7 @@ impl Machine {
         }
     }
 
-    /// Describes the memory to brant. Only here may a call fail.
+    /// Describes the memory to brant. In this method, only brant's calls may fail.
     pub fn memory(&self) -> Result<Arc<Memory>> {
         let memory = Arc::new(Memory::new()?);
         for (index, name) in ["private", "shared"].into_iter().enumerate() {
@@ -152,12 +152,12 @@ pub struct Guest {
     pub machine: Machine,
     pub tracker: Arc<Tracker>,
     log: Log,
-    /// Its vCPU, with what reports a full ring.
+    /// The guest's vCPU, and the rings to report to when its ring is full.
     vcpu: Option<(VcpuFd, Option<ring::Rings>)>,
     _vm: Option<VmFd>,
 }
 
-/// Whether this machine has what a log needs.
+/// Whether this machine has what `log` needs.
 pub fn is_here(log: Log) -> bool {
     match log {
         Log::Marks => true,
@@ -168,7 +168,7 @@ pub fn is_here(log: Log) -> bool {
 }
 
 impl Guest {
-    /// brant's calls may fail; the test's own may not.
+    /// Makes a guest. Calls of brant's may fail in here, and the test's own may not.
     pub fn new(log: Log) -> Result<Guest> {
         let machine = Machine::new();
         for (block, ram) in machine.ram.iter().enumerate() {
@@ -237,7 +237,7 @@ impl Guest {
         })
     }
 
-    /// The guest writes to the page of each of these numbers, from 0, in both blocks.
+    /// Has the guest write to the pages with these numbers, counted from 0, in both blocks.
     pub fn write(&mut self, pages: &[usize]) {
         let all = || (0..2).flat_map(|block| pages.iter().map(move |page| (block, *page)));
         if self.vcpu.is_none() {
@@ -262,7 +262,7 @@ impl Guest {
         self.run();
     }
 
-    /// The VMM writes to a page of the first block, and marks it.
+    /// Has the VMM write to a page of the first block, and mark it.
     pub fn vmm_writes(&self, page: usize, bytes: &[u8]) {
         self.machine.ram[0].write(page, 0, bytes);
         self.mark(0, page);
@@ -288,7 +288,7 @@ impl Guest {
                 Ok(VcpuExit::Hlt) => break,
                 // KVM_EXIT_DIRTY_RING_FULL.
                 Ok(VcpuExit::Unsupported(31)) => {
-                    // The next try finds what cannot be harvested now.
+                    // When the ring cannot be harvested now, the next exit reports it again.
                     let _ = rings.as_ref().unwrap().full(0);
                 }
                 Ok(other) => panic!("the guest stopped with {other:?}"),

@@ -1,13 +1,13 @@
-//! Goes through the calls of a migration, one case after another.
+//! Goes through the system calls of a migration, one case after another.
 //!
-//! Each case is played in a child of its own, made by fork: what brant finds out once for a
-//! process is found out anew, a descriptor that is left shows, and a case that hangs is ended
-//! without harm to the next. So that there are no other threads at the fork, the test starts its
-//! own program again for itself alone.
+//! Each case runs in a child process of its own, made by fork. So values that brant finds out once
+//! per process are found out anew, a descriptor that is left open shows, and a case that hangs is
+//! ended without harm to the next one. There must be no other threads at the fork. So the test
+//! starts its own program again, for this test alone.
 //!
-//! `BRANT_FAULTS` says which cases: nothing, a selection by a seed that is printed (`BRANT_SEED`
-//! repeats it) as long as [`SHORT`]; `each`, one case of each sort, chosen by the seed; `all`, all
-//! of them; any other text, those whose name contains it.
+//! `BRANT_FAULTS` says which cases run. When it is not set, a random selection runs for as long as
+//! [`SHORT`]; its seed is printed, and `BRANT_SEED` repeats it. `each` runs one case of each sort,
+//! chosen by the seed. `all` runs all cases. Any other text runs the cases whose name contains it.
 
 use super::case::{play, Kinds, Link, Planned, Side};
 use super::guest::{is_here, Log};
@@ -20,11 +20,11 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::{Duration, Instant};
 
-/// How long the selection may take.
+/// How long the selection may run.
 const SHORT: Duration = Duration::from_secs(10);
-/// How long one case may take. Nothing waits longer than three seconds twice, unless it hangs.
+/// The limit of one case. Unless it hangs, nothing waits for three seconds more than twice.
 const CASE: Duration = Duration::from_secs(30);
-/// Cases at a time.
+/// The number of cases that run at a time.
 const AT_ONCE: usize = 2;
 
 const KINDS: [Kinds; 6] = [
@@ -47,7 +47,8 @@ struct Case {
 }
 
 impl Case {
-    /// Nothing is wrong: the call is to be made again, or for the rest. A migration goes on.
+    /// Whether the fault is no failure: the call has to be made again, or made for the rest. The
+    /// migration has to go on.
     fn is_harmless(&self) -> bool {
         const AGAIN: &[&str] = &[
             "accept4",
@@ -80,7 +81,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// A case that is being played.
+/// A child process that plays one case.
 struct Child {
     name: String,
     pid: libc::pid_t,
@@ -89,7 +90,7 @@ struct Child {
     text: Vec<u8>,
 }
 
-/// What a child says: a word, and the rest.
+/// The report of a child: a word, and the rest.
 enum Report {
     Played {
         fired: bool,
@@ -105,7 +106,7 @@ impl Child {
         // SAFETY: the kernel fills two integers.
         let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
         assert_eq!(made, 0);
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: the descriptors were just made and belong to nobody else.
         let [reader, writer] = ends.map(|fd| unsafe { File::from_raw_fd(fd) });
         // SAFETY: this process has no other thread that could hold a lock.
         let pid = unsafe { libc::fork() };
@@ -138,7 +139,7 @@ impl Child {
         }
     }
 
-    /// Reads on; whether that was all.
+    /// Reads more of the report. Returns whether that was the end of it.
     fn read(&mut self) -> bool {
         let mut buffer = [0; 4096];
         match self.report.read(&mut buffer) {
@@ -153,7 +154,7 @@ impl Child {
 
     fn end(self, hangs: bool) -> Report {
         if hangs {
-            // SAFETY: a child of ours that was not waited for.
+            // SAFETY: a child of ours that was not waited for yet.
             unsafe { libc::kill(self.pid, libc::SIGKILL) };
         }
         let mut status = 0;
@@ -179,7 +180,7 @@ impl Child {
     }
 }
 
-/// Plays cases, a few at a time, as long as `more` gives any.
+/// Plays cases, a few at a time, until `more` gives none.
 fn play_all(
     mut more: impl FnMut() -> Option<(String, Kinds, Option<Planned>)>,
     mut done: impl FnMut(&str, Report),
@@ -201,7 +202,7 @@ fn play_all(
             revents: 0,
         };
         let mut polls: Vec<libc::pollfd> = children.iter().map(poll).collect();
-        // SAFETY: so many structures of ours.
+        // SAFETY: the array is ours and has `polls.len()` entries.
         unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as _, 200) };
         let mut left = Vec::new();
         for (mut child, poll) in children.into_iter().zip(polls) {
@@ -253,7 +254,7 @@ fn cases(kinds: Kinds) -> Vec<Case> {
     cases
 }
 
-/// A repeatable order.
+/// Puts the list into an order that depends on the seed only.
 fn shuffle<T>(list: &mut [T], mut seed: u64) {
     for i in (1..list.len()).rev() {
         seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -264,8 +265,8 @@ fn shuffle<T>(list: &mut [T], mut seed: u64) {
     }
 }
 
-/// Brings one case of each sort to the front, and says how many sorts there are: the same thread's
-/// call of the same name fails in the same way, whichever of them it is.
+/// Brings one case of each sort to the front, and returns the number of sorts. Calls of the same
+/// name on the same thread are one sort, because they fail in the same way.
 fn one_of_each_first(cases: &mut [Case]) -> usize {
     let mut seen = BTreeMap::new();
     let mut ranks = cases.iter().map(|case| {
