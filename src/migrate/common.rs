@@ -1,8 +1,8 @@
-//! What a migration has at either side: what its VMM and its thread share, and what every driver
-//! owns beside its own.
+//! What both sides of a migration have: the data that the VMM's object shares with the migration's
+//! thread, and the data that every driver owns.
 //!
-//! What only one side has is a type of that side: `Leaving` at the source, `Arriving` at the
-//! destination. Decides nothing.
+//! Data of one side only is in a type of that side: `Leaving` at the source, `Arriving` at the
+//! destination. Nothing here decides anything.
 
 use super::callbacks::Callbacks;
 use super::handle::Handle;
@@ -16,8 +16,8 @@ use crate::vmm::Vmm;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What the VMM's object and the migration's thread share. `G` is the guest, as it leaves or
-/// arrives.
+/// The data that the VMM's object and the migration's thread share. `G` is the guest, as it leaves
+/// or arrives.
 pub(super) struct Migration<G, S> {
     pub(super) guest: G,
     pub(super) vmm: Arc<dyn Vmm>,
@@ -26,7 +26,7 @@ pub(super) struct Migration<G, S> {
 }
 
 impl<G, S: Side> Migration<G, S> {
-    /// One that has not begun. Checks the parameters.
+    /// A migration that has not begun. Checks the parameters.
     pub(super) fn new(guest: G, vmm: Arc<dyn Vmm>, params: Params) -> Result<Arc<Self>> {
         params.check()?;
         Ok(Arc::new(Migration {
@@ -37,27 +37,27 @@ impl<G, S: Side> Migration<G, S> {
         }))
     }
 
-    /// The VMM, as this migration calls it.
+    /// The VMM's operations, called in the name of this migration.
     pub(super) fn callbacks(&self) -> Callbacks {
         Callbacks::new(Arc::clone(&self.vmm), self.handle.owner())
     }
 }
 
-/// What the thread owns at either side.
+/// The data that the thread owns at either side.
 pub(super) struct Common<G, S: Side> {
     pub(super) shared: Arc<Migration<G, S>>,
     pub(super) vmm: Callbacks,
     pub(super) begun: Instant,
-    /// In which the hand-over counts. The source's begins later, with the receipt of READY, than the
-    /// destination's.
+    /// The time in which a hand-over counts. The source's window begins at the receipt of READY, so
+    /// later than the destination's.
     window: Option<Window>,
     pub(super) stats: Stats,
     pub(super) meter: Meter,
     pub(super) renewed: Renewed,
-    /// The first thing that went wrong.
+    /// The first error.
     pub(super) error: Option<Error>,
-    /// What the action in progress has come to already: where a defect of ours follows on what
-    /// the VMM or the peer has done, that is done all the same.
+    /// The event that the current action has reached already. When a defect of brant's follows on
+    /// something that the VMM or the peer has done, the event still counts.
     pub(super) done: Option<S::Event>,
 }
 
@@ -76,7 +76,7 @@ impl<G, S: Side> Common<G, S> {
         }
     }
 
-    /// From now on a hand-over counts for so long.
+    /// Opens the window: from now on a hand-over counts for `limit`.
     pub(super) fn open_window(&mut self, limit: Duration) {
         self.window = Some(Window::new(clock::boottime(), limit));
     }
@@ -86,19 +86,19 @@ impl<G, S: Side> Common<G, S> {
         self.window.is_some_and(|w| w.is_open(clock::boottime()))
     }
 
-    /// For how long a hand-over still counts.
+    /// How long a hand-over still counts.
     pub(super) fn handover_left(&self) -> Duration {
         self.window
             .map_or(Duration::ZERO, |w| w.left(clock::boottime()))
     }
 
-    /// Until the destination has begun to run the guest or never will.
+    /// The time until the destination has begun to run the guest or never will.
     pub(super) fn until_decided(&self) -> Duration {
         self.window
             .map_or(Duration::ZERO, |w| w.until_decided(clock::boottime()))
     }
 
-    /// Takes the gate, unless a cancel has it.
+    /// Takes the gate, unless a cancel has taken it.
     pub(super) fn take_gate(&mut self) -> bool {
         let won = self.shared.handle.commit();
         if !won {
@@ -108,7 +108,7 @@ impl<G, S: Side> Common<G, S> {
         won
     }
 
-    /// The hand-over is too late, with `error`: gives the gate back to whoever cancels now.
+    /// The hand-over is too late, with `error`. Gives the gate back, so that a cancel can take it.
     pub(super) fn too_late(&mut self, error: Error) {
         self.error.get_or_insert(error);
         self.shared.handle.withdraw();

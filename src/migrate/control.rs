@@ -1,5 +1,5 @@
-//! What both sides do with a connection: whole control records and blobs, and telling the
-//! peer that it is over.
+//! What both sides do with a connection: send and receive whole control records and blobs, and tell
+//! the peer that the migration is over.
 
 use super::outbox::Outbox;
 use crate::channel::{Channel, Io, Part, PartMut};
@@ -12,23 +12,24 @@ use crate::wire::{
 };
 use std::time::Duration;
 
-/// How this software calls itself in messages.
+/// The name of this software in messages.
 pub(super) fn software() -> String {
     format!("brant {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// How long telling the peer may take: cancelling has a tenth of a second in all.
+/// The most time for telling the peer that the migration is over. A cancel has a tenth of a second
+/// in all.
 pub(super) const TELL: Duration = Duration::from_millis(20);
 
-/// Sends one control record. It is too short to go out in pieces: a peer that takes a byte of it
-/// now and then has no longer than one that takes nothing.
+/// Sends one control record. The record is so short that its bytes get no extra time: a peer that
+/// takes one byte now and then has no longer than a peer that takes nothing.
 pub(super) fn send(channel: &mut Channel, record: &Record, io: &Io<'_>) -> Result<()> {
     let mut bytes = Vec::with_capacity(HEADER_LEN + 128);
     record.encode(&mut bytes)?;
     send_bytes(channel, &bytes, io)
 }
 
-/// The same for records that were encoded before, a few at once; none is fine.
+/// As [`send`], for a few records that are encoded already. `records` may be empty.
 pub(super) fn send_bytes(channel: &mut Channel, records: &[u8], io: &Io<'_>) -> Result<()> {
     if records.is_empty() {
         return Ok(());
@@ -37,8 +38,8 @@ pub(super) fn send_bytes(channel: &mut Channel, records: &[u8], io: &Io<'_>) -> 
     send_whole(channel, &[Part::bytes(records)], &io)
 }
 
-/// Sends whole records, and the rest of them too, if that goes at once, when a cancel or a limit ends
-/// it in the middle: the peer can only be told why at a record's end.
+/// Sends whole records. When a cancel or a limit ends the sending in the middle, the rest is sent
+/// if that goes at once, because only at a record's end can the peer be told why.
 fn send_whole(channel: &mut Channel, parts: &[Part<'_>], io: &Io<'_>) -> Result<()> {
     let sent = channel.send(parts, io);
     if let Err(error) = &sent {
@@ -47,8 +48,9 @@ fn send_whole(channel: &mut Channel, parts: &[Part<'_>], io: &Io<'_>) -> Result<
     sent
 }
 
-/// After a send of `parts` that failed with `error`: where that was a cancel or a limit, has `patience`
-/// with the peer until it has taken the bytes up to `end`, a record's. Whether it has.
+/// Continues a send of `parts` that failed with `error`, when that was a cancel or a limit. Waits
+/// at most `patience` for the peer to take the bytes up to `end`, the end of a record. Returns
+/// whether it has taken them.
 pub(super) fn finish(
     channel: &mut Channel,
     parts: &[Part<'_>],
@@ -60,8 +62,9 @@ pub(super) fn finish(
         && finish_record(channel, parts, end, patience)
 }
 
-/// After a send of `parts` that ended in the middle and left them readable: has `patience` with the
-/// peer until it has taken the bytes up to `end`, a record's. Whether it has.
+/// Continues a send of `parts` that ended in the middle, when `parts` are still readable. Waits at
+/// most `patience` for the peer to take the bytes up to `end`, the end of a record. Returns whether
+/// it has taken them.
 pub(super) fn finish_record(
     channel: &mut Channel,
     parts: &[Part<'_>],
@@ -82,7 +85,7 @@ pub(super) struct StoredBlob {
 }
 
 impl StoredBlob {
-    /// A blob as the source sent it, checked.
+    /// A blob as the source sent it. Its checksum was compared.
     pub(super) fn received(blob: Blob, data: Vec<u8>) -> Self {
         StoredBlob {
             blob,
@@ -111,14 +114,14 @@ impl Blobs {
         }
     }
 
-    /// Sends them all as early configuration, and the record that ends it.
+    /// Sends all blobs as early configuration, and the record that ends it.
     pub(super) fn send_early(&self, channel: &mut Channel, io: &Io<'_>) -> Result<()> {
         self.send_list(channel, RecordType::Early, io)?;
         send(channel, &Record::EarlyEnd(self.end()), io)
     }
 
-    /// Sends them all as state, and the record that ends it and tells for how long a hand-over
-    /// counts.
+    /// Sends all blobs as device state, and the record that ends it. That record also tells how
+    /// long a hand-over counts.
     pub(super) fn send_state(
         &self,
         channel: &mut Channel,
@@ -147,7 +150,7 @@ impl Blobs {
 impl crate::vmm::StateSink for Blobs {
     fn put(&mut self, blob: &StateBlob<'_>) -> Result<()> {
         let length = blob.data.len() as u64;
-        // Room for the header's own fields, so that what is accepted here can be sent.
+        // This leaves room for the header's own fields, so that every accepted blob can be sent.
         if length > u64::from(PAYLOAD_MAX) - 4096 {
             return Err(Error::new(
                 Kind::Invalid,
@@ -164,7 +167,7 @@ impl crate::vmm::StateSink for Blobs {
             version: blob.version,
             length,
         };
-        // Encodes it once to have name and counts checked while the VMM can still hear of it.
+        // A trial encoding checks name and counts while an error can still reach the VMM.
         described.encode(RecordType::State, 0, &mut Vec::new())?;
         let mut data = Vec::new();
         data.try_reserve_exact(blob.data.len())
@@ -173,7 +176,7 @@ impl crate::vmm::StateSink for Blobs {
         self.bytes += length;
         let stored = StoredBlob {
             blob: described,
-            // Of the copy: what the VMM's buffer holds later is its own affair.
+            // The checksum is that of the copy, because the VMM may change its buffer later.
             checksum: crc32fast::hash(&data),
             data,
         };
@@ -182,9 +185,9 @@ impl crate::vmm::StateSink for Blobs {
     }
 }
 
-/// Tells the peer why it is over, if the stream is at a record's end and the peer takes it
-/// at once; first what is left to say. Whether it could be told: else the peer learns it from the
-/// end of the connection.
+/// Tells the peer why the migration is over, after what is still to be said in `outbox`. That works
+/// when the stream is at a record's end and the peer takes the bytes at once. Returns whether it
+/// worked. Otherwise the peer learns the end from the end of the connection.
 pub(super) fn abort(channel: &mut Channel, outbox: &mut Outbox, error: &Error) -> bool {
     let record = goodbye(error);
     let io = Io::patient(TELL).within(Deadline::after(TELL));
@@ -199,7 +202,7 @@ pub(super) fn goodbye(error: &Error) -> Record {
     })
 }
 
-/// What an ABORT of the peer's is as an error here.
+/// The error on this side for the peer's ABORT.
 pub(super) fn refused(who: &str, abort: &Abort) -> Error {
     let kind = match abort.code {
         c if c == Kind::Cancelled as i32 => Kind::Cancelled,
@@ -207,7 +210,7 @@ pub(super) fn refused(who: &str, abort: &Abort) -> Error {
         c if c == Kind::Version as i32 => Kind::Version,
         _ => Kind::Refused,
     };
-    // It is the peer's text: no control characters into our messages.
+    // The reason is the peer's text, so control characters are kept out of brant's messages.
     let reason: String = abort
         .reason
         .chars()
@@ -216,7 +219,7 @@ pub(super) fn refused(who: &str, abort: &Abort) -> Error {
     Error::new(kind, format!("{who} ended the migration: {reason}"))
 }
 
-/// A record in another place than its own.
+/// The error for a record that came where another was expected.
 pub(super) fn unexpected(found: RecordType, expected: &str) -> Error {
     Error::new(
         Kind::Protocol,
@@ -224,7 +227,7 @@ pub(super) fn unexpected(found: RecordType, expected: &str) -> Error {
     )
 }
 
-/// Reads what is left of a record's payload and keeps nothing of it.
+/// Reads the rest of a record's payload and drops it.
 pub(super) fn drop_bytes(channel: &mut Channel, mut left: usize, io: &Io<'_>) -> Result<()> {
     let mut scratch = [0u8; 4096];
     while left > 0 {
@@ -235,8 +238,8 @@ pub(super) fn drop_bytes(channel: &mut Channel, mut left: usize, io: &Io<'_>) ->
     Ok(())
 }
 
-/// Reads what a record's header announced, in steps, so that a peer that announces much has
-/// to send much.
+/// Reads a payload of the length that the header announced, in steps. So memory is taken only for
+/// what has really arrived.
 pub(super) fn read_payload(channel: &mut Channel, header: &Header, io: &Io<'_>) -> Result<Vec<u8>> {
     const STEP: usize = 1 << 20;
     let length = header.payload as usize;

@@ -1,32 +1,32 @@
-//! Why the lanes of a migration have failed: one reason for all of them, whichever thread finds it.
+//! Why the lanes of a migration have failed: one reason for all lanes, whichever thread finds it.
 //!
 //! Example: the peer refuses a record on lane 3. It sends ABORT there and closes every connection.
-//! Lane 1 finds its connection broken before lane 3 has read the ABORT. The user is to hear what
-//! the peer said, and not that a connection broke. So the first error wins, but what the peer said
-//! wins over what merely broke; and where one lane breaks, the others may read on for a moment.
+//! Lane 1 finds its connection broken before lane 3 has read the ABORT. The user should read the
+//! peer's reason, not that a connection broke. So the first error wins, but the peer's reason
+//! replaces a broken connection. When one lane breaks, the others may read on for a moment.
 
 use crate::error::{Error, Kind};
 use crate::runtime::Cancel;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-/// For how long lanes read on after one of them broke: the peer's ABORT comes before the end of its
+/// How long lanes read on after one of them broke. The peer's ABORT comes before the end of its
 /// connection, but perhaps behind pages.
 const READ_ON: Duration = Duration::from_millis(100);
 
 /// Why an error happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Cause {
-    /// A connection is gone. Its peer may have said why, here or on another lane.
+    /// A connection is gone. The peer may have said why, on this lane or another.
     Broke,
-    /// Something on this side, or the peer broke the protocol.
+    /// An error on this side, or a violation of the protocol by the peer.
     Found,
     /// The peer's ABORT.
     Said,
 }
 
 impl Cause {
-    /// Of an error on a lane whose peer has said ABORT, or not.
+    /// The cause of an error on a lane. `peer_ended`: the peer has said ABORT on it.
     pub(super) fn of(error: &Error, peer_ended: bool) -> Cause {
         match error.kind() {
             _ if peer_ended => Cause::Said,
@@ -40,12 +40,12 @@ impl Cause {
 #[derive(Debug)]
 pub(super) struct Failure {
     reason: Mutex<Option<(Cause, Error)>>,
-    /// Ends all that waits on a lane.
+    /// Ends every wait on a lane.
     stop: Cancel,
 }
 
 impl Failure {
-    /// None yet. `stop` is cancelled with the first.
+    /// No failure yet. The first failure cancels `stop`.
     pub(super) fn new(stop: Cancel) -> Failure {
         Failure {
             reason: Mutex::new(None),
@@ -57,18 +57,20 @@ impl Failure {
         self.reason.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// What ends the waiting on all lanes: the first failure, or a cancel of the migration.
+    /// What ends the waits on all lanes: the first failure, or a cancel of the migration.
     pub(super) fn stop(&self) -> &Cancel {
         &self.stop
     }
 
-    /// An error on a lane, which ends all of them. One that only tells of the stop is none.
+    /// Reports an error on a lane, which ends all lanes. An error that only says that `stop` was
+    /// cancelled is ignored.
     pub(super) fn offer(&self, cause: Cause, error: Error) {
         self.note(cause, error);
         self.stop.cancel();
     }
 
-    /// The same of a lane beside others. Where it merely broke, they have a moment to read why.
+    /// As [`Failure::offer`], while other lanes are at work. When the connection merely broke, they
+    /// have a moment to read the peer's reason.
     pub(super) fn offer_beside_others(&self, cause: Cause, error: Error) {
         self.note(cause, error);
         if cause == Cause::Broke {
@@ -135,7 +137,7 @@ mod tests {
                 Kind::PeerGone,
             ),
             (vec![(Broke, Kind::Io), (Broke, Kind::PeerGone)], Kind::Io),
-            // What the stop ended is no reason of its own.
+            // An error that the stop caused is no reason of its own.
             (vec![(Broke, Kind::Io), (Found, Kind::Cancelled)], Kind::Io),
         ];
         for (offers, wins) in table {

@@ -284,7 +284,7 @@ impl<S: Side> Handle<S> {
         self.lock().stats
     }
 
-    /// Has `fill` bring the figures of so many channels up to date.
+    /// Has `fill` bring the figures of `channels` channels up to date.
     pub(super) fn publish_lanes(&self, channels: u32, fill: impl FnOnce(&mut [LaneStats])) {
         let mut public = self.lock();
         let channels = channels as usize;

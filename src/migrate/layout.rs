@@ -1,5 +1,5 @@
-//! How the two sides compare their RAM blocks: what the source announces, and what differs at the
-//! destination, in words.
+//! How the two sides compare their RAM blocks: what the source announces, and how the destination's
+//! blocks differ, in words.
 
 use crate::memory::{Block, Map};
 use crate::wire;
@@ -8,7 +8,7 @@ use std::collections::HashSet;
 /// How many differences a message lists.
 const DIFFERENCES: usize = 8;
 
-/// What differs between a block of the source's and ours of the same name, in words.
+/// How a block of the source's differs from this side's block of the same name, in words.
 pub(super) fn block_difference(theirs: &wire::Block, ours: &Block) -> Option<String> {
     let rom = theirs.flags & wire::BLOCK_FLAG_ROM != 0;
     let kind = |rom| if rom { "ROM" } else { "RAM" };
@@ -38,9 +38,10 @@ pub(super) fn block_difference(theirs: &wire::Block, ours: &Block) -> Option<Str
         .then(|| format!("block `{}` {}", theirs.name, differences.join(", and ")))
 }
 
-/// What differs between the source's blocks, whose names are `names`, and this side's, in words;
-/// `None` if nothing. The first few differences, and how many more there are. One that this side
-/// lacks and that is `gone` from here since the source may have listed it is none.
+/// How the source's blocks, whose names are `names`, differ from this side's, in words; `None` when
+/// they do not. The text has the first few differences, and how many more there are. A block that
+/// this side lacks is no difference when it is `gone`: removed here after the source may have
+/// listed it.
 pub(super) fn layout_difference(
     source: &[wire::Block],
     names: &HashSet<&str>,
@@ -76,7 +77,7 @@ pub(super) fn layout_difference(
     (!told.is_empty()).then(|| told.join("; "))
 }
 
-/// How a block is announced.
+/// The announcement of a block.
 pub(super) fn describe(block: &Block) -> wire::Block {
     wire::Block {
         id: block.id().0,

@@ -1,35 +1,36 @@
-//! The destination's acknowledgements, which never make it wait.
+//! The destination's acknowledgements, which it sends without ever waiting.
 //!
-//! Both sides send on one connection. A destination that waited for room to acknowledge would
-//! not read meanwhile, and the source, waiting for room to send, would not hear it: neither
-//! would ever go on. So an acknowledgement goes out when there is room for it, and a later one
-//! takes its place if there was none: it says as much.
+//! Both sides send on one connection. Example of a deadlock: the destination waits for room to send
+//! an acknowledgement, and does not read meanwhile. The source waits for room to send pages, and
+//! does not read the acknowledgements. Neither ever goes on. So an acknowledgement is sent when
+//! there is room for it. When there is no room, a later acknowledgement takes its place, because it
+//! includes the earlier one.
 
 use crate::channel::{Channel, Io, Part};
 use crate::error::{Kind, Result};
 use crate::wire::{Ack, Record};
 
-/// What is to be said when there is room.
+/// What is to be sent when there is room.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    /// The rest of a record of which the beginning is sent.
+    /// The rest of a record whose beginning is sent.
     rest: Vec<u8>,
     /// The newest marker that is not acknowledged.
     due: Option<u64>,
 }
 
 impl Outbox {
-    /// Whether there is nothing left to say.
+    /// Whether nothing is left to send.
     pub(super) fn is_empty(&self) -> bool {
         self.rest.is_empty() && self.due.is_none()
     }
 
-    /// A marker has been reached.
+    /// Records that marker `number` has been reached.
     pub(super) fn acknowledge(&mut self, number: u64) {
         self.due = Some(number);
     }
 
-    /// Says what there is room for, without waiting.
+    /// Sends as much as there is room for, without waiting.
     pub(super) fn flush(&mut self, channel: &mut Channel) -> Result<()> {
         loop {
             if self.rest.is_empty() {
@@ -39,8 +40,9 @@ impl Outbox {
                 Record::Ack(Ack { number }).encode(&mut self.rest)?;
             }
             let sent = match channel.try_send(&self.rest) {
-                // A source that has closed has said why before that: reading on finds it. It hears
-                // nothing any more, and waiting for room to say it would never end.
+                // A source that has closed the connection gave its reason before. Reading on finds
+                // that reason. The source takes nothing any more, so a wait for room would never
+                // end.
                 Err(e) if matches!(e.kind(), Kind::PeerGone | Kind::Io) => {
                     self.rest.clear();
                     self.due = None;
@@ -55,7 +57,8 @@ impl Outbox {
         }
     }
 
-    /// Says all of it and then `record`, waiting for room: when the source is known to listen.
+    /// Sends everything and then `record`, waiting for room. To be used when the source is known to
+    /// read.
     pub(super) fn send(
         &mut self,
         channel: &mut Channel,
@@ -72,11 +75,12 @@ impl Outbox {
 }
 
 impl Outbox {
-    /// Says the rest of a record, and `record`, as far as there is room now. Nothing follows it.
+    /// Sends the rest of a record, and `record`, as far as there is room now. Nothing follows.
     pub(super) fn last_at_once(&mut self, channel: &mut Channel, record: &Record) {
         let mut bytes = std::mem::take(&mut self.rest);
         if record.encode(&mut bytes).is_ok() {
-            // It learns it from the end of the connection otherwise.
+            // When the record does not go out, the source learns the end from the end of the
+            // connection.
             let _ = channel.try_send(&bytes);
         }
     }
@@ -95,7 +99,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut channel = Channel::from_fd(ours.into()).unwrap();
         let mut outbox = Outbox::default();
-        // Far more than the socket holds; nobody reads.
+        // Far more than the socket holds, because nobody reads.
         for number in 1..=100_000 {
             outbox.acknowledge(number);
             outbox.flush(&mut channel).unwrap();

@@ -30,15 +30,15 @@ pub struct Params {
     /// as long as the last pass made the rest smaller.
     pub downtime_limit: Duration,
     /// Bytes a second that sending may use while the guest runs, all connections together: 64 KiB/s
-    /// to 1 TiB/s; `None`, no cap. No second carries more than 2 % above it, headers included, from
-    /// what this kernel was given to send. [`Outgoing::set_max_bandwidth`] changes it. The cap does
-    /// not slow the switchover. It does not hide the link's bandwidth either: now and then a batch is
-    /// timed until it has arrived.
+    /// to 1 TiB/s; `None`, no cap. In each second, the bytes that this kernel was given to send
+    /// exceed the cap by at most 2 %, headers included. [`Outgoing::set_max_bandwidth`] changes the
+    /// cap. The cap does not slow the switchover. It does not hide the link's bandwidth either: now
+    /// and then a batch is timed until it has arrived.
     ///
     /// [`Outgoing::set_max_bandwidth`]: crate::migrate::Outgoing::set_max_bandwidth
     pub max_bandwidth: Option<u64>,
-    /// Bytes a second that the link will carry at the switchover, if the user knows better than a
-    /// measurement: 64 KiB/s to 1 TiB/s; `None`, as measured.
+    /// Bytes a second that the link will carry at the switchover, when the user knows that better
+    /// than a measurement: 64 KiB/s to 1 TiB/s; `None`, as measured.
     pub switchover_bandwidth: Option<u64>,
     /// Source: the longest that a migration may take, from its start to the switchover: 1 ms to 30
     /// days; 1 h. `None`, no limit. Every other wait of the migration ends with it too.
@@ -67,44 +67,46 @@ pub struct Params {
     pub handover_timeout: Duration,
     /// Source: connections to the destination, 1 to 64; 1.
     pub channels: u32,
-    /// Destination: the most connections that it takes of a source: 1 to 64; 64. A source that wants
-    /// more is refused.
+    /// Destination: the most connections that it takes from a source: 1 to 64; 64. A source that
+    /// wants more is refused.
     pub incoming_channels: u32,
     /// Destination: the most bytes of early configuration, and the most of device state, that it
     /// accepts: 4 KiB to 1 TiB each; 256 MiB.
     pub max_state_bytes: u64,
     /// Source: the most memory for copies of sent pages, over all connections together: 1 MiB to 1
-    /// TiB; `None`, none. With it, a page that is sent again goes as what has changed in it since,
-    /// where that is less; the destination must be able to (feature "delta"). The memory is taken
+    /// TiB; `None`, none. With such memory, a page that is sent again goes as a delta, when the
+    /// delta is shorter. The destination must support deltas (feature "delta"). The memory is taken
     /// as pages come back, and is freed when the migration ends.
     pub delta_cache_bytes: Option<u64>,
-    /// Source: bytes a second that sending may use from the pause on: 64 KiB/s to 1 TiB/s; `None`, no
-    /// cap. With a cap the guest stands still for longer, and what is expected of the downtime
-    /// counts with it.
+    /// Source: bytes a second that sending may use from the pause on: 64 KiB/s to 1 TiB/s; `None`,
+    /// no cap. With a cap the guest stands still for longer, and the expected downtime takes the
+    /// cap into account.
     pub switchover_max_bandwidth: Option<u64>,
-    /// Source: whether contents of pages are compressed, by zstd. Off. A destination takes compressed
-    /// contents whatever it has here.
+    /// Source: whether contents of pages are compressed, by zstd. Off. A destination takes
+    /// compressed contents whatever its own setting is.
     pub compression: Compression,
-    /// Source: the level of zstd: 1 to 19, or 0 for the default, 1. A higher level compresses more and
-    /// takes longer.
+    /// Source: the level of zstd: 1 to 19, or 0 for the default, 1. A higher level compresses more
+    /// and takes longer.
     pub compression_level: i32,
     /// Whether contents of pages travel with a checksum, which the destination compares before they
-    /// reach guest memory. Off by default at the source; a destination does by default what the
-    /// source wants. Where one side has it on and the other off, they do not agree.
+    /// reach guest memory. The default at the source is off. The default at the destination is the
+    /// source's choice. When one side has checksums on and the other has them off, the migration is
+    /// refused.
     pub page_checksums: PageChecksums,
     /// Destination: the host backs memory just before contents arrive for it, with the help of a
     /// thread (`Role::Prefault`). On. Memory that is backed already, and memory that a userfaultfd
     /// watches, is left alone either way.
     pub prefault: bool,
     /// Source: pages go from guest memory to the network device without a copy (`MSG_ZEROCOPY`),
-    /// where the connection is TCP or vsock and the kernel does. Off. It pays for links of 10 Gbit/s
-    /// and more, with guest memory that may be locked; pages that travel with a checksum, compressed
-    /// or as a delta are copied. Where the kernel copies all the same, as on loopback, it is switched
-    /// off after a few sends; [`Stats::zero_copy`](crate::migrate::Stats::zero_copy) tells.
+    /// when the connection is TCP or vsock and the kernel can do that. Off. This pays for links of
+    /// 10 Gbit/s and more, with guest memory that may be locked. Pages that travel with a checksum,
+    /// compressed or as a delta are copied. When the kernel copies all the same, as on loopback,
+    /// sending without a copy is switched off after a few sends: see
+    /// [`Stats::zero_copy`](crate::migrate::Stats::zero_copy).
     pub zero_copy: bool,
     /// Source: ballooned pages are neither read nor sent. Destination: pages that the source names
-    /// as ballooned are discarded here too. On. No effect unless the VMM has said that the guest
-    /// must tell before it uses a page again.
+    /// as ballooned are discarded here too. On. This has no effect unless the VMM has said that the
+    /// guest must report a page before it uses the page again.
     pub skip_ballooned: bool,
 }
 
@@ -112,13 +114,13 @@ pub struct Params {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Compression {
-    /// No.
+    /// Contents are not compressed.
     #[default]
     Off = 0,
-    /// Where that makes the migration faster: each lane measures what it carries with and without.
-    /// A destination that cannot decompress gets plain contents.
+    /// Contents are compressed when that makes the migration faster: each lane measures its speed
+    /// with compression and without. A destination that cannot decompress gets plain contents.
     Adaptive = 1,
-    /// Always. A destination that cannot decompress is refused.
+    /// Contents are always compressed. A destination that cannot decompress is refused.
     Always = 2,
 }
 
@@ -129,13 +131,13 @@ pub enum PageChecksums {
     /// Source: off. Destination: as the source wants.
     #[default]
     Default = 0,
-    /// A peer that has them off, or does not know them, is refused.
+    /// Checksums are on. A peer that has them off, or does not know them, is refused.
     On = 1,
-    /// None.
+    /// Checksums are off.
     Off = 2,
 }
 
-/// Who asks what to offer.
+/// The side whose offer is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     Source,
@@ -175,8 +177,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub const BANDWIDTH_MIN: u64 = 64 << 10;
 const BANDWIDTH_MAX: u64 = 1 << 40;
 
-/// The time limit for `bytes` as one transfer: the time that a peer may be idle, and the time of
-/// the bytes on the slowest link that brant serves.
+/// The time limit for `bytes` as one transfer: the time that a peer may be idle, and in addition
+/// the time that the bytes take on the slowest link that brant serves.
 pub(super) fn transfer(idle: Timeout, bytes: u64) -> Timeout {
     let slowest = Duration::from_secs_f64(bytes as f64 / BANDWIDTH_MIN as f64);
     Timeout::new(
@@ -288,8 +290,8 @@ impl Params {
         Timeout::new("the I/O timeout", self.io_timeout)
     }
 
-    /// The limit for `bytes` that are sent or received as one transfer. It ends a peer that moves a
-    /// byte now and then and so is never idle.
+    /// The limit for `bytes` that are sent or received as one transfer. It ends a transfer whose
+    /// peer moves a byte now and then, and so is never idle.
     pub(super) fn transfer(&self, bytes: u64) -> Timeout {
         transfer(self.io(), bytes)
     }
@@ -386,8 +388,8 @@ mod tests {
     #[test]
     fn a_destination_takes_checksums_by_default_and_a_source_has_to_be_told() {
         use PageChecksums as C;
-        // What source and destination were told, and whether they agree on checksums; `None`: on
-        // nothing.
+        // The settings of source and destination, and the agreement on checksums. `None`: there is
+        // no agreement.
         let table = [
             (C::Default, C::Default, Some(false)),
             (C::Default, C::Off, Some(false)),

@@ -47,7 +47,8 @@ pub struct Stats {
     /// The guest's memory.
     pub total_bytes: u64,
     /// Source: bytes pending now; `total_bytes` before the first pass. Destination: `total_bytes`
-    /// less the pages received so far. 0 after success; after a failure or a cancel, the last value.
+    /// less the pages received so far. 0 after success; after a failure or a cancel, the last
+    /// value.
     pub remaining_bytes: u64,
     /// Bytes that went over the connection, headers included.
     pub wire_bytes: u64,
@@ -59,9 +60,9 @@ pub struct Stats {
     pub hole_pages: u64,
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
-    /// Of the data pages, those that went (came) compressed.
+    /// Of the data pages, those that were sent (received) compressed.
     pub compressed_pages: u64,
-    /// What the compressed pages became, in bytes.
+    /// The size of the compressed pages after compression, in bytes.
     pub compressed_bytes: u64,
     /// Time since the start.
     #[serde(rename = "elapsed_ns", serialize_with = "as_nanos")]
@@ -149,19 +150,20 @@ pub struct Stats {
     /// Of the zero pages, the poisoned ones, whose contents the VMM has declared lost: neither read
     /// nor sent. A page that is named again counts again. Source only.
     pub poisoned_pages: u64,
-    /// Of the data pages, those that were sent again as what had changed in them. Source only.
+    /// Of the data pages, those that were sent again as deltas. Source only.
     pub delta_pages: u64,
-    /// Bytes that these pages would have taken more if they had been sent whole. Source only.
+    /// Bytes that deltas saved: the size of the delta pages less the size of their deltas. Source
+    /// only.
     pub delta_saved_bytes: u64,
-    /// Pages that were sent again, and whole because the cache did not hold their last version. A
-    /// page enters the cache when it is sent for the second time, so that sending is always one of
-    /// them. Source only.
+    /// Pages that were sent again as a whole because the cache did not hold their last version. A
+    /// page enters the cache when it is sent for the second time, so the second sending of every
+    /// page counts here. Source only.
     pub delta_missed_pages: u64,
-    /// Pages that were sent again, and whole because too much had changed in them. Source only.
+    /// Pages that were sent again as a whole because too much had changed in them. Source only.
     pub delta_overflowed_pages: u64,
-    /// For how long one channel had more pages than it could send while another had none: what several
-    /// channels lose because each stretch of memory belongs to one of them. As a share of the
-    /// migration: divided by `elapsed`. Source only; 0 with one channel.
+    /// How long one channel had more pages than it could send while another had none. Several
+    /// channels lose this time because each stretch of memory belongs to one of them. Divided by
+    /// `elapsed`, it is a share of the migration. Source only; 0 with one channel.
     #[serde(rename = "uneven_ns", serialize_with = "as_nanos")]
     pub uneven: Duration,
     /// Pages that the host was asked to back just before their contents arrived. Destination only.
@@ -170,37 +172,38 @@ pub struct Stats {
     pub prefault_failures: u64,
     /// Bytes of pages that the kernel sent from guest memory without a copy. Source only.
     pub zero_copied_bytes: u64,
-    /// Bytes of pages that were to go without a copy, and that the kernel copied after all: on loopback
-    /// it always does. Source only.
+    /// Bytes of pages that brant sent without a copy and that the kernel copied all the same. On
+    /// loopback the kernel always does. Source only.
     pub copied_anyway_bytes: u64,
-    /// Sends that the kernel refused to make without a copy, for want of memory that may be locked
-    /// (`RLIMIT_MEMLOCK`, `net.core.optmem_max`), and that were copied. Source only.
+    /// Sends that the kernel refused to make without a copy, and that were then copied. The reason
+    /// is a limit on locked memory (`RLIMIT_MEMLOCK`, `net.core.optmem_max`). Source only.
     pub zero_copy_refused: u64,
-    /// Whether pages go without a copy, and why not. Source only.
+    /// Whether pages are sent without a copy, and why not. Source only.
     pub zero_copy: ZeroCopyState,
 }
 
-/// Whether pages go without a copy ([`Params::zero_copy`](crate::migrate::Params::zero_copy)), and
-/// why not. The numbers are part of the C ABI.
+/// Whether pages are sent without a copy
+/// ([`Params::zero_copy`](crate::migrate::Params::zero_copy)), and why not. The numbers are part of
+/// the C ABI.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 #[non_exhaustive]
 pub enum ZeroCopyState {
-    /// It was not asked for.
+    /// Sending without a copy was not asked for.
     #[default]
     Off = 0,
-    /// They go without a copy.
+    /// Pages are sent without a copy.
     On = 1,
-    /// The kernel cannot, on this kind of connection.
+    /// The kernel cannot send without a copy on this kind of connection.
     Unsupported = 2,
-    /// The kernel copied each time all the same, so they are copied at once.
+    /// The kernel copied every page all the same, so brant has pages copied at once.
     Copied = 3,
-    /// Not one send's memory may be locked (`RLIMIT_MEMLOCK`, `net.core.optmem_max`).
+    /// Not even the memory of one send may be locked (`RLIMIT_MEMLOCK`, `net.core.optmem_max`).
     Limit = 4,
 }
 
 impl ZeroCopyState {
-    /// Why pages are copied that were to go without a copy.
+    /// Why pages are copied although sending without a copy was asked for.
     pub(super) fn why_off(self) -> Option<&'static str> {
         match self {
             ZeroCopyState::Off | ZeroCopyState::On => None,
@@ -247,8 +250,8 @@ impl Stats {
     }
 
     /// Predicts the time until the rest fits: the rest shrinks by the link's rate less the guest's.
-    /// `None` when it does not shrink, and while either rate is unknown. `switchover` is the rate of
-    /// the switchover in bytes a second, where it is not the link's.
+    /// `None` when the rest does not shrink, and while either rate is unknown. `switchover` is the
+    /// rate of the switchover in bytes a second, when it differs from the link's.
     ///
     /// Both rates are measured, and vary by a tenth or more from one pass to the next. When they
     /// differ by less than a fifth, the difference is chance, and no time follows from it.
@@ -277,17 +280,17 @@ pub enum LaneState {
     /// There is no connection yet, or the migration is over.
     #[default]
     Closed = 0,
-    /// Everything that was given to it is done and acknowledged.
+    /// All work of the lane is done and acknowledged.
     Idle = 1,
-    /// It has something to do, or waits for its peer.
+    /// The lane has work, or waits for its peer.
     Busy = 2,
 }
 
-/// The figures of one lane of a migration: a connection, and what encodes for it or decodes from it.
+/// The figures of one lane of a migration: a connection, and its encoder or decoder.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LaneStats {
-    /// What it is doing.
+    /// What the lane is doing.
     pub state: LaneState,
     /// Bytes that went over the connection, headers included.
     pub wire_bytes: u64,
@@ -299,22 +302,22 @@ pub struct LaneStats {
     pub unacknowledged_pages: u64,
     /// Pages that wait for the lane. Source only; 0 on channel 0.
     pub queued_pages: u64,
-    /// For how long the others waited because this lane had as many pages waiting as may wait. Source
-    /// only; 0 on channel 0.
+    /// How long the migration's thread waited because this lane's queue was full. Source only; 0 on
+    /// channel 0.
     pub queue_wait: Duration,
-    /// For how long the connection had no room. Source only.
+    /// How long the connection had no room. Source only.
     pub send_wait: Duration,
-    /// For how long it had nothing to do. Source: 0 on channel 0. Destination: for how long it waited
+    /// How long the lane had nothing to do. Source: 0 on channel 0. Destination: how long it waited
     /// for bytes.
     pub idle: Duration,
-    /// For how long the destination has had something to acknowledge and has acknowledged nothing;
-    /// `None` when it has nothing. Source only.
+    /// How long the destination has had something to acknowledge and has acknowledged nothing;
+    /// `None` when it has nothing to acknowledge. Source only.
     pub silence: Option<Duration>,
 }
 
 /// Whole nanoseconds.
 pub(crate) fn nanos(time: Duration) -> u64 {
-    // The largest number says "unknown" to C.
+    // In C the largest number means "unknown".
     u64::try_from(time.as_nanos()).map_or(u64::MAX - 1, |ns| ns.min(u64::MAX - 1))
 }
 
@@ -406,8 +409,8 @@ mod tests {
 
     #[test]
     fn the_time_left_is_unknown_unless_the_link_is_clearly_faster_than_the_guest() {
-        // Bytes a second of the link, pages a second of the guest, and the time left of 590.4 MB
-        // more than fit.
+        // Each row: bytes a second of the link, pages a second of the guest, and the time left. The
+        // rest is 590.4 MB more than fits.
         let table = [
             (Some(1_000_000_000), Some(100_000), Some(1_000_000_000)),
             (Some(1_000_000_000), Some(0), Some(590_400_000)),
@@ -415,7 +418,7 @@ mod tests {
             (Some(1_000_000_000), None, None),
             (None, Some(100_000), None),
             (Some(1_000_000_000), Some(300_000), None),
-            // 1 % apart: nine days, if it were so.
+            // The rates are 1 % apart. By their difference alone the time left would be nine days.
             (Some(1_000_000_000), Some(241_700), None),
         ];
         for (bandwidth, dirty_pages_per_second, left) in table {
@@ -446,7 +449,8 @@ mod tests {
             remaining_bytes: 130_000_000,
             ..Stats::default()
         };
-        // Of 100 MB/s, 30 MB fit 300 ms; the other 100 MB go at the link's rate before.
+        // At 100 MB/s, 30 MB fit into 300 ms. The other 100 MB are sent before that, at the link's
+        // rate.
         stats.predict(Duration::from_millis(300), Some(1e8));
         assert_eq!(stats.time_left, Some(Duration::from_millis(100)));
     }

@@ -1,7 +1,7 @@
 //! The migration state of either side, as figures, JSON and C show it.
 //!
-//! Each of the two machines has a state of its own; [`State`] is one or the other. It decides
-//! nothing.
+//! Each of the two machines has a state type of its own. [`State`] is a state of one or of the
+//! other, and decides nothing.
 
 use super::switchover::{destination, source, Machine};
 use serde::{Serialize, Serializer};
@@ -17,9 +17,9 @@ use serde::{Serialize, Serializer};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Of an outgoing migration.
+    /// The state of an outgoing migration.
     Source(source::State),
-    /// Of an incoming migration.
+    /// The state of an incoming migration.
     Destination(destination::State),
 }
 

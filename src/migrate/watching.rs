@@ -1,26 +1,26 @@
-//! What the VMM asks of a migration while it goes on, the same words at both sides.
+//! The VMM's queries about a migration in progress, which are the same at both sides.
 
-/// The questions of a type whose `shared` is a [`Migration`](super::common::Migration).
+/// The queries of a type whose `shared` is a [`Migration`](super::common::Migration).
 macro_rules! watching {
     ($migration:ident, $state:ty) => {
         impl $migration {
-            /// Where it is.
+            /// The migration state.
             pub fn state(&self) -> $state {
                 self.shared.handle.state()
             }
 
-            /// The figures as they are now.
+            /// The current figures.
             pub fn stats(&self) -> crate::migrate::Stats {
                 self.shared.handle.stats()
             }
 
-            /// The same as JSON.
+            /// The current figures as JSON.
             pub fn stats_json(&self) -> crate::error::Result<String> {
                 self.shared.handle.stats_json()
             }
 
-            /// An eventfd that becomes readable when the figures have changed. It stays the
-            /// migration's; reading it resets it.
+            /// An eventfd that becomes readable when the figures have changed. The migration owns
+            /// the eventfd; reading it resets it.
             pub fn notify_fd(&self) -> std::os::fd::BorrowedFd<'_> {
                 self.shared.handle.notify.fd()
             }

@@ -1,5 +1,5 @@
-//! The one loop that both drivers run in: the machine says what to do, the driver does it,
-//! and what came of it is the machine's next event.
+//! The loop of both drivers: the machine gives an action, the driver carries it out, and the
+//! outcome is the machine's next event.
 
 use super::callbacks::Callbacks;
 use super::common::Common;
@@ -15,26 +15,27 @@ use std::sync::Arc;
 pub(super) trait Work {
     /// The side's machine.
     type Machine: Side;
-    /// The guest, as this side has it.
+    /// The guest, in the type of this side.
     type Guest;
 
-    /// What drivers of both sides have.
+    /// The data that drivers of both sides have.
     fn common(&mut self) -> &mut Common<Self::Guest, Self::Machine>;
-    /// A state begins: brings the figures up to date.
+    /// Enters a state: brings the figures up to date.
     fn enter(&mut self, state: Self::Machine);
-    /// Does what the machine said. `None`: nothing that it has to know came of it.
+    /// Carries out an action. `None`: the outcome is no event for the machine.
     fn perform(
         &mut self,
         action: <Self::Machine as Machine>::Action,
     ) -> Result<Option<<Self::Machine as Machine>::Event>>;
-    /// A sentence on how well it went.
+    /// A sentence about a successful migration.
     fn success(&self) -> String;
 }
 
-/// Does all of it, on the migration's thread.
+/// Runs the whole migration, on the migration's thread.
 pub(super) fn run<W: Work>(mut driver: W) {
     let shared = Arc::clone(&driver.common().shared);
-    // Whoever waits is told last, when consumer, connection and pins are gone, and whatever happens.
+    // Threads that wait for the end are woken last, when consumer, connection and pins are gone.
+    // That holds whatever happens before.
     let _end = Ending(&shared.handle);
     work(driver);
 }
@@ -64,8 +65,8 @@ fn work<W: Work>(mut driver: W) {
         }
         let mut outcome = None;
         for action in next.actions {
-            // A defect of ours, in whatever action, is a failure like any other: the
-            // machine sees to it that the guest runs on.
+            // A defect of brant's in an action is a failure like any other: the machine makes sure
+            // that the guest runs on.
             let result = catch(|| {
                 #[cfg(test)]
                 let _planted = super::planted::point(&format!("{action:?}"));
@@ -78,7 +79,7 @@ fn work<W: Work>(mut driver: W) {
                     warn(&vmm, state, &error);
                     outcome = Some(event);
                 }
-                // It is over, and nothing changes what it came to.
+                // The migration is over, and a later error does not change its outcome.
                 (Err(error), None) if state.is_over() => warn(&vmm, state, &error),
                 (Err(error), None) => outcome = Some(failed(&mut driver, Some(*action), error)),
             }
@@ -96,7 +97,7 @@ fn work<W: Work>(mut driver: W) {
     vmm.event(state.ending(), message);
 }
 
-/// Tells the VMM of something that went wrong and changes nothing.
+/// Tells the VMM of an error that changes nothing.
 fn warn(vmm: &Callbacks, state: impl Machine, error: &Error) {
     let message = format!("the migration is `{}` all the same: {error}", state.name());
     vmm.event(EventKind::Warning, message);
@@ -114,7 +115,8 @@ fn failed<W: Work>(
         Kind::Refused | Kind::Layout | Kind::Version => Failure::Refused,
         _ => Failure::Other,
     };
-    // Where a cancel interrupted this side is nobody's business; that the peer cancelled is.
+    // When this side was cancelled, the place of the interruption is of no interest. When the peer
+    // cancelled, it is.
     let ours = driver.common().shared.handle.cancel.is_cancelled();
     let error = match error.kind() {
         Kind::Cancelled if ours => Error::new(Kind::Cancelled, "the migration was cancelled"),

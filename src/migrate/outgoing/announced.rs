@@ -1,4 +1,4 @@
-//! Which of the guest's blocks the destination knows, and what it has to hear of others.
+//! Which of the guest's blocks the destination knows, and which changes it must be told of.
 
 use crate::dirty::taken::Taken;
 use crate::error::Result;
@@ -8,25 +8,25 @@ use crate::migrate::layout::describe;
 use crate::wire::Record;
 use std::collections::HashSet;
 
-/// What a table of them is called when there is no memory for it.
+/// The name of a table of blocks in the error of a failed allocation.
 const BLOCKS: &str = "the guest's blocks";
 
 /// See the file's description.
 #[derive(Debug, Default)]
 pub(super) struct Announced {
     blocks: HashSet<BlockId>,
-    /// The map whose removals the destination has been told of.
+    /// The generation of the map whose removals the destination knows.
     at: Option<u64>,
 }
 
 impl Announced {
-    /// The destination is told of a block of the layout.
+    /// Records that the destination was told of a block of the layout.
     pub(super) fn add(&mut self, block: BlockId) -> Result<()> {
         fallible::add(&mut self.blocks, block, BLOCKS)?;
         Ok(())
     }
 
-    /// The whole layout of `map` has been told.
+    /// Records that the destination was told of the whole layout of `map`.
     pub(super) fn all_of(&mut self, map: &Map) {
         self.at = Some(map.generation());
     }
@@ -43,12 +43,12 @@ impl Announced {
             .any(|block| !self.blocks.contains(&block.id()))
     }
 
-    /// All that the destination has to hear of `memory`, as bytes: for several channels, on which
-    /// nothing is on its way then.
+    /// All changes of `memory` that the destination does not know yet, as bytes. For a migration
+    /// with several channels, none of which has anything on its way at that moment.
     pub(super) fn all_news(&mut self, memory: &Memory) -> Result<Vec<u8>> {
         let map = memory.map();
         let mut news = Vec::new();
-        // Those that went first: one that comes may have the name of one that went.
+        // Removed blocks first: a new block may have the name of a removed one.
         let gone = self.blocks.iter().copied();
         let gone = gone.filter(|id| map.block(*id).is_none());
         for id in fallible::collect(gone, BLOCKS)? {
@@ -65,20 +65,21 @@ impl Announced {
         Ok(news)
     }
 
-    /// What the destination has to hear before `taken`: of blocks that went, and of those that
-    /// came since. As bytes, to be sent with the runs: what waits for the peer alone would wait
-    /// with their pins.
+    /// What the destination must be told before `taken` arrives: removed blocks, and blocks that
+    /// were added since. The answer is bytes, which are sent together with the runs. If they were
+    /// sent alone, a wait for the peer would also keep the runs' pins.
     pub(super) fn news(&mut self, memory: &Memory, taken: Option<&Taken>) -> Result<Vec<u8>> {
         let mut news = Vec::new();
         let blocks = || taken.into_iter().flat_map(Taken::blocks);
-        // Those that went first: one that comes may have the name of one that went. Only when the
-        // map has changed: this is asked with every batch.
+        // Removed blocks first: a new block may have the name of a removed one. Removals are looked
+        // for only when the map has changed, because this function is called with every batch.
         if self.at != Some(memory.with_map(Map::generation)) {
             let map = memory.map();
             let gone = self.blocks.iter().copied();
             let gone = gone.filter(|id| map.block(*id).is_none());
             let mut gone = fallible::collect(gone, BLOCKS)?;
-            // One that runs are still sent of is told of with a later batch.
+            // When runs of a removed block are still being sent, a later batch tells of its
+            // removal.
             let before = gone.len();
             let sent = |id| blocks().any(|block| block.id() == id);
             gone.retain(|id| !sent(*id));

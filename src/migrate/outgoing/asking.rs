@@ -1,13 +1,14 @@
-//! Asking the decider, which may be a VMM's own: a panic in it is an error that names the decider.
+//! Asks the decider, which may be a VMM's own. A panic in the decider becomes an error that names
+//! the decider.
 //!
-//! Without that, the message of a failed migration would say that brant itself is defective, and
-//! whoever reads it would look for the defect in here.
+//! Otherwise the message of a failed migration would say that brant itself is defective, and its
+//! reader would look for the defect in brant.
 
 use crate::error::{Error, Kind, Result};
 use crate::migrate::steering::{Decider, Decision, Facts};
 use crate::runtime::thread::catch;
 
-/// What `decider` answers to `facts`; [`Kind::Vmm`] where it panics.
+/// The decider's answer to `facts`. When the decider panics, the error is [`Kind::Vmm`].
 pub(super) fn ask(decider: &mut dyn Decider, facts: &Facts) -> Result<Decision> {
     catch(|| decider.decide(facts))
         .map_err(|panic| Error::new(Kind::Vmm, format!("the decider {}", panic.message())))

@@ -1,24 +1,26 @@
 //! Which lane a stretch belongs to. Pure.
 //!
-//! Records of one lane are applied in order, those of two lanes in any. So everything about a
-//! page goes by the same lane as long as the session lasts. The unit is a stretch, or one page of the
-//! block where that is larger, so that the destination can make such a page once.
+//! The records of one lane are applied in order; the records of two lanes are applied in any order.
+//! So a page keeps its lane for the whole session. The unit of assignment is a stretch. Where the
+//! block's page size is larger, the unit is one page of the block, so that the destination can make
+//! such a page once.
 //!
-//! Example of a bad assignment: unit `u` goes to lane `u % lanes`. A guest of four lanes that writes
-//! to every fourth stretch then keeps one lane busy and three idle. So units are dealt in rounds:
-//! the next `lanes` units go to different lanes, and where a round begins is drawn by its number.
+//! Example of a bad assignment: unit `u` goes to lane `u % lanes`. A guest of four lanes that
+//! writes to every fourth stretch then keeps one lane busy and three idle. So units are dealt in
+//! rounds: the next `lanes` units go to different lanes. The number of the round determines the
+//! first lane of the round.
 
 use crate::memory::{Block, BlockId, PageRun};
 use crate::units::STRETCH_PAGES;
 
-/// How stretches are dealt to so many lanes.
+/// The assignment of stretches to a number of lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Assignment {
     lanes: u64,
 }
 
 impl Assignment {
-    /// To `lanes` lanes; at least one.
+    /// The assignment to `lanes` lanes; `lanes` is at least one.
     pub(super) fn to(lanes: usize) -> Assignment {
         Assignment {
             lanes: lanes.max(1) as u64,
@@ -36,7 +38,7 @@ impl Assignment {
             return 0;
         }
         let (round, place) = (unit / self.lanes, unit % self.lanes);
-        // Small blocks go to different lanes too.
+        // The block's number takes part, so that small blocks go to different lanes too.
         let begins = mixed(round).wrapping_add(block.0.into()) % self.lanes;
         ((place + begins) % self.lanes) as usize
     }

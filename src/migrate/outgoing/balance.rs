@@ -1,16 +1,16 @@
-//! For how long one lane had more to send than it could while another had nothing: what an uneven
-//! assignment of stretches costs.
+//! The time in which one lane was full while another was idle: the cost of an uneven assignment of
+//! stretches.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Default)]
 struct Now {
-    /// Lanes that have nothing to send.
+    /// How many lanes have nothing to send.
     idle: usize,
-    /// Lanes for which the migration's thread waits.
+    /// How many lanes are full: the migration's thread waits for room.
     full: usize,
-    /// Since when it has been uneven.
+    /// The beginning of the present time of imbalance.
     since: Option<Instant>,
     uneven: Duration,
 }
@@ -19,18 +19,18 @@ struct Now {
 #[derive(Debug, Default)]
 pub(super) struct Balance(Mutex<Now>);
 
-/// What a lane is as long as this lives.
+/// The load of a lane for as long as this value lives.
 pub(super) struct Being<'b> {
     balance: &'b Balance,
     state: Load,
 }
 
-/// What a lane can be.
+/// The load of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Load {
-    /// It has nothing to send.
+    /// The lane has nothing to send.
     Idle,
-    /// Whoever has more for it waits.
+    /// The lane has no room, and the migration's thread waits with more work.
     Full,
 }
 
@@ -39,7 +39,7 @@ impl Balance {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// A lane is that until the value is dropped.
+    /// Gives a lane this load until the returned value is dropped.
     pub(super) fn be(&self, state: Load) -> Being<'_> {
         self.lock().change(Instant::now(), state, 1);
         Being {
@@ -48,7 +48,7 @@ impl Balance {
         }
     }
 
-    /// How long it has been uneven in all.
+    /// The sum of all times of imbalance.
     pub(super) fn uneven(&self) -> Duration {
         let now = self.lock();
         now.uneven + now.since.map_or(Duration::ZERO, |since| since.elapsed())
@@ -88,7 +88,7 @@ mod tests {
         let begun = Instant::now();
         let mut now = Now::default();
         let steps = [
-            // Milliseconds, what changes, and how much has been uneven by then.
+            // Each row: milliseconds, the change, and the sum of imbalance by then.
             (0, Load::Idle, 1, 0),
             (10, Load::Full, 1, 0),
             (15, Load::Idle, 1, 0),

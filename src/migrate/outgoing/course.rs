@@ -17,19 +17,19 @@ pub(super) struct Course {
     this_pass: PassSoFar,
     last_pass: Option<PassFacts>,
     last_sync: Option<Instant>,
-    /// The consumer's totals as of that.
+    /// The consumer's totals as of the last sync.
     tracked: ConsumerStats,
     sync_time: Duration,
 }
 
-/// What the pass that is going on has sent.
+/// What the current pass has sent.
 #[derive(Debug, Default)]
 struct PassSoFar {
     pages: u64,
     data: u64,
-    /// Bytes of the data pages that deltas saved.
+    /// Bytes of data pages that deltas saved.
     saved: u64,
-    /// Waits for a cap of the bandwidth.
+    /// Time spent waiting for a cap on the bandwidth.
     waited: Duration,
 }
 
@@ -70,9 +70,9 @@ impl Course {
         }
     }
 
-    /// A sync that took `took` has ended, and `tracked` are the consumer's totals now; `begun` is
-    /// when the migration began. `all_sent`: nothing was pending before it. How many pages were
-    /// found since the last time, by others' syncs too.
+    /// Records that a sync has ended. It took `took`; `tracked` are the consumer's totals after it;
+    /// the migration began at `begun`. `all_sent` says that nothing was pending before the sync.
+    /// Returns how many pages were found since the last call, also by other consumers' syncs.
     pub(super) fn synced(
         &mut self,
         now: Instant,
@@ -85,7 +85,7 @@ impl Course {
         let before = std::mem::replace(&mut self.tracked, tracked);
         let found = tracked.found - before.found;
         if tracked.failed_syncs != before.failed_syncs {
-            // Nobody knows how much was written.
+            // In this case nobody knows how much was written.
             self.dirtied = DirtyRate::default();
         } else {
             self.dirtied.found(found, since, all_sent);
@@ -95,12 +95,12 @@ impl Course {
         found
     }
 
-    /// Since the last sync, or since the migration began.
+    /// The time since the last sync, or since the migration began when there was none.
     pub(super) fn since_sync(&self, now: Instant, begun: Instant) -> Duration {
         now - self.last_sync.unwrap_or(begun)
     }
 
-    /// Pages a second that the guest dirties.
+    /// The guest's dirty rate: pages in a second.
     pub(super) fn dirty_rate(&self) -> Option<f64> {
         self.dirtied.rate()
     }
@@ -119,7 +119,7 @@ impl Course {
 mod tests {
     use super::*;
 
-    /// What the next pages will take of the link is expected by the bytes of the last pass.
+    /// The last pass' bytes predict what the next pages will take of the link.
     #[test]
     fn pages_that_went_as_what_had_changed_count_by_their_bytes() {
         let mut course = Course::default();

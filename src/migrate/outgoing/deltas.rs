@@ -1,17 +1,17 @@
-//! Re-sent pages of one lane as what has changed in them.
+//! Re-sent pages of one lane, encoded as what has changed in them.
 //!
-//! Only pages that have been sent before are looked at. In the first pass a guest of a terabyte would
-//! churn the cache and copy all of its memory for nothing: most pages never come back. So a page
-//! enters the cache with its second sending, and from the third on it can go as a delta.
+//! A page enters the cache with its second sending, and from the third on it can go as a delta. If
+//! pages entered with their first sending, the first pass of a guest of a terabyte would copy all
+//! of its memory and churn the cache for nothing: most pages never come back.
 //!
-//! Example: in pass 2 a page comes back. It is copied, the copy is sent whole, and kept
-//! ([`SentPages`]). In pass 3 it comes back with 8 other bytes: the copy of today is encoded against
-//! the kept one, which the destination has in its memory; some 11 bytes are sent, and the copy of
-//! today is kept.
+//! Example: in pass 2 a page comes back. The page is copied, and the copy is both sent whole and
+//! kept ([`SentPages`]). In pass 3 the page comes back with 8 changed bytes. The new copy is
+//! encoded against the kept one, which the destination has in its memory. Some 11 bytes are sent,
+//! and the new copy replaces the kept one.
 //!
-//! The encoder of a lane owns this, and asks for each page; [`DeltaPays`] decides whether it is worth
-//! it. Caches die with their lane: a lane of another session knows nothing of this destination's
-//! memory.
+//! The lane's encoder owns this cache and asks it for each page. [`DeltaPays`] decides whether
+//! deltas are worth the work. A cache ends with its lane: a lane of another session knows nothing
+//! of this destination's memory.
 
 use super::sent_pages::{Key, SentPages};
 use crate::error::Result;
@@ -21,7 +21,8 @@ use crate::migrate::steering::delta_pays::{DeltaPass, DeltaPays};
 use crate::page::delta::{self, PAGE};
 use crate::units::Pages;
 
-/// A longer encoding is not worth the work of both sides: the page goes whole.
+/// When an encoding would be longer, it is not worth the work of both sides, and the page goes
+/// whole.
 const LONGEST: usize = PAGE * 3 / 4;
 
 /// See the file's description.
@@ -36,16 +37,16 @@ pub(super) struct Deltas {
 /// What became of a re-sent page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Resent {
-    /// It goes as its encoding, against the version with this checksum.
+    /// The page goes as its encoding, against the version with this checksum.
     Changed { base: u32 },
-    /// It was not in the cache: its copy goes.
+    /// The page was not in the cache: its copy goes.
     Missed,
-    /// Too much of it has changed: its copy goes.
+    /// Too much of the page has changed: its copy goes.
     Overflowed,
 }
 
 impl Deltas {
-    /// With a cache of at most so many bytes.
+    /// A cache of at most `bytes` bytes.
     ///
     /// # Errors
     /// [`crate::error::Kind::NoMemory`].
@@ -58,7 +59,7 @@ impl Deltas {
         })
     }
 
-    /// The pages that come now are of this pass.
+    /// The pages that follow belong to pass `pass`.
     pub(super) fn in_pass(&mut self, pass: u32) {
         if pass != self.pass {
             self.pays.passed(&std::mem::take(&mut self.this_pass));
@@ -66,8 +67,8 @@ impl Deltas {
         }
     }
 
-    /// The name of a re-sent page, if its copy is to go, by [`Deltas::encode`]. Otherwise it goes
-    /// however it likes, and is forgotten.
+    /// The key of a re-sent page, when its copy is to be sent by [`Deltas::encode`]. When the
+    /// answer is `None`, the page may be sent in any way, and the cache has forgotten it.
     pub(super) fn wants(&mut self, block: BlockId, page: Pages) -> Option<Key> {
         let key = Key::new(block, page)?;
         if self.pays.is_on() || self.sent.is_sample(key) {
@@ -77,12 +78,12 @@ impl Deltas {
         None
     }
 
-    /// Whether anything is kept that could have to be forgotten.
+    /// Whether the cache is empty, so that no page has to be forgotten.
     pub(super) fn is_empty(&self) -> bool {
         self.sent.held() == 0
     }
 
-    /// Pages go in some other way than as a copy that was encoded here.
+    /// Forgets pages that are sent in another way than as a copy that was encoded here.
     pub(super) fn forget(&mut self, run: PageRun) {
         if self.is_empty() {
             return;
@@ -94,11 +95,12 @@ impl Deltas {
         }
     }
 
-    /// What becomes of the page `copy`, which is sent as it is here; its encoding, if it is to go as
-    /// that, is appended to `out`.
+    /// Decides how the page `copy` is sent, with exactly these bytes. When the page goes as an
+    /// encoding, the encoding is appended to `out`.
     ///
     /// # Errors
-    /// [`crate::error::Kind::NoMemory`]. The lane's cache is of no use then, and neither is the lane.
+    /// [`crate::error::Kind::NoMemory`]. The lane's cache and the lane are of no use after this
+    /// error.
     pub(super) fn encode(
         &mut self,
         key: Key,

@@ -1,5 +1,5 @@
-//! The source's driver: carries out what [`crate::migrate::switchover::source`] says, on a thread of
-//! its own, and turns what came of it into the next event. It decides nothing.
+//! The source's driver. It carries out the actions of [`crate::migrate::switchover::source`] on a
+//! thread of its own, and turns each outcome into the next event. It decides nothing.
 
 mod copy;
 mod negotiate;
@@ -30,25 +30,26 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-/// How soon the source looks again whether the removal of a block has ended.
+/// The time between two looks at whether the removal of a block has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Where an outgoing migration gets its connection.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectTo {
-    /// A connection that brant makes.
+    /// An endpoint to which brant connects.
     Endpoint(Endpoint),
-    /// A connected stream socket that the VMM made; brant's from here on. For one channel.
+    /// A connected stream socket that the VMM made, for one channel. The socket is brant's from
+    /// here on.
     Connected(OwnedFd),
-    /// The same for [`Params::channels`](crate::migrate::Params::channels) channels: a socket for
-    /// each, channel 0 first.
+    /// Connected stream sockets for [`Params::channels`](crate::migrate::Params::channels)
+    /// channels: one for each, channel 0 first.
     ConnectedAll(Vec<OwnedFd>),
 }
 
 impl ConnectTo {
-    /// The way to the destination for `channels` channels. Refuses a descriptor that is no
-    /// connection, and another number of them.
+    /// The way to the destination for `channels` channels. Descriptors that are no connections are
+    /// refused, and so is a number of them other than `channels`.
     fn route(self, channels: u32) -> Result<Route> {
         let sockets = match self {
             ConnectTo::Endpoint(endpoint) => return Ok(Route::Endpoint(endpoint)),
@@ -70,21 +71,21 @@ impl ConnectTo {
     }
 }
 
-/// The guest that leaves, and what its migration needs of it.
+/// The guest that leaves, and what its migration needs.
 pub(super) struct Leaving {
     pub(super) tracker: Arc<Tracker>,
     pub(super) blockers: Blockers,
-    /// What holds all lanes together to the stated bandwidth.
+    /// Holds all lanes together to the cap on the bandwidth.
     pub(super) pacer: Arc<Pacer>,
     /// When `pause` was called.
     pub(super) paused_at: OnceLock<Instant>,
-    /// A consumer of the caller's that the migration is to use instead of one of its own. Nobody
-    /// else takes from it until the migration is over.
+    /// A consumer of the caller's, which the migration uses instead of one of its own. Nobody else
+    /// takes pages from it until the migration is over.
     pub(super) lent: Mutex<Option<Arc<Consumer>>>,
 }
 
 impl Leaving {
-    /// How long the guest has stood still, if it was paused.
+    /// How long the guest has stood still, when it was paused.
     pub(super) fn stood(&self) -> Option<Duration> {
         self.paused_at.get().map(Instant::elapsed)
     }
@@ -94,11 +95,11 @@ impl Leaving {
     }
 }
 
-/// What the thread owns.
+/// What the migration's thread owns.
 pub(super) struct Driver {
     common: Common<Leaving, State>,
     consumer: Arc<Consumer>,
-    /// Whether that is the caller's.
+    /// Whether the consumer is the caller's.
     lent: bool,
     route: Route,
     decider: Box<dyn Decider>,
@@ -108,18 +109,18 @@ pub(super) struct Driver {
     token: Token,
     we_started_tracking: bool,
     walk: Walk,
-    /// Poisoned pages among those that were sent.
+    /// How many poisoned pages are among those that were sent.
     lost: u64,
-    /// How many poisoned pages there were when the VMM was last told of them.
+    /// The number of poisoned pages that the VMM was last told of.
     told_poisoned: u64,
-    /// Whether the VMM was told that pages go with a copy that were to go without.
+    /// Whether the VMM was told that pages are copied although zero-copy sending was asked for.
     told_copies: bool,
     course: Course,
-    /// What the last sync warned of.
+    /// The warnings of the last sync.
     warned: Vec<String>,
     blobs: Blobs,
     switchover: Limit,
-    /// It is over, and nothing is asked of the consumer any more: how far it came stays as it was.
+    /// The migration is over and asks the consumer nothing any more: its figures stay as they are.
     ended: bool,
 }
 
@@ -183,7 +184,8 @@ impl Work for Driver {
                 let begun = Instant::now();
                 self.consumer
                     .sync_unless(When::Stopped, &self.common.shared.handle.cancel)?;
-                // What the syncs of others find from here on, the guest has not written.
+                // From here on the guest writes nothing. Pages that other consumers' syncs find now
+                // are not the guest's writes.
                 self.consumer.freeze();
                 self.common.stats.last_sync = Some(begun.elapsed());
                 self.check_gate()?;
@@ -205,14 +207,15 @@ impl Work for Driver {
                 self.common.vmm.call("release", |vmm| vmm.release())?;
                 self.common.stats.release = Some(begun.elapsed());
                 self.check_gate()?;
-                // Before the destination's word, which can only be that it waited too long.
+                // Checked before the destination's message is read, which could only say that the
+                // wait was too long.
                 if !self.common.handover_counts() {
                     return Err(self
                         .too_late()
                         .context(format_args!("`release` took {:?}", begun.elapsed())));
                 }
-                // A destination that has given up meanwhile has said so, or is gone: the last
-                // moment to hear it and keep the guest.
+                // A destination that has given up meanwhile has sent an ABORT or closed the
+                // connection. This is the last moment to find that and keep the guest.
                 let listened = self.lanes()?.listen();
                 listened.map_err(|e| self.explain(e))?;
                 self.check_all_sent()?;
@@ -252,7 +255,8 @@ impl Work for Driver {
                     if left.is_zero() {
                         break;
                     }
-                    // A host that slept meanwhile is seen soon.
+                    // In short sleeps, so that the thread soon notices when the host was suspended
+                    // meanwhile.
                     std::thread::sleep(left.min(RENEW));
                 }
                 Some(Event::Decided)
@@ -277,7 +281,7 @@ impl Work for Driver {
                 None
             }
             Action::TellPeer => {
-                // A success has none, whatever went wrong after it.
+                // After a success there is no error, whatever failed later.
                 let error = self.common.shared.handle.error();
                 if let (Some(lanes), Some(error)) = (&mut self.lanes, error) {
                     lanes.abort(&error);
@@ -287,14 +291,14 @@ impl Work for Driver {
             Action::StopTracking => {
                 self.ended = true;
                 if !self.lent {
-                    // Nobody takes from it any more.
+                    // Nobody takes pages from this consumer any more.
                     self.consumer.abandon();
                     return Ok(None);
                 }
                 self.consumer.skip_ballooned(false);
                 self.consumer.unfreeze();
                 if self.we_started_tracking {
-                    // Whatever the migration came to, this does not change it.
+                    // A failure here does not change the outcome of the migration.
                     if let Err(e) = self.consumer.stop() {
                         self.common
                             .vmm
@@ -312,7 +316,7 @@ impl Work for Driver {
 }
 
 impl Driver {
-    /// Refuses a descriptor that is no connection.
+    /// Fails when a descriptor is no connection.
     pub(super) fn new(
         shared: Arc<Migration<Leaving, State>>,
         to: ConnectTo,
@@ -343,7 +347,8 @@ impl Driver {
         })
     }
 
-    /// Brings the figures up to date and tells the VMM to look, not too often.
+    /// Brings the figures up to date and notifies the VMM: when `now` is set, or when the last time
+    /// is long enough ago.
     fn renew(&mut self, now: bool) {
         let Some(at) = self.common.renewed.due(now) else {
             return;
@@ -408,7 +413,8 @@ impl Driver {
             .memory()
             .with_map(|map| map.total().0);
         if stats.pass == 0 {
-            // Nothing is pending before the first pass marks all of memory.
+            // Before the first pass marks all of memory, nothing is pending although all memory
+            // remains.
             stats.remaining_bytes = stats.total_bytes;
         } else if !self.ended {
             stats.remaining_bytes = remaining.bytes().0;
@@ -431,7 +437,8 @@ impl Driver {
             return;
         }
         if self.common.shared.guest.paused_at.get().is_none() {
-            // The cap of the switchover alone says nothing: the link may be slower.
+            // The cap of the switchover alone is no measure of the bandwidth: the link may be
+            // slower.
             let link = measured.is_some() || facts.stated || facts.last_pass.is_some();
             if stats.pass > 0 && link {
                 stats.expected_downtime = facts.expected_downtime().or(stats.expected_downtime);
@@ -442,14 +449,14 @@ impl Driver {
         self.common.shared.handle.publish(stats);
     }
 
-    /// What was paused runs again, or nobody knows when it will.
+    /// Ends the downtime: the paused guest runs again, or nobody knows when it will.
     fn stood_until_now(&mut self) {
         if let Some(stood) = self.common.shared.guest.stood() {
             self.common.stats.downtime = Some(stood);
         }
     }
 
-    /// What ends a wait for the destination: a cancel, or what one of several channels has found.
+    /// What ends a wait for the destination: a cancel, or an error on another channel.
     fn stop(&self) -> Cancel {
         match &self.lanes {
             Some(lanes) => lanes.stop().clone(),
@@ -461,12 +468,12 @@ impl Driver {
         self.lanes.as_mut().ok_or_else(no_connection)
     }
 
-    /// The lane of channel 0, on which everything goes that is not pages.
+    /// The lane of channel 0, which carries every record that is not about pages.
     fn first(&mut self) -> Result<&mut Lane> {
         self.lanes().map(Lanes::first)
     }
 
-    /// The walk, whose pages it takes, and where they go.
+    /// The walk, the consumer whose pages it takes, and the lanes that send them.
     fn sending<'a, 'io>(
         &'a mut self,
         io: &'a Io<'io>,
@@ -504,7 +511,8 @@ impl Driver {
         )
     }
 
-    /// No cancel (it is too late for that), until the destination must have decided.
+    /// The limits of a wait until the destination must have decided. No cancel ends it: the time
+    /// for one is over.
     fn until_decided(&self) -> Io<'static> {
         let left = self.common.until_decided();
         let of = Timeout::new(
@@ -514,7 +522,8 @@ impl Driver {
         Io::patient(of).within(of.with_left(left))
     }
 
-    /// Between two steps of the switchover: has somebody cancelled, is the time up?
+    /// Called between two steps of the switchover. Fails when somebody has cancelled or the time is
+    /// up.
     fn check_gate(&self) -> Result<()> {
         self.common.shared.handle.cancel.check("the switchover")?;
         if self.switchover.expired() {
@@ -530,10 +539,10 @@ impl Driver {
         Ok(())
     }
 
-    /// The guest stands still, but its VMM can still have added memory after the last walk. And it
-    /// may be removing a block: the pages that are set aside are no longer needed when the block is
-    /// gone, and would be missing at the destination when the removal is refused. So this waits for
-    /// the removal.
+    /// Checks that no page is left to send. The guest stands still, but two things can have
+    /// happened since the last walk. The VMM may have added memory. And the VMM may be removing a
+    /// block, whose pages are set aside: when the block is gone, nobody needs them, but when the
+    /// removal is refused, the destination would lack them. So this waits for the removal to end.
     fn check_all_sent(&self) -> Result<()> {
         let memory = self.common.shared.guest.tracker.memory();
         loop {
@@ -556,12 +565,12 @@ impl Driver {
         }
     }
 
-    /// When the whole migration has to have come to its switchover.
+    /// The limit of the whole migration: its switchover must have come by then.
     fn total(&self) -> Limit {
         self.common.shared.params.total(self.common.begun)
     }
 
-    /// If sending failed because the peer went away, its own word for why is better.
+    /// When sending failed because the peer went away, the peer's own reason replaces `error`.
     fn explain(&mut self, error: Error) -> Error {
         match &mut self.lanes {
             Some(lanes) => lanes.explain(error),
@@ -569,7 +578,7 @@ impl Driver {
         }
     }
 
-    /// Sends some pages; `None` when the walk has come to its end.
+    /// Sends some pages. `None` when the walk has come to its end.
     fn step(&mut self, most: Pages, io: &Io<'_>) -> Result<Option<Put>> {
         loop {
             let (walk, consumer, mut lanes) = self.sending(io)?;
@@ -577,14 +586,14 @@ impl Driver {
                 .progress()
                 .and_then(|()| walk.step(consumer, most, &mut lanes));
             self.tell_poisoned();
-            // Pages that went back after the walk had passed them are a walk's again.
+            // When pages were put back behind the walk's position, the walk takes them again.
             if !matches!(put, Ok(None)) || !self.lanes()?.take_again() {
                 return put;
             }
         }
     }
 
-    /// Tells the VMM what its guest loses, when that was not told yet.
+    /// Tells the VMM how many pages are poisoned, when it does not know that number yet.
     fn tell_poisoned(&mut self) {
         let lost = self.lanes.as_ref().map_or(0, |l| l.put().poisoned_pages);
         if lost == std::mem::replace(&mut self.lost, lost) {
@@ -602,7 +611,7 @@ impl Driver {
         self.common.vmm.event(EventKind::Warning, text);
     }
 
-    /// Everything that is left, the end marker, the state. The guest stands still.
+    /// Sends all pages that are left, the end marker and the device state. The guest stands still.
     fn send_last(&mut self) -> Result<()> {
         let begun = Instant::now();
         let shared = Arc::clone(&self.common.shared);
@@ -613,7 +622,8 @@ impl Driver {
         let before = self.pages_sent();
         self.walk.restart();
         let mut batch_pages = BATCH_PAGES;
-        // Two walks in a row that find nothing: the first may have begun in the middle.
+        // Until two walks in a row find nothing: the first of them may have begun in the middle of
+        // memory.
         loop {
             self.check_gate()?;
             match self.step(batch_pages, &io) {
@@ -635,7 +645,8 @@ impl Driver {
 
     fn send_end(&mut self, io: &Io<'_>) -> Result<()> {
         self.sending(io)?.2.finish()?;
-        // By the destination's READY it knows how long a hand-over counts.
+        // The destination needs the limit before its READY: from that record on it counts the time
+        // in which a hand-over counts.
         let limit = self.common.shared.params.handover_timeout;
         let lane = self.lanes.as_mut().ok_or_else(no_connection)?.first();
         lane.send_state(&self.blobs, limit, &io.of("device state"))
@@ -648,14 +659,14 @@ impl Driver {
             .within(self.switchover)
             .of("READY");
         let ready = loop {
-            // A block may still go, at both sides: the destination is not ready before it knows
-            // that those which it misses are gone here too.
+            // A block may still be removed, at both sides. The destination is not ready before it
+            // knows that each block which it lacks is gone at the source too.
             self.walk.removals().lower();
             let memory = shared.guest.tracker.memory();
             let news = self.announced.news(memory, None)?;
             let lanes = self.lanes.as_mut().ok_or_else(no_connection)?;
             if !news.is_empty() {
-                // On no channel is anything on its way that is about the block.
+                // By then nothing about the block is on its way on any channel.
                 lanes.await_further(&io.of("an acknowledgement"))?;
             }
             let lane = lanes.first();
@@ -667,7 +678,7 @@ impl Driver {
         };
         match ready {
             Record::Ready(ready) => {
-                // The last acknowledgements of the other channels may be on their way still.
+                // The last acknowledgements of the other channels may still be on their way.
                 let lanes = self.lanes()?;
                 lanes.await_further(&io.of("an acknowledgement"))?;
                 lanes.rejoin()?;
@@ -678,7 +689,8 @@ impl Driver {
                         format!("the destination is ready and has not acknowledged {left} pages"),
                     ));
                 }
-                // After the receipt, so that the destination's has begun before.
+                // The window opens after the receipt of READY, so that the destination's window
+                // began earlier.
                 let limit = self.common.shared.params.handover_timeout;
                 self.common.open_window(limit);
                 Ok(ready.load_micros)

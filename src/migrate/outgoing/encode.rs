@@ -1,9 +1,10 @@
-//! Taken pages into records: what each page holds, the headers that say so, and where the
+//! Makes records of taken pages: what each page holds, the headers that say so, and where the
 //! contents are.
 //!
-//! Contents are guest memory, which the kernel alone reads when it sends: no page is copied. Or they
-//! are bytes of the encoder's own, a copy of pages or what was made of one: whatever is computed
-//! from contents has to be computed from a copy, because the guest writes meanwhile.
+//! Contents are of two kinds. The first is guest memory, which only the kernel reads when it sends,
+//! so that no page is copied. The second is bytes of the encoder's own: copies of pages, or results
+//! of computing on such copies. Computing on guest memory itself would be wrong, because the guest
+//! writes meanwhile.
 
 mod resent;
 
@@ -30,9 +31,9 @@ pub(super) struct Encoder {
     contents: Contents,
     agreed: Agreed,
     own: Own,
-    /// `None`: contents go as they are.
+    /// `None`: contents are not compressed.
     packing: Option<Packing>,
-    /// What makes deltas of re-sent pages, if they were agreed on.
+    /// The delta encoder of re-sent pages, when deltas were agreed on.
     deltas: Option<Deltas>,
 }
 
@@ -41,12 +42,12 @@ pub(super) struct Encoder {
 pub(super) struct Agreed {
     /// BALLOONED records.
     pub(super) ballooned: bool,
-    /// Contents with a checksum behind them, and none without.
+    /// Contents with a checksum behind them. When this is set, no contents go without one.
     pub(super) checksums: bool,
 }
 
 impl Agreed {
-    /// By the feature bits of the destination's reply.
+    /// What the feature bits of the destination's reply say.
     pub(super) fn of(features: u64) -> Self {
         Agreed {
             ballooned: features & wire::FEATURE_BALLOONED != 0,
@@ -66,13 +67,15 @@ impl Encoder {
         }
     }
 
-    /// What the destination takes, as agreed, and how contents are compressed, if that was.
+    /// Sets what the destination takes, as agreed, and how contents are compressed, if that was
+    /// agreed.
     pub(super) fn agree(&mut self, agreed: Agreed, packing: Option<Packing>) {
         self.agreed = agreed;
         self.packing = packing;
     }
 
-    /// The last batch was sent, in `time`, after which the socket holds `held` bytes.
+    /// Records that the last batch was sent in `time`. After that the socket's buffer holds `held`
+    /// bytes.
     pub(super) fn sent(&mut self, put: &Put, held: u64, time: Duration) {
         if let Some(packing) = &mut self.packing {
             let contents = Pages(put.data_pages).bytes().0;
@@ -80,32 +83,33 @@ impl Encoder {
         }
     }
 
-    /// Re-sent pages go as deltas, with a cache of at most so many bytes.
+    /// Has re-sent pages go as deltas, with a cache of at most `cache` bytes.
     pub(super) fn use_deltas(&mut self, cache: u64) -> Result<()> {
         self.deltas = Some(Deltas::new(cache)?);
         Ok(())
     }
 
-    /// The pages that come now are of this pass.
+    /// The pages that follow belong to pass `pass`.
     pub(super) fn in_pass(&mut self, pass: u32) {
         if let Some(deltas) = &mut self.deltas {
             deltas.in_pass(pass);
         }
     }
 
-    /// The records of taken pages, whose protection has been restored. Pages that hold nothing
-    /// are found without reading them.
+    /// Makes the records of taken pages, whose protection has been restored. Holes are found
+    /// without reading the pages.
     pub(super) fn encode<'t>(&'t mut self, taken: &'t Taken) -> Result<Records<'t>> {
         self.own.empty();
         let wanted = self.packing.as_mut().is_some_and(Packing::wanted);
         let packing = self.packing.as_mut().filter(|_| wanted);
         let mut records = Records::for_runs(taken, self.agreed, packing, &mut self.own)?;
         records.waiting = self.deltas.as_mut().map(Waiting::with);
-        // The runs' protection is back, so what is asked from here on is true of them.
+        // The runs' protection is back, so a later write to a page is logged. What is found out
+        // about the pages from here on is therefore safe to use.
         self.contents.refresh();
         let mut used = Used::default();
         for run in taken.runs() {
-            // A guest has run here.
+            // A guest has run here, so the block is no longer known to be all zero.
             run.block.zeroed_no_more();
             if run.content != Content::Used {
                 used.look(&mut self.contents, &mut records)?;
@@ -140,8 +144,8 @@ impl Encoder {
     }
 }
 
-/// Runs of one block that the guest uses, all sent for the first time or all sent before, until
-/// somebody looks at what they hold: at all of them together.
+/// Runs of one block that the guest uses. All of them are sent for the first time, or all were sent
+/// before. They are gathered so that one look finds out what all of them hold.
 #[derive(Default)]
 struct Used<'t> {
     block: Option<&'t BlockPin>,
@@ -150,7 +154,7 @@ struct Used<'t> {
 }
 
 impl<'t> Used<'t> {
-    /// Makes records of the runs so far.
+    /// Makes records of the runs gathered so far.
     fn look(&mut self, contents: &mut Contents, records: &mut Records<'t>) -> Result<()> {
         let Some(block) = self.block else {
             return Ok(());
@@ -163,28 +167,29 @@ impl<'t> Used<'t> {
     }
 }
 
-/// Runs of so many pages and less are gathered into lists. What a list saves, a call at the
-/// destination for each run, is little beside the copying of more.
+/// Runs of at most this many pages are gathered into lists. A list saves a call at the destination
+/// for each run. For longer runs that saving is small beside the cost of copying them.
 const SHORT: u64 = 8;
-/// The contents of a record of fewer pages are copied when pages are sent in place: pinning pages,
-/// and hearing that they are sent, cost more than a copy of so little.
+/// When pages are sent in place, the contents of a record with fewer pages than this are copied. To
+/// pin pages and to hear that they were sent costs more than such a small copy.
 const IN_PLACE_PAGES: u64 = 4;
-/// Fewer short runs than this go as records of their own.
+/// Fewer short runs than this are sent as records of their own.
 const WORTH_A_LIST: usize = 16;
-/// The same of zero pages, which cost no copying.
+/// As `SHORT`, for zero pages, which cost no copying.
 const SHORT_ZEROS: u64 = 64;
-/// Two runs of zero pages are as well off as records of their own: a list is a second read.
+/// Fewer runs of zero pages than this are sent as records of their own: a list costs a second read.
 const ZEROS_WORTH_A_LIST: usize = 3;
 
-/// The most pages of one record whose contents are the encoder's own: 256 KiB, which stay in a
-/// processor's cache from the copying to the sending, and at the destination likewise.
+/// The most pages of one record whose contents are the encoder's own: 256 KiB. That much stays in a
+/// processor's cache from copying to sending, and at the destination likewise.
 const OWN_PAGES: u64 = 64;
-/// More room than this is not kept from one batch to the next: a common batch, and what surrounds
-/// its contents.
+/// The most room that is kept from one batch to the next: that of a usual batch, and of the
+/// checksums and headers around its contents.
 const OWN_KEPT: usize = (BATCH_PAGES.0 * PAGE_SIZE) as usize + (64 << 10);
 
-/// Bytes of the encoder's own: contents of one batch's records, one behind the other. No more than
-/// the batch has pages, and a little for each record. The room is kept from one batch to the next.
+/// Bytes of the encoder's own: the contents of one batch's records, one behind the other. They are
+/// no more than the pages of the batch and a little for each record. The room is kept from one
+/// batch to the next.
 #[derive(Debug, Default)]
 struct Own {
     bytes: Vec<u8>,
@@ -200,8 +205,8 @@ impl Own {
         }
     }
 
-    /// Room for `length` bytes behind those that are used, all of which are so from now on. What is
-    /// in it is left over from before.
+    /// Room for `length` bytes behind the used ones, which count as used from now on. The room
+    /// holds leftovers of earlier batches.
     fn room(&mut self, length: usize) -> Result<&mut [u8]> {
         let (from, end) = (self.used, self.used + length);
         if end > self.bytes.len() {
@@ -218,8 +223,8 @@ impl Own {
         Ok(())
     }
 
-    /// A copy of pages, compressed: a checksum of the contents, and a frame of them. `None` if that is
-    /// not worth it, and nothing is used then.
+    /// Compresses a copy of pages into a checksum of the contents and a frame. `None` when that is
+    /// not worth it; no room is used then.
     fn pack(&mut self, run: PinnedRun<'_>, packing: &mut Packing) -> Result<Option<Range<usize>>> {
         let from = self.used;
         self.copy(run)?;
@@ -233,7 +238,7 @@ impl Own {
             return Ok(None);
         };
         sum.copy_from_slice(&crc32fast::hash(copy).to_le_bytes());
-        // What was sent is kept, and the copy's place is the next one's.
+        // The contents as sent are kept. The next copy reuses the place of this one.
         let (packed, end) = (from + contents, from + CHECKSUM_LEN + frame);
         self.bytes
             .copy_within(packed..packed + CHECKSUM_LEN + frame, from);
@@ -241,7 +246,7 @@ impl Own {
         Ok(Some(from..end))
     }
 
-    /// A copy of pages as they are now. They could be read a moment ago: [`Contents::split`] did.
+    /// Copies pages as they are now. They are readable: [`Contents::split`] read them a moment ago.
     fn copy(&mut self, (block, run): PinnedRun<'_>) -> Result<()> {
         let slice = block.slice(run.first(), run.count())?;
         slice.copy_to(self.room(slice.len())?);
@@ -252,40 +257,40 @@ impl Own {
 /// A batch of records in the making.
 pub(super) struct Records<'a> {
     list: Vec<Record>,
-    /// All headers, one behind the other, and the lists behind those of lists.
+    /// All headers, one behind the other. The header of a list has its list behind it.
     heads: Vec<u8>,
-    /// Where the contents are of those that have contents.
+    /// For each record with contents, where they are.
     contents: Vec<Source<'a>>,
     own: &'a mut Own,
-    /// What compresses contents, if they are to be.
+    /// The compression, when contents are to be compressed.
     packing: Option<&'a mut Packing>,
     agreed: Agreed,
-    /// Short runs with contents, of one block, that are in no record yet.
+    /// Short runs of one block with contents, which are in no record yet.
     short: Vec<PinnedRun<'a>>,
     short_pages: u64,
     /// Re-sent pages, where deltas are used.
     waiting: Option<Waiting<'a>>,
-    /// Short runs of zero pages of that block, likewise.
+    /// Short runs of zero pages of the same block, which are in no record yet.
     zeros: Vec<PageRun>,
     zeros_pages: u64,
     /// The last run that was looked at.
     last: Option<PageRun>,
     put: Put,
-    /// The first thing that went wrong. There are no records then.
+    /// The first error. After it there are no records.
     failed: Option<Error>,
 }
 
-/// One of them.
+/// One record of the batch.
 struct Record {
     head: Range<usize>,
     contents: Range<usize>,
-    /// Bytes, header and contents.
+    /// Length in bytes of header and contents.
     length: u64,
     data_pages: u64,
     zero_pages: u64,
 }
 
-/// Where contents are.
+/// Where the contents of a record are.
 enum Source<'a> {
     /// Pages of guest memory, as they are when they are sent.
     Guest(PinnedRun<'a>),
@@ -304,7 +309,8 @@ impl Source<'_> {
 
 type PinnedRun<'a> = (&'a BlockPin, PageRun);
 
-/// Whether `run` fits into one list with `runs`, of so many `pages`, which it comes after.
+/// Whether `run` fits into one list with `runs`, which have `pages` pages in all and come before
+/// it.
 fn fits(mut runs: impl ExactSizeIterator<Item = PageRun>, pages: u64, run: PageRun) -> bool {
     let count = runs.len();
     runs.next().is_none_or(|first| {
@@ -314,7 +320,7 @@ fn fits(mut runs: impl ExactSizeIterator<Item = PageRun>, pages: u64, run: PageR
     })
 }
 
-/// Runs as a list has them, and their block.
+/// Runs in the form of a list record, and their block.
 fn lists<I: ExactSizeIterator<Item = PageRun> + Clone>(
     runs: I,
 ) -> Option<(u32, impl ExactSizeIterator<Item = (Pages, u32)>)> {
@@ -323,14 +329,14 @@ fn lists<I: ExactSizeIterator<Item = PageRun> + Clone>(
     Some((first.block().0, runs))
 }
 
-/// A record's header, as bytes: `of` is one of those that describe a run.
+/// A record's header as bytes. `of` makes a header that describes one run.
 fn header(of: fn(u32, Pages, u32) -> Header, run: PageRun) -> [u8; HEADER_LEN] {
     of(run.block().0, run.first(), run.count().0 as u32).encode()
 }
 
 impl<'a> Records<'a> {
-    /// None yet, with room for all that can become of `runs`: a record for each page that is read,
-    /// and one for each run that is not.
+    /// No records yet, with room for all that `runs` can become: one record for each page that is
+    /// read, and one for each run that is not read.
     fn for_runs(
         taken: &Taken,
         agreed: Agreed,
@@ -364,8 +370,8 @@ impl<'a> Records<'a> {
         Ok(records)
     }
 
-    /// What stands behind the last record's header, and is in `contents` behind its contents, is a
-    /// record.
+    /// Makes one record of the bytes behind the last record's header and of the entries of
+    /// `contents` behind that record's contents.
     fn record(&mut self, data_pages: u64, zero_pages: u64) {
         let (head, contents) = match self.list.last() {
             Some(last) => (last.head.end, last.contents.end),
@@ -426,14 +432,14 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Contents straight from guest memory.
+    /// Adds contents that are sent straight from guest memory.
     fn plain(&mut self, (block, run): PinnedRun<'a>) {
         self.heads.extend(header(Header::pages, run));
         self.contents.push(Source::Guest((block, run)));
         self.record(run.count().0, 0);
     }
 
-    /// A copy of contents, with its checksum.
+    /// Adds a copy of contents, with its checksum.
     fn sealed(&mut self, (block, run): PinnedRun<'a>) {
         self.heads.extend(header(Header::checked_pages, run));
         if let Some(own) = self.checked(&[(block, run)]) {
@@ -442,7 +448,8 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Contents compressed; false if they are not to be, or it is not worth it.
+    /// Adds compressed contents. Returns false when contents are not to be compressed, or when
+    /// compression is not worth it.
     fn packed(&mut self, (block, run): PinnedRun<'a>) -> bool {
         let Some(packing) = &mut self.packing else {
             return false;
@@ -467,7 +474,8 @@ impl<'a> Records<'a> {
         true
     }
 
-    /// A copy of the contents of `runs`, and its checksum. `None` after an error, which is kept.
+    /// Copies the contents of `runs` and computes the checksum. `None` after an error, which is
+    /// stored.
     fn checked(&mut self, runs: &[PinnedRun<'a>]) -> Option<Range<usize>> {
         let own = &mut *self.own;
         let from = own.used;
@@ -487,9 +495,9 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// The next run that is looked at. Runs that are in no record yet go first where it does not come
-    /// after them: a walk may step back to pages that it has seen, and the newest word on a page has
-    /// to be the last.
+    /// Prepares for the next run. When the run does not come after the runs that are in no record
+    /// yet, those become records first. The reason: a walk may step back to pages that it has seen,
+    /// and the newest record about a page has to be the last.
     fn next(&mut self, run: PageRun) {
         let after = |last: PageRun| last.block() == run.block() && run.first() >= last.end();
         if !self.last.is_some_and(after) {
@@ -501,7 +509,7 @@ impl<'a> Records<'a> {
         self.last = Some(run);
     }
 
-    /// A short run with contents.
+    /// Adds a short run with contents.
     fn short(&mut self, (block, run): PinnedRun<'a>) {
         if !fits(
             self.short.iter().map(|(_, run)| *run),
@@ -514,7 +522,7 @@ impl<'a> Records<'a> {
         self.short.push((block, run));
     }
 
-    /// A short run of zero pages.
+    /// Adds a short run of zero pages.
     fn short_zeros(&mut self, run: PageRun) {
         if !fits(self.zeros.iter().copied(), self.zeros_pages, run) {
             self.gathered();
@@ -523,7 +531,7 @@ impl<'a> Records<'a> {
         self.zeros.push(run);
     }
 
-    /// The short runs so far go, as lists or each by itself.
+    /// Makes records of the short runs so far, as lists or one by one.
     fn gathered(&mut self) {
         let zeros = std::mem::take(&mut self.zeros);
         let pages = std::mem::take(&mut self.zeros_pages);
@@ -536,17 +544,17 @@ impl<'a> Records<'a> {
         } else {
             zeros.iter().for_each(|run| self.zeros_record(*run));
         }
-        // The room is kept.
+        // The vector's room is kept for later runs.
         self.zeros = zeros;
         self.zeros.clear();
 
         let short = std::mem::take(&mut self.short);
         let pages = std::mem::take(&mut self.short_pages);
         let checksums = self.agreed.checksums;
-        // What is compressed is so run by run.
+        // Compression works run by run, so compressed runs are not listed.
         let listed = short.len() >= WORTH_A_LIST && self.packing.is_none() && {
             let runs = short.iter().map(|(_, run)| *run);
-            // There is room: a list is shorter than the headers that it stands for.
+            // There is room, because a list is shorter than the headers that it replaces.
             match (lists(runs), checksums) {
                 (Some((block, runs)), true) => {
                     wire::encode_checked_list(block, runs, &mut self.heads).is_ok()
@@ -573,14 +581,14 @@ impl<'a> Records<'a> {
         self.short.clear();
     }
 
-    /// Pages whose contents are lost: what they were is not to be had, so they become zero.
+    /// Adds poisoned pages. Their contents are lost, so they become zero.
     fn poisoned(&mut self, run: PageRun) {
         self.next(run);
         self.put.poisoned_pages += run.count().0;
         self.zeros(run);
     }
 
-    /// Pages that nobody looks at: they read as zero at the destination.
+    /// Adds pages that are not read: they read as zero at the destination.
     fn unread(&mut self, run: PageRun, content: Content) {
         self.next(run);
         let count = run.count().0;
@@ -598,7 +606,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Pages by what they hold.
+    /// Adds pages according to what they hold.
     fn held(&mut self, block: &'a BlockPin, run: PageRun, held: Held, first_time: bool) {
         self.next(run);
         let count = run.count();
@@ -609,7 +617,7 @@ impl<'a> Records<'a> {
             }
             Held::Zero => self.zeros(run),
             Held::Data if first_time || self.waiting.is_none() => {
-                // A copy from before would be the base of a later change.
+                // An older copy in the cache must not become the base of a later delta.
                 self.forget(run);
                 self.data((block, run));
             }
@@ -617,7 +625,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// What became of the pages so far.
+    /// The totals of the records so far.
     pub(super) fn put(&self) -> Put {
         self.put
     }
@@ -627,7 +635,7 @@ impl<'a> Records<'a> {
         self.list.len() as u64
     }
 
-    /// What to give to the socket after `first`.
+    /// The parts to give to the socket: `first`, then the records.
     pub(super) fn parts<'p>(&'p self, first: &'p [u8]) -> Result<Vec<Part<'p>>> {
         let mut parts = Vec::new();
         let count = 1 + self.list.len() + self.contents.len();
@@ -645,8 +653,8 @@ impl<'a> Records<'a> {
         Ok(parts)
     }
 
-    /// For each part, whether it is guest memory that may be sent in place. A record with little of
-    /// it is copied whole.
+    /// For each part, whether it is guest memory that may be sent in place. A record with few pages
+    /// is copied whole.
     pub(super) fn in_place(&self) -> Result<Vec<bool>> {
         let mut held = Vec::new();
         let count = 1 + self.list.len() + self.contents.len();
@@ -662,8 +670,9 @@ impl<'a> Records<'a> {
         Ok(held)
     }
 
-    /// Of `first` and the records after it, byte `at` is where sending ended: where the record ends
-    /// that it lies in, and the pages of all records to there, or of those that are `whole` before it.
+    /// Where sending ended at byte `at` of `first` and the records after it: the end of the record
+    /// in which the byte lies. Also the totals of all records up to that end, or of those before it
+    /// that are `whole`.
     fn cut(&self, first: u64, at: u64, whole: bool) -> (u64, Put) {
         let (mut end, mut put) = (first.min(at), Put::default());
         if at > 0 {
@@ -684,8 +693,8 @@ impl<'a> Records<'a> {
         (end, put)
     }
 
-    /// Sending these after `first` bytes ended where the channel says. Has `finish` send on to the
-    /// end of the record that it lies in; which pages the destination has.
+    /// For sending that ended in the middle, at the position that the channel knows. `finish` sends
+    /// the rest of the interrupted record. Returns which pages the destination has.
     pub(super) fn cut_short(
         &self,
         first: u64,
@@ -699,13 +708,13 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// The same bytes, but the first `sent`, as they are now.
+    /// A copy of all bytes behind the first `sent`, with the pages as they are now.
     pub(super) fn copy_rest(&self, first: &[u8], sent: u64) -> Result<Vec<u8>> {
         let all = first.len() as u64 + self.put.bytes;
         let mut rest = Vec::new();
         rest.try_reserve_exact((all - sent) as usize)
             .map_err(|_| Error::no_memory("a copy of the pages that are being sent", all - sent))?;
-        // Bytes that are still to be left out.
+        // Bytes that are still to be skipped.
         let mut skip = sent as usize;
         let mut own = |bytes: &[u8], skip: &mut usize| {
             let from = bytes.len().min(*skip);

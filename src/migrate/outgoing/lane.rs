@@ -1,8 +1,8 @@
-//! The source's end of one connection: an encoder, an account of what is not acknowledged, and
-//! what the destination says.
+//! The source's end of one connection: an encoder, the account of pages that are not acknowledged,
+//! and what the destination says.
 //!
-//! A lane is a value: dropped, it puts back what did not arrive. It knows records and their
-//! order; which pages come next, and when it is over, is for others to say.
+//! When a lane is dropped, it puts back the pages that did not arrive. A lane knows records and
+//! their order. Its callers decide which pages come next and when the migration is over.
 
 use super::encode::{Agreed, Encoder};
 use super::ledger::Ledger;
@@ -33,9 +33,10 @@ pub(super) struct Lane {
     replies: Replies,
     encoder: Encoder,
     ledger: Ledger,
-    /// All that was put.
+    /// The totals of all that was sent.
     put: Put,
-    /// How long a record that a cancel cut may take to its end: [`TELL`], or longer for a test.
+    /// How long the rest of a record that a cancel interrupted may take: [`TELL`], or longer in a
+    /// test.
     patience: Duration,
 }
 
@@ -51,17 +52,18 @@ impl Lane {
         }
     }
 
-    /// What the destination takes, as agreed, and how contents are compressed, if that was.
+    /// Sets what the destination takes, as agreed, and how contents are compressed, if that was
+    /// agreed.
     pub(super) fn agree(&mut self, agreed: Agreed, packing: Option<Packing>) {
         self.encoder.agree(agreed, packing);
     }
 
-    /// Re-sent pages go as deltas, with a cache of at most so many bytes.
+    /// Has re-sent pages go as deltas, with a cache of at most `cache` bytes.
     pub(super) fn use_deltas(&mut self, cache: u64) -> Result<()> {
         self.encoder.use_deltas(cache)
     }
 
-    /// The pages that are sent now are of this pass.
+    /// The pages that follow belong to pass `pass`.
     fn in_pass(&mut self, pass: u32) {
         self.encoder.in_pass(pass);
     }
@@ -76,7 +78,7 @@ impl Lane {
         self.channel.counters().sent.0
     }
 
-    /// From now on pages are sent in place, where the connection can.
+    /// Has pages sent in place from now on, when the connection can do that.
     pub(super) fn send_in_place(&mut self) {
         self.channel.send_in_place();
     }
@@ -86,29 +88,30 @@ impl Lane {
         self.channel.zero_copy()
     }
 
-    /// Lets go of pages that were sent in place and have gone, without waiting; whether some have
-    /// not.
+    /// Lets go of the pages whose sending in place is complete, without waiting. Returns whether
+    /// the sending of others is not complete.
     pub(super) fn reap(&mut self) -> bool {
         self.channel.reap();
         self.channel.is_sending_in_place()
     }
 
-    /// Waits until the kernel reads no page any more that was sent in place.
+    /// Waits until the kernel no longer reads any page that was sent in place.
     pub(super) fn land(&mut self, io: &Io<'_>) -> Result<()> {
         self.channel.land(&io.of("pages"))
     }
 
-    /// Has the kernel read no page any more: the connection is reset if need be.
+    /// Makes the kernel stop reading pages that were sent in place. When nothing else helps, the
+    /// connection is reset.
     pub(super) fn let_go(&mut self) {
         self.channel.let_go();
     }
 
-    /// For how long the cap on the bandwidth has held sending back.
+    /// How long the cap on the bandwidth has held sending back.
     pub(super) fn paced(&self) -> Duration {
         self.channel.counters().paced
     }
 
-    /// Pages sent and not acknowledged.
+    /// How many pages were sent and are not acknowledged.
     pub(super) fn unacknowledged(&self) -> u64 {
         self.ledger.unacknowledged()
     }
@@ -128,8 +131,8 @@ impl Lane {
         self.replies.ended()
     }
 
-    /// [`Lane::send`], and a marker where enough was sent since the last. A destination that has too
-    /// many to acknowledge is waited for.
+    /// As [`Lane::send`], and sends a marker when enough was sent since the last one. When the
+    /// destination has too many markers to acknowledge, this waits for it.
     pub(super) fn send_counted(
         &mut self,
         first: &[u8],
@@ -154,12 +157,12 @@ impl Lane {
             .wait_or(Interest::Read, Some(work), Some(stop), Deadline::never())
     }
 
-    /// Sends taken pages, whose protection has been restored, and before them `first`. After an
-    /// error, or a panic, what was taken is pending again, or in the account of what is not
-    /// acknowledged where all of it went before a cancel was heeded.
+    /// Sends taken pages, whose protection has been restored, and `first` before them. After an
+    /// error or a panic, the taken pages are pending again. One case differs: when all of them had
+    /// gone before a cancel was heeded, they are in the account of pages that are not acknowledged.
     ///
-    /// When `recall` is raised while the peer takes its time, what is left is copied, and sent
-    /// once nothing is pinned any more.
+    /// When `recall` is raised while the peer is slow, the rest of the batch is copied and
+    /// unpinned, and then sent.
     pub(super) fn send(
         &mut self,
         first: &[u8],
@@ -169,13 +172,13 @@ impl Lane {
     ) -> Result<Put> {
         #[cfg(test)]
         let _planted = crate::migrate::planted::point("sending pages");
-        // Before the first byte: what was sent needs no room to be accounted for.
+        // Before the first byte, because pages that were sent must always find room in the account.
         self.ledger.make_room()?;
         let begun = Instant::now();
         let records = self.encoder.encode(&taken)?;
         let (mut put, count) = (records.put(), records.count());
         let parts = records.parts(first)?;
-        // A peer that takes a byte now and then is not waited for any longer than this.
+        // A peer that takes a byte now and then does not get more time than this.
         let limited = io.within(params::transfer(io.idle, put.bytes).from_now());
         let channel = &mut self.channel;
         let before = first.len() as u64;
@@ -189,8 +192,8 @@ impl Lane {
         let sent = match result {
             Ok(sent) => sent,
             Err(e) => {
-                // The destination can only be told why at a record's end. What it has taken it
-                // has counted.
+                // Only at a record's end can the destination be told why the migration ends. Pages
+                // that it has taken, it has counted.
                 let went = records.cut_short(before, channel, |channel, end| {
                     control::finish(channel, &parts, end, &e, self.patience)
                 });
@@ -198,7 +201,8 @@ impl Lane {
                 let (fault, blocks) = (channel.fault(), taken.blocks());
                 let error = access::name_fault(e, fault, blocks, Access::Read);
                 if went.bytes == put.bytes {
-                    // The last of it went all the same: sent, and not acknowledged.
+                    // The last page went before the cancel was heeded: all are sent, and not
+                    // acknowledged.
                     taken.unpin();
                     let (data, zero) = (put.data_pages, put.zero_pages);
                     self.ledger.sent(taken, count, data, zero);
@@ -209,8 +213,9 @@ impl Lane {
         let all = before + put.bytes;
         let rest = match (sent < all).then(|| records.copy_rest(first, sent)) {
             Some(Err(e)) => {
-                // Straight from the pages once more, to the end of the record that is begun: without
-                // a copy nothing else can be told. Whoever recalls the pages waits a moment longer.
+                // The copy failed. So the pages themselves are sent once more, up to the end of the
+                // current record, because the destination can be told something only there. The
+                // thread that recalls the pages waits a moment longer.
                 self.put += records.cut_short(before, channel, |channel, end| {
                     control::finish_record(channel, &parts, end, self.patience)
                 });
@@ -248,12 +253,12 @@ impl Lane {
         self.say(&Record::Marker(marker), io)
     }
 
-    /// Says one thing.
+    /// Sends one control record.
     pub(super) fn say(&mut self, record: &Record, io: &Io<'_>) -> Result<()> {
         control::send(&mut self.channel, record, io)
     }
 
-    /// Says what is encoded already, a few records at once; none is fine.
+    /// Sends control records that are encoded already, a few at once. `records` may be empty.
     pub(super) fn say_encoded(&mut self, records: &[u8], io: &Io<'_>) -> Result<()> {
         control::send_bytes(&mut self.channel, records, io)
     }
@@ -263,7 +268,7 @@ impl Lane {
         blobs.send_early(&mut self.channel, io)
     }
 
-    /// Sends the VMM's state, and for how long a hand-over counts.
+    /// Sends the VMM's state, and how long a hand-over counts.
     pub(super) fn send_state(
         &mut self,
         blobs: &Blobs,
@@ -273,13 +278,13 @@ impl Lane {
         blobs.send_state(&mut self.channel, handover, io)
     }
 
-    /// The next thing that the destination says, waited for. An ABORT is its error.
+    /// Waits for the next record of the destination. An ABORT becomes the error that it states.
     pub(super) fn hear(&mut self, io: &Io<'_>) -> Result<Record> {
         self.replies.wait(&mut self.channel, io)
     }
 
-    /// The same where the last acknowledgements may come before it; they are taken into account.
-    /// `None` once `removals` is raised.
+    /// As [`Lane::hear`], but acknowledgements may come before the record, and are taken into
+    /// account. `None` when `removals` is raised.
     pub(super) fn hear_after_acknowledgements(
         &mut self,
         removals: &Recall,
@@ -293,9 +298,10 @@ impl Lane {
         }
     }
 
-    /// What the destination said meanwhile: acknowledgements, or that it is over.
+    /// Reads what the destination has said so far: acknowledgements, or an ABORT.
     pub(super) fn listen(&mut self) -> Result<()> {
-        // Not for ever: a destination that keeps talking must not keep the walk from looking up.
+        // The number of reads is bounded: a destination that keeps talking must not hold up the
+        // walk.
         for _ in 0..LISTEN_RECORDS {
             match self.replies.poll(&mut self.channel)? {
                 None => break,
@@ -306,9 +312,10 @@ impl Lane {
         Ok(())
     }
 
-    /// Waits until at most `most` markers are not acknowledged. A destination that takes pages
-    /// and acknowledges none would have the account of them grow without bound. Each next
-    /// acknowledgement has its limit: one that says KEEPALIVE meanwhile would never be idle.
+    /// Waits until at most `most` markers are not acknowledged. When a destination takes pages and
+    /// acknowledges none, the account would grow without bound. Each acknowledgement has a time
+    /// limit of its own, because a destination that says KEEPALIVE meanwhile would never count as
+    /// idle.
     pub(super) fn await_acknowledgements(
         &mut self,
         most: usize,
@@ -325,13 +332,13 @@ impl Lane {
             }
         }
         match most {
-            // The destination has it all, so the kernel is done, or as good as.
+            // The destination has all pages, so the kernel has read them, or will in a moment.
             0 => self.land(io),
             _ => Ok(()),
         }
     }
 
-    /// If sending failed because the peer went away, its own word for why is better.
+    /// When sending failed because the peer went away, the peer's own reason replaces `error`.
     pub(super) fn explain(&mut self, error: Error) -> Error {
         if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
             return error;
@@ -339,17 +346,17 @@ impl Lane {
         self.replies.reason(&mut self.channel).unwrap_or(error)
     }
 
-    /// Gives everything that was not acknowledged back.
+    /// Puts back all pages that were not acknowledged.
     pub(super) fn give_up(&mut self) {
         self.ledger.give_up();
     }
 
-    /// The destination's word for why it is over, if it is here.
+    /// The destination's reason for the end, when it has arrived.
     pub(super) fn reason(&mut self) -> Option<Error> {
         self.replies.reason(&mut self.channel)
     }
 
-    /// The same, waited for no longer than `limit`.
+    /// As [`Lane::reason`], after a wait of at most `limit`.
     pub(super) fn await_reason(&mut self, limit: Duration) -> Option<Error> {
         let io = Io::patient(limit).within(Deadline::after(limit));
         loop {
@@ -360,12 +367,13 @@ impl Lane {
         }
     }
 
-    /// Tells the destination why it is over; whether that could be told.
+    /// Tells the destination why the migration is over. Returns whether that could be told.
     pub(super) fn tell(&mut self, error: &Error) -> bool {
         control::abort(&mut self.channel, &mut Outbox::default(), error)
     }
 
-    /// After that, lets the destination read it, and ends the connection.
+    /// After [`Lane::tell`]: gives the destination time to read the reason, and ends the
+    /// connection.
     pub(super) fn drain(&mut self) {
         self.replies.drain(&mut self.channel, TELL);
         self.close();

@@ -1,11 +1,11 @@
-//! The lanes of a migration, and the walk's outlet that they are together.
+//! The lanes of a migration. Together they are the walk's outlet.
 //!
-//! Lane 0 is the migration thread's: it sends pages there itself, and every record that is not about
-//! pages. Each further lane has a worker from the end of the handshake until the destination is
-//! ready. With one channel there is no worker, no queue and no lock.
+//! Lane 0 belongs to the migration's thread, which sends pages on it, and every record that is not
+//! about pages. Each further lane has a worker from the end of the handshake until the destination
+//! is ready. With one channel there is no worker, no queue and no lock.
 //!
-//! Every stretch belongs to one lane ([`Assignment`]). So a batch is split: the workers' shares go
-//! into their queues first, then lane 0 sends its own, while they send theirs.
+//! Every stretch belongs to one lane ([`Assignment`]). So a batch is split. The workers' shares go
+//! into their queues first. Then lane 0 sends its own share while the workers send theirs.
 
 use super::announced::Announced;
 use super::assignment::Assignment;
@@ -28,11 +28,12 @@ use crate::walk::{Outlet, Put};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// On how many channels it is tried to tell the destination why it is over: each may take
-/// [`TELL`], and a cancel has a tenth of a second.
+/// On how many channels brant tries to tell the destination why the migration is over. Each try may
+/// take [`TELL`], and a cancel has a tenth of a second in all.
 const TOLD_ON: usize = 3;
 
-/// While lane 0 waits for other lanes, how often it looks whether its sends in place are complete.
+/// How often the thread, while lane 0 waits for other lanes, checks whether lane 0's sends in place
+/// are complete.
 const REAP: Duration = Duration::from_millis(5);
 
 /// The lane of a further channel.
@@ -42,11 +43,11 @@ const REAP: Duration = Duration::from_millis(5);
     reason = "there are 63 at most, and nearly all are lanes"
 )]
 enum Further {
-    /// The migration thread's.
+    /// The migration's thread has the lane.
     Here(Lane),
-    /// A worker's.
+    /// A worker has the lane.
     Working(Worker),
-    /// Its worker is gone with it.
+    /// The lane is gone with its worker.
     Gone,
 }
 
@@ -54,24 +55,24 @@ enum Further {
 #[derive(Debug)]
 pub(super) struct Lanes {
     first: Lane,
-    /// Those of the channels 1, 2 and so on.
+    /// The lanes of the channels 1, 2 and so on.
     further: Vec<Further>,
     shared: Arc<Shared>,
     assignment: Assignment,
-    /// What of the workers' pages was told to the walk.
+    /// How much of the workers' sending the walk was told of.
     told: Put,
-    /// Since when the batch that is being put is worked at.
+    /// When the work at the current batch began.
     since: Option<Instant>,
-    /// Pages went back that the walk has passed.
+    /// Pages were put back behind the walk's position.
     again: bool,
 }
 
 impl Lanes {
-    /// A lane over each channel, channel 0 first, all under the cap of `pacer`. `cancel` ends the
+    /// A lane for each channel, channel 0 first, all under the cap of `pacer`. `cancel` ends the
     /// migration.
     ///
     /// # Errors
-    /// Without a channel, and when there is no descriptor for what the lanes share.
+    /// When there is no channel, and when there is no descriptor for what the lanes share.
     pub(super) fn over(
         channels: Vec<Channel>,
         pacer: &Arc<Pacer>,
@@ -114,7 +115,7 @@ impl Lanes {
     /// Starts a worker for each further lane.
     ///
     /// # Errors
-    /// When one cannot be started.
+    /// When a worker cannot be started.
     pub(super) fn start(&mut self, memory: &Memory, vmm: &Callbacks) -> Result<()> {
         for further in &mut self.further {
             if let Further::Here(lane) = std::mem::replace(further, Further::Gone) {
@@ -129,7 +130,7 @@ impl Lanes {
         self.shared.failure.stop()
     }
 
-    /// Whether there is more than one.
+    /// Whether there is more than one lane.
     pub(super) fn several(&self) -> bool {
         !self.further.is_empty()
     }
@@ -139,8 +140,8 @@ impl Lanes {
         &mut self.first
     }
 
-    /// All lanes that the migration's thread has, in the order of their channels: before workers
-    /// are started and after they have ended, all there are.
+    /// All lanes that the migration's thread has, in the order of their channels. Before workers
+    /// are started and after they have ended, these are all lanes.
     pub(super) fn all(&mut self) -> impl Iterator<Item = &mut Lane> {
         let further = self.further.iter_mut().filter_map(|further| match further {
             Further::Here(lane) => Some(lane),
@@ -168,7 +169,7 @@ impl Lanes {
         std::iter::once(Figures::of(&self.first)).chain(self.further())
     }
 
-    /// What became of all pages that were sent.
+    /// The totals of all pages that were sent.
     pub(super) fn put(&self) -> Put {
         self.figures().fold(Put::default(), |mut put, lane| {
             put += lane.put;
@@ -181,8 +182,8 @@ impl Lanes {
         self.figures().map(|lane| lane.sent).sum()
     }
 
-    /// What became of pages that were sent in place, on all lanes. Where one lane still sends so, they
-    /// do.
+    /// What became of pages that were sent in place, on all lanes. As long as one lane sends in
+    /// place, the state is "on".
     pub(super) fn zero_copy(&self) -> ZeroCopy {
         let mut all = Figures::of(&self.first).zero_copy;
         for lane in self.further() {
@@ -196,7 +197,7 @@ impl Lanes {
         all
     }
 
-    /// For how long the cap on the bandwidth has held the slowest of them back.
+    /// How long the cap on the bandwidth has held back the slowest lane.
     pub(super) fn paced(&self) -> Duration {
         self.figures()
             .map(|lane| lane.paced)
@@ -204,24 +205,24 @@ impl Lanes {
             .unwrap_or_default()
     }
 
-    /// Pages sent and not acknowledged.
+    /// How many pages were sent and are not acknowledged.
     pub(super) fn unacknowledged(&self) -> u64 {
         self.figures().map(|lane| lane.unacknowledged).sum()
     }
 
-    /// For how long the destination has had markers to acknowledge on a lane and has acknowledged
-    /// none there: the longest of all lanes'.
+    /// The longest time, over all lanes, for which the destination has had markers to acknowledge
+    /// and has acknowledged none.
     pub(super) fn silence(&self) -> Option<Duration> {
         let since = self.figures().filter_map(|lane| lane.silent_since).min();
         since.map(|since| since.elapsed())
     }
 
-    /// How long one lane had more than it could send while another had nothing.
+    /// How long one lane had more pages than it could send while another had none.
     pub(super) fn uneven(&self) -> Duration {
         self.shared.balance.uneven()
     }
 
-    /// What the workers have sent since this was asked last.
+    /// What the workers have sent since the last call.
     fn sent_meanwhile(&mut self) -> Put {
         let now = self.further().fold(Put::default(), |mut put, lane| {
             put += lane.put;
@@ -230,12 +231,12 @@ impl Lanes {
         now.since(&std::mem::replace(&mut self.told, now))
     }
 
-    /// Whether pages went back that the walk has passed, since this was asked last.
+    /// Whether pages were put back behind the walk's position since the last call.
     pub(super) fn take_again(&mut self) -> bool {
         std::mem::take(&mut self.again)
     }
 
-    /// The figures of each lane, into `stats`.
+    /// Writes the figures of each lane to `stats`.
     pub(super) fn fill(&self, stats: &mut [LaneStats]) {
         let queued =
             std::iter::once((0, Duration::ZERO)).chain(self.further.iter().map(|further| {
@@ -255,7 +256,7 @@ impl Lanes {
             stats.zero_pages = lane.put.zero_pages;
             stats.unacknowledged_pages = lane.unacknowledged;
             stats.queued_pages = queued;
-            // A worker that has ended has nothing more to tell of its queue.
+            // When a worker has ended, its queue has no more figures.
             stats.queue_wait = stats.queue_wait.max(full);
             stats.send_wait = lane.waited;
             stats.idle = stats.idle.max(lane.idle);
@@ -263,16 +264,16 @@ impl Lanes {
         }
     }
 
-    /// What the destination said meanwhile on any of them.
+    /// Reads what the destination has said so far on any lane.
     ///
     /// # Errors
-    /// That one has failed.
+    /// When a lane has failed.
     pub(super) fn listen(&mut self) -> Result<()> {
         self.all().try_for_each(Lane::listen)?;
         self.check()
     }
 
-    /// Refuses to go on where a worker has failed.
+    /// Fails when a worker has failed.
     fn check(&self) -> Result<()> {
         match self.several() {
             true => self.stop().check("a channel"),
@@ -280,7 +281,8 @@ impl Lanes {
         }
     }
 
-    /// Waits until `ready`, of which a worker tells by its news, or until `recall` is raised.
+    /// Waits until `ready` is true, or until `recall` is raised. A worker signals a change by its
+    /// news.
     fn wait(
         &mut self,
         io: &Io<'_>,
@@ -296,7 +298,8 @@ impl Lanes {
             }
             let stop = self.shared.failure.stop();
             let mut until = io.limit.at();
-            // Whoever removes a block waits for what lane 0 has sent of it, and nobody else looks.
+            // The thread that removes a block waits for the pages that lane 0 has sent in place,
+            // and only this thread can let go of them.
             if self.first.reap() {
                 until = until.earlier(Deadline::after(REAP));
             }
@@ -319,8 +322,8 @@ impl Lanes {
         }
     }
 
-    /// Has a worker do `work`, once it has room. `hand` are taken pages that this thread holds
-    /// meanwhile: what belongs to a block that is removed is put back.
+    /// Gives `work` to a worker, once the worker has room. `hand` are taken pages that this thread
+    /// holds meanwhile. When their block is removed during the wait, they are put back.
     fn give(
         &mut self,
         at: usize,
@@ -344,7 +347,7 @@ impl Lanes {
                 Some(work) => work,
             };
             full.get_or_insert_with(Instant::now);
-            // Lane 0 has nothing to do meanwhile.
+            // Lane 0 has nothing to send during this wait.
             let shared = Arc::clone(&self.shared);
             let _full = shared.balance.be(Load::Full);
             let _idle = shared.balance.be(Load::Idle);
@@ -353,7 +356,7 @@ impl Lanes {
                 _ => true,
             })?;
             if let Some(recall) = recall.filter(|recall| recall.is_raised()) {
-                // Lowered first: whoever removes another block asks again.
+                // Lowered first, so that a later removal of another block raises it again.
                 recall.lower();
                 if let What::Pages(taken) = &mut work.what {
                     leave_out_removed(taken, memory);
@@ -365,8 +368,8 @@ impl Lanes {
         }
     }
 
-    /// Waits until the workers have done all their work, and have every acknowledgement if the last
-    /// of it was a marker.
+    /// Waits until the workers have done all their work. When the last piece of work was a marker,
+    /// every acknowledgement has arrived then.
     pub(super) fn await_further(&mut self, io: &Io<'_>) -> Result<()> {
         if !self.several() {
             return Ok(());
@@ -376,10 +379,10 @@ impl Lanes {
         })
     }
 
-    /// Ends the workers, whose work is done: their lanes are this thread's again.
+    /// Ends the workers, whose work is done. Their lanes belong to this thread again.
     ///
     /// # Errors
-    /// Those of the workers.
+    /// The workers' errors.
     pub(super) fn rejoin(&mut self) -> Result<()> {
         self.end_workers();
         match self.shared.failure.reason() {
@@ -411,8 +414,9 @@ impl Lanes {
         }
     }
 
-    /// Why sending failed with `error`: the first reason of any lane's, and better than that a
-    /// connection broke, the peer's own word for why. The workers have ended after that.
+    /// The reason why sending failed with `error`: the first reason that a lane found. When that is
+    /// only a broken connection, the peer's own reason replaces it. All workers have ended after
+    /// this call.
     pub(super) fn explain(&mut self, error: Error) -> Error {
         if !self.several() {
             return self.first.explain(error);
@@ -427,20 +431,22 @@ impl Lanes {
             return reason;
         }
         let heard = self.all().find_map(Lane::reason);
-        // It goes another way than what broke, and may come a little later.
+        // The peer's reason comes on another connection than the broken one, and may come a little
+        // later.
         heard
             .or_else(|| self.first.await_reason(TELL))
             .unwrap_or(reason)
     }
 
-    /// Gives everything that was not acknowledged back.
+    /// Puts back all pages that were not acknowledged.
     pub(super) fn give_up(&mut self) {
         self.stop_workers();
         self.all().for_each(Lane::give_up);
     }
 
-    /// Tells the destination why it is over, and closes. On channel 0; where a record was cut there, on
-    /// the first channel on which it can be told.
+    /// Tells the destination why the migration is over, and closes all connections. The reason goes
+    /// out on channel 0. When a record was cut there, it goes out on the first channel where that
+    /// is possible.
     pub(super) fn abort(&mut self, error: &Error) {
         self.stop_workers();
         let told = self
@@ -448,7 +454,7 @@ impl Lanes {
             .take(TOLD_ON)
             .find_map(|lane| lane.tell(error).then_some(lane));
         if let Some(lane) = told {
-            // The reason is lost with a connection that is closed before it is read.
+            // When a connection is closed before the reason is read, the reason is lost.
             lane.drain();
         }
         for lane in self.all() {
@@ -460,19 +466,19 @@ impl Lanes {
 }
 
 impl Drop for Lanes {
-    /// A migration that is dropped on the way leaves no thread.
+    /// Ends the threads of a migration that is dropped before its end.
     fn drop(&mut self) {
         self.stop_workers();
     }
 }
 
-/// Lanes for the time of some steps, with the limits of those.
+/// The lanes during some steps, with the time limits of these steps.
 pub(super) struct Sending<'a, 'io> {
     pub(super) lanes: &'a mut Lanes,
     pub(super) announced: &'a mut Announced,
     pub(super) memory: &'a Memory,
     pub(super) params: &'a Params,
-    /// The pass, which markers say.
+    /// The current pass, which markers name.
     pub(super) pass: u32,
     pub(super) io: &'a Io<'io>,
 }
@@ -486,11 +492,12 @@ impl Sending<'_, '_> {
         }
     }
 
-    /// A batch over several lanes.
+    /// Sends a batch over several lanes.
     fn spread(&mut self, mut taken: Taken, recall: &Recall) -> Result<Put> {
         let since = self.lanes.since.take().unwrap_or_else(Instant::now);
         if self.announced.lacks(&taken) {
-            // It was added after the last look. The destination is told while nothing is pinned.
+            // The block was added after the last announcement. The destination is told of it later,
+            // when nothing is pinned.
             self.lanes.again = true;
             drop(taken);
             self.announce()?;
@@ -500,7 +507,7 @@ impl Sending<'_, '_> {
         let count = self.lanes.further.len();
         let mut shares = Vec::new();
         fallible::reserve(&mut shares, count, "shares of a batch")?;
-        // Bit n: there is something for lane n.
+        // Bit n: lane n has a share of the batch.
         let lanes = taken.runs().fold(0u64, |lanes, run| {
             lanes | 1 << assignment.lane(run.block, &run.pages)
         });
@@ -539,9 +546,9 @@ impl Sending<'_, '_> {
         Ok(put)
     }
 
-    /// Tells the destination of blocks that came and went, by the rule for several connections: all
-    /// that was sent is acknowledged, then channel 0 says it, and all lanes wait until the destination
-    /// has followed.
+    /// Tells the destination of added and removed blocks, by the rule for several connections.
+    /// First all that was sent is acknowledged. Then channel 0 carries the news, and all lanes wait
+    /// until the destination has applied it.
     fn announce(&mut self) -> Result<()> {
         self.barrier()?;
         let news = self.announced.all_news(self.memory)?;
@@ -573,9 +580,9 @@ impl Outlet for Sending<'_, '_> {
         Ok(())
     }
 
-    /// What is on its way, or in a socket's buffer, costs the destination time: a header of 32
-    /// bytes that says that 2 MiB are zero, as long as 2 MiB of pages. None of it may be left
-    /// when the guest is paused.
+    /// Waits until the destination has worked through all that was sent. What is on its way or in a
+    /// socket's buffer costs the destination time: a header of 32 bytes that says that 2 MiB are
+    /// zero may take as long as 2 MiB of pages. None of it may be left when the guest is paused.
     fn barrier(&mut self) -> Result<()> {
         for at in 0..self.lanes.further.len() {
             let work = self.work(What::Marker { last: false });

@@ -1,4 +1,5 @@
-//! Pages that were sent on a lane and are not acknowledged, and the markers between them.
+//! The account of pages that were sent on a lane and are not acknowledged, with the markers between
+//! them.
 
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
@@ -7,25 +8,26 @@ use crate::wire::{Marker, MARKER_FLAG_FINAL};
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// After so many pages a marker is due, so that the account stays short.
+/// After this many pages a marker is due, so that the account stays short.
 const MARKER_PAGES: u64 = 16 << 10;
-/// Or after so many runs.
+/// After this many runs a marker is due as well.
 const MARKER_RUNS: usize = 4096;
 
-/// See the file's description. Dropped, it puts back what was not acknowledged.
+/// See the file's description. When it is dropped, pages that were not acknowledged are put back.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    /// The last marker, and what it will say: all that was sent so far.
+    /// The last marker, and what the next one will say: the totals of all that was sent so far.
     marker: Marker,
-    /// Each lot with the number of the first marker behind it.
+    /// Each batch of sent pages, with the number of the first marker behind it.
     lots: VecDeque<(u64, Taken)>,
-    /// How many pages those are.
+    /// How many pages `lots` holds.
     pages: u64,
     /// The newest marker that was acknowledged.
     acknowledged: u64,
     /// Pages and runs sent since the last marker.
     since_marker: (u64, usize),
-    /// Since when the destination has had markers to acknowledge and has acknowledged none.
+    /// The moment since which the destination has had markers to acknowledge and has acknowledged
+    /// none.
     silent_since: Option<Instant>,
 }
 
@@ -48,12 +50,14 @@ impl Ledger {
         }
     }
 
-    /// Room for one more lot: to be had before its first byte is sent.
+    /// Makes room for one more entry of `lots`. This is called before the first byte of a batch is
+    /// sent.
     pub(super) fn make_room(&mut self) -> Result<()> {
         fallible::reserve_back(&mut self.lots, 1, "the account of what is sent")
     }
 
-    /// Pages have been sent, as so many records. There is room for them.
+    /// Records that pages have been sent in `records` records. [`Ledger::make_room`] has made the
+    /// room.
     pub(super) fn sent(&mut self, taken: Taken, records: u64, data_pages: u64, zero_pages: u64) {
         let pages = taken.pages().0;
         self.marker.records += records;
@@ -65,29 +69,30 @@ impl Ledger {
         self.lots.push_back((self.marker.number + 1, taken));
     }
 
-    /// Pages sent and not acknowledged.
+    /// How many pages were sent and are not acknowledged.
     pub(super) fn unacknowledged(&self) -> u64 {
         self.pages
     }
 
-    /// Markers sent and not acknowledged.
+    /// How many markers were sent and are not acknowledged.
     pub(super) fn markers_waiting(&self) -> usize {
         (self.marker.number - self.acknowledged) as usize
     }
 
-    /// Since when the destination has had markers to acknowledge and has acknowledged none; `None`
-    /// where it has none.
+    /// The moment since which the destination has had markers to acknowledge and has acknowledged
+    /// none. `None` when no marker waits for its acknowledgement.
     pub(super) fn silent_since(&self) -> Option<Instant> {
         self.silent_since
     }
 
-    /// Whether enough was sent since the last marker for another.
+    /// Whether so much was sent since the last marker that another is due.
     pub(super) fn marker_is_due(&self) -> bool {
         let (pages, runs) = self.since_marker;
         pages >= MARKER_PAGES || runs >= MARKER_RUNS
     }
 
-    /// The next marker: the destination acknowledges it when all before it is in memory.
+    /// Makes the next marker. The destination acknowledges the marker when everything before it is
+    /// in memory.
     pub(super) fn next_marker(&mut self, pass: u32, last: bool) -> Marker {
         self.marker.number += 1;
         self.marker.pass = pass;
@@ -97,8 +102,8 @@ impl Ledger {
         self.marker
     }
 
-    /// The destination has acknowledged a marker, and so all before it. It may leave markers
-    /// out, and never goes back.
+    /// Records the acknowledgement of marker `number`, and so of everything before that marker. The
+    /// destination may skip markers, and never goes back.
     pub(super) fn acknowledged(&mut self, number: u64) -> Result<()> {
         let waiting = self.acknowledged + 1..=self.marker.number;
         if !waiting.contains(&number) {
@@ -124,7 +129,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Gives everything that was not acknowledged back.
+    /// Puts back all pages that were not acknowledged.
     pub(super) fn give_up(&mut self) {
         self.lots.clear();
         self.pages = 0;

@@ -1,5 +1,5 @@
-//! The VMM's side of an outgoing migration: start it, watch it, cancel it, resolve it. The work
-//! is done by the driver on a thread of its own.
+//! The VMM's side of an outgoing migration: start it, watch it, cancel it, resolve it. The driver
+//! does the work, on a thread of its own.
 
 mod announced;
 mod asking;
@@ -40,9 +40,9 @@ use driver::{Driver, Leaving};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-/// A migration from here to somewhere else. One object, one migration.
+/// A migration of the guest from this host to another. One object serves one migration.
 ///
-/// All methods may be called from any thread; inside a callback of the same migration,
+/// All methods may be called from any thread. Inside a callback of the same migration,
 /// [`Outgoing::wait`] is an error and [`Outgoing::cancel`] does not wait.
 ///
 /// ```
@@ -104,7 +104,7 @@ pub struct Outgoing {
 watching!(Outgoing, State);
 
 impl Outgoing {
-    /// A migration of the guest that `tracker` tracks. Checks the parameters.
+    /// A migration of the guest that `tracker` tracks. The parameters are checked here.
     pub fn new(
         tracker: Arc<Tracker>,
         blockers: Blockers,
@@ -114,9 +114,9 @@ impl Outgoing {
         Self::make(tracker, None, blockers, vmm, params)
     }
 
-    /// The same with a consumer of the caller's instead of one of the migration's own, for a
-    /// caller that wants to know which pages did not arrive: see [`Outgoing::leftover`]. A
-    /// consumer that is started already stays so.
+    /// As [`Outgoing::new`], with a consumer of the caller's instead of one of the migration's own.
+    /// It is for a caller that wants to know which pages did not arrive: see
+    /// [`Outgoing::leftover`]. When the consumer is started already, it stays started.
     pub fn with_consumer(
         consumer: Consumer,
         blockers: Blockers,
@@ -146,9 +146,9 @@ impl Outgoing {
         })
     }
 
-    /// The consumer that [`Outgoing::with_consumer`] was given, once the migration is over.
-    /// Pending for it are the pages that the destination has not acknowledged, and what was
-    /// written since they were sent. `None` before that, and the second time.
+    /// The consumer that [`Outgoing::with_consumer`] was given, once the migration is over. Its
+    /// pending pages are those that the destination has not acknowledged, and those that were
+    /// written after they were sent. `None` before the end, and from the second call on.
     pub fn leftover(&self) -> Option<Consumer> {
         if !self.shared.handle.is_over() {
             return None;
@@ -156,12 +156,11 @@ impl Outgoing {
         self.shared.guest.lent().take().and_then(Arc::into_inner)
     }
 
-    /// Starts it and returns. What it comes to is told by [`Outgoing::wait`], the events and
-    /// the figures.
+    /// Starts the migration and returns. [`Outgoing::wait`], the events and the figures tell how
+    /// the migration goes and ends.
     ///
-    /// [`Kind::State`] where the guest was handed over and not taken back, or has to be resolved;
-    /// [`Kind::Busy`] where another migration of the same guest is in progress, in either
-    /// direction.
+    /// [`Kind::State`] when the guest was handed over and not taken back, or has to be resolved.
+    /// [`Kind::Busy`] when another migration of the same guest is in progress, in either direction.
     pub fn start(&self, to: ConnectTo) -> Result<()> {
         self.start_with(
             to,
@@ -172,7 +171,7 @@ impl Outgoing {
         )
     }
 
-    /// The same with a decider of the caller's.
+    /// As [`Outgoing::start`], with a decider of the caller's.
     pub fn start_with(&self, to: ConnectTo, decider: Box<dyn Decider>) -> Result<()> {
         let shared = &self.shared;
         let claim = || {
@@ -182,14 +181,15 @@ impl Outgoing {
         };
         shared.handle.start(claim, || {
             let driver = Driver::new(Arc::clone(shared), to, decider)?;
-            // It announces itself in there, where a panic of the VMM's ends the migration.
+            // The thread announces itself inside `run`, where a panic of the VMM's ends the
+            // migration.
             spawn(Role::Migration, |_| (), move || work::run(driver))
         })
     }
 
-    /// Changes [`Params::max_bandwidth`] while the migration runs, or before it starts: at once, for
-    /// all connections together. `None` is no cap. At the switchover, and after the end, the call
-    /// changes nothing.
+    /// Changes [`Params::max_bandwidth`] before the migration starts or while it runs. The new cap
+    /// counts at once, for all connections together. `None` is no cap. At the switchover and after
+    /// the end, the call changes nothing.
     ///
     /// [`Kind::Invalid`] for a bandwidth out of its range; the cap stays as it was.
     pub fn set_max_bandwidth(&self, bytes_per_second: Option<u64>) -> Result<()> {
@@ -198,11 +198,12 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Ends the migration, wherever it is before the hand-over, and returns when the guest
-    /// runs on: within a tenth of a second, unless a callback of the VMM's or a kernel call is in progress.
-    /// Inside a callback it only asks for that. One that has ended by itself is left alone.
+    /// Ends the migration at any point before the hand-over, and returns when the guest runs on.
+    /// That takes at most a tenth of a second, unless a callback of the VMM's or a kernel call is
+    /// in progress. Inside a callback the method requests the end and returns. When the migration
+    /// has ended already, nothing happens.
     ///
-    /// After the hand-over it is too late: [`Kind::State`].
+    /// After the hand-over a cancel is too late: [`Kind::State`].
     pub fn cancel(&self) -> Result<()> {
         self.shared.handle.cancel("the guest has been handed over")
     }
@@ -210,24 +211,26 @@ impl Outgoing {
     /// The latest figures of one channel, counted from 0; all zero before there is a connection.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] where the parameters have no such channel.
+    /// [`Kind::Invalid`] when the parameters have no such channel.
     pub fn lane_stats(&self, channel: u32) -> Result<LaneStats> {
         let shared = &self.shared;
         shared.handle.lane_stats(shared.params.channels, channel)
     }
 
-    /// Waits until the migration is over, or for `limit`: [`Kind::Pending`]. An error says why
-    /// it failed; [`Kind::Unanswered`], that the VMM has to [`Outgoing::resolve`] it.
+    /// Waits until the migration is over, for at most `limit`. After `limit` the error is
+    /// [`Kind::Pending`]. Any other error says why the migration failed. After [`Kind::Unanswered`]
+    /// the VMM has to call [`Outgoing::resolve`].
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
         self.shared.handle.wait(limit)
     }
 
-    /// The VMM's decision about a guest that was handed over without an answer. Only then;
-    /// calls `resume` on this thread if that is the decision.
+    /// Takes the VMM's decision about a guest that was handed over without an answer. In any other
+    /// state this is an error. When the decision is to resume, `resume` is called on this thread.
     pub fn resolve(&self, resolution: Resolution) -> Result<()> {
         let handle = &self.shared.handle;
         check_not_inside(handle.owner(), "resolve")?;
-        // The state is told a little before the thread's end, and whoever hears it may be quick.
+        // The state is published a little before the thread ends, and the VMM may call this in
+        // between.
         if handle.state() == State::Unanswered {
             handle.wait_over();
         }
@@ -257,7 +260,7 @@ impl Outgoing {
             handle.amend(|stats| stats.downtime = Some(stood));
         }
         match &result {
-            // Until here nothing else could begin with the guest.
+            // Until here nothing else could claim the guest.
             Ok(()) => handle.settle(resolved),
             Err(_) => handle.go(|state| Ok((step(state, Event::ResumeFailed).state, ())))?,
         }
@@ -267,8 +270,8 @@ impl Outgoing {
 }
 
 impl Drop for Outgoing {
-    /// Cancels what is going on and waits for it. After the hand-over it waits for the answer
-    /// instead, as long as the hand-over timeout.
+    /// Cancels the migration in progress and waits for its end. After the hand-over, waits for the
+    /// destination's answer instead, at most for the hand-over timeout.
     fn drop(&mut self) {
         self.shared.handle.shut_down();
     }

@@ -1,7 +1,8 @@
 //! Compression on one lane: the codec, and when it is used.
 //!
-//! A frame stands for one run of pages. A run that does not become smaller by an eighth is sent as it
-//! is: what the destination would save in receiving it loses in decompressing.
+//! A frame stands for one run of pages. When compression saves less than an eighth of a run, the
+//! run is sent as it is: the destination would lose more time in decompressing than it saves in
+//! receiving.
 
 use crate::error::Result;
 use crate::migrate::params::{Compression, Params};
@@ -9,7 +10,7 @@ use crate::migrate::steering::{Batch, Compressing};
 use crate::page::compress::Compressor;
 use std::time::{Duration, Instant};
 
-/// The longest frame of `length` bytes of contents that is worth being sent.
+/// The longest frame that is worth sending for `length` bytes of contents.
 const fn worth(length: usize) -> usize {
     length / 8 * 7
 }
@@ -18,17 +19,18 @@ const fn worth(length: usize) -> usize {
 #[derive(Debug)]
 pub(super) struct Packing {
     compressor: Compressor,
-    /// `None`: always.
+    /// `None`: contents are always compressed.
     decider: Option<Compressing>,
     begun: Instant,
-    /// What was compressed of the batch in the making, before and after, and how long that took.
+    /// Of the current batch: the bytes before compression, the bytes after it, and the time it
+    /// took.
     before: u64,
     after: u64,
     codec: Duration,
 }
 
 impl Packing {
-    /// As the parameters want it for each lane; `None` if not at all.
+    /// The compression that the parameters ask for, for one lane; `None` when they ask for none.
     pub(super) fn of(params: &Params) -> Result<Option<Packing>> {
         let lanes = f64::from(params.channels);
         let cap = params.max_bandwidth.map(|all| all as f64 / lanes);
@@ -47,7 +49,7 @@ impl Packing {
         }))
     }
 
-    /// A batch begins; whether its contents are to be compressed.
+    /// Begins a batch. Returns whether its contents are to be compressed.
     pub(super) fn wanted(&mut self) -> bool {
         (self.before, self.after, self.codec) = (0, 0, Duration::ZERO);
         let now = self.begun.elapsed();
@@ -61,8 +63,8 @@ impl Packing {
         worth(length)
     }
 
-    /// Writes a frame of `contents` to the beginning of `room`; its length, or `None` if it is not
-    /// worth it.
+    /// Writes a frame of `contents` to the beginning of `room`. Returns the length of the frame, or
+    /// `None` when the frame is too long to be worth sending.
     pub(super) fn pack(&mut self, contents: &[u8], room: &mut [u8]) -> Option<usize> {
         let begun = Instant::now();
         let length = self.compressor.compress(contents, room);
@@ -72,8 +74,8 @@ impl Packing {
         length
     }
 
-    /// The batch was sent: `contents` bytes of pages, in `sent` bytes, in `time`, after which the
-    /// socket holds `held`.
+    /// Records that the batch was sent: `contents` bytes of pages became `sent` bytes and took
+    /// `time`. After that the socket's buffer holds `held` bytes.
     pub(super) fn sent(&mut self, contents: u64, sent: u64, held: u64, time: Duration) {
         let Some(decider) = &mut self.decider else {
             return;

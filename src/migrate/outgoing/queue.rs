@@ -1,18 +1,18 @@
-//! What waits for a further lane: a few batches of taken pages, and markers between them.
+//! The queue of a further lane: a few batches of taken pages, and markers between them.
 //!
-//! The migration's thread fills the queue, the lane's worker empties it. Nobody waits on a lock: each
-//! of the two waits on a descriptor, and beside it on a cancel and on its connection.
+//! The migration's thread fills the queue, and the lane's worker empties it. Neither waits on a
+//! lock. Each waits on a descriptor, and at the same time on a cancel and on its connection.
 //!
-//! **The removal of a block.** Pages that wait here are pinned, and a peer that takes nothing may
-//! have them wait for as long as the I/O timeout. So whoever removes a block takes the block's pages
-//! out of the queue, on the thread of the removal. They are not sent: the block is gone. Pages that
-//! the worker has in its hands are the worker's to let go of. It is asked by [`Queue::pins`], which it
-//! lowers before it takes the next batch.
+//! **The removal of a block.** Pages in the queue are pinned. When the peer takes nothing, they may
+//! wait there for as long as the I/O timeout. So the thread that removes a block takes the block's
+//! pages out of the queue itself. They are not sent, because the block is gone. Pages that the
+//! worker holds can be released only by the worker. [`Queue::pins`] asks it to; the worker lowers
+//! this request before it takes the next batch.
 //!
-//! Example of the loss of a pin: a batch is taken, the block is removed, the queue is searched, the
-//! batch is put into the queue. Nobody would look at it again before the peer moves. So a batch is
-//! held against the map once it is in, under the queue's lock: the map changes before the queue is
-//! searched.
+//! Example of a pin that is overlooked: a batch is taken, its block is removed, the queue is
+//! searched, and then the batch is put into the queue. Nobody would look at it again before the
+//! peer moves. So a batch is compared with the map after it was put in, under the queue's lock.
+//! That is enough, because the map changes before the queue is searched.
 
 use crate::dirty::taken::Taken;
 use crate::error::Result;
@@ -22,16 +22,16 @@ use crate::runtime::{Limit, Recall};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-/// Pieces of work that may wait for a lane.
+/// The most pieces of work in a queue.
 const LENGTH: usize = 4;
 
 /// One piece of work for a lane.
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) what: What,
-    /// The pass, which markers say.
+    /// The pass, which markers name.
     pub(super) pass: u32,
-    /// When it has to be done.
+    /// The time by which the work must be done.
     pub(super) limit: Limit,
 }
 
@@ -40,9 +40,9 @@ pub(super) struct Work {
 pub(super) enum What {
     /// Pages to send, whose protection has been restored.
     Pages(Taken),
-    /// A marker, the final one or not. Done when everything is acknowledged.
+    /// A marker. Its work is done when everything before it is acknowledged.
     Marker {
-        /// After it comes nothing.
+        /// Whether this is the final marker, with nothing after it.
         last: bool,
     },
 }
@@ -50,13 +50,13 @@ pub(super) enum What {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Work>,
-    /// The worker has taken a piece of work and has not done it.
+    /// The worker has taken a piece of work and has not finished it.
     busy: bool,
-    /// Nothing comes any more.
+    /// No further work comes.
     closed: bool,
 }
 
-/// What there is to do.
+/// What the worker is to do.
 #[derive(Debug)]
 pub(super) enum Next {
     Work(Work),
@@ -68,11 +68,11 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// Raised for the worker: there is something to do, or nothing comes any more.
+    /// Raised for the worker: there is work, or no further work comes.
     work: Recall,
-    /// Raised for the worker: it is to let go of its pins.
+    /// Raised for the worker: it is asked to let go of its pins.
     pins: Recall,
-    /// Raised for the migration's thread: there is room, or all is done.
+    /// Raised for the migration's thread: the queue has room, or all work is done.
     news: Arc<Recall>,
 }
 
@@ -81,7 +81,7 @@ fn all_there(taken: &Taken, memory: &Memory) -> bool {
     memory.with_map(|map| taken.blocks().all(|block| map.block(block.id()).is_some()))
 }
 
-/// Puts back, and lets go of, what belongs to blocks that are not in the map any more.
+/// Puts back and unpins the pages of blocks that are no longer in the map.
 pub(super) fn leave_out_removed(taken: &mut Taken, memory: &Memory) {
     if !all_there(taken, memory) {
         leave_out_all_but(taken, &memory.map());
@@ -93,11 +93,11 @@ fn leave_out_all_but(taken: &mut Taken, map: &Map) {
 }
 
 impl Queue {
-    /// An empty one, which hears of blocks that are removed from `memory`; `news` is raised for the
-    /// migration's thread.
+    /// An empty queue, which is told when blocks are removed from `memory`. It raises `news` for
+    /// the migration's thread.
     ///
     /// # Errors
-    /// When there is no memory or no descriptor for it.
+    /// When there is no memory or no descriptor for the queue.
     pub(super) fn new(memory: &Memory, news: &Arc<Recall>) -> Result<Arc<Queue>> {
         let mut state = State::default();
         fallible::reserve_back(&mut state.waiting, LENGTH, "a channel's queue")?;
@@ -116,7 +116,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// What the worker waits for when it has nothing to do.
+    /// What the worker waits for when it has no work.
     pub(super) fn work(&self) -> &Recall {
         &self.work
     }
@@ -126,8 +126,8 @@ impl Queue {
         &self.pins
     }
 
-    /// Adds work; gives it back where there is no room. Pages of blocks that are not in `memory`
-    /// any more are put back instead.
+    /// Adds work. When there is no room, the work is returned. Pages of blocks that are no longer
+    /// in `memory` are put back instead of added.
     pub(super) fn add(&self, work: Work, memory: &Memory) -> Option<Work> {
         let mut state = self.lock();
         if state.waiting.len() >= LENGTH {
@@ -142,7 +142,7 @@ impl Queue {
         None
     }
 
-    /// The worker has done its last piece of work, and asks for the next.
+    /// Says that the worker's last piece of work is done, and takes the next.
     pub(super) fn next(&self) -> Next {
         self.work.lower();
         self.pins.lower();
@@ -175,7 +175,7 @@ impl Queue {
         state.waiting.is_empty() && !state.busy
     }
 
-    /// How many pages wait.
+    /// How many pages are in the queue.
     pub(super) fn pages(&self) -> u64 {
         let state = self.lock();
         let pages = state.waiting.iter().map(|work| match &work.what {
@@ -185,13 +185,13 @@ impl Queue {
         pages.sum()
     }
 
-    /// Nothing comes any more: the worker ends when all work is done.
+    /// Says that no further work comes. The worker ends when all work is done.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.work.raise();
     }
 
-    /// Puts everything back that waits.
+    /// Puts back all pages in the queue.
     pub(super) fn give_up(&self) {
         let left = {
             let mut state = self.lock();
@@ -207,7 +207,7 @@ impl MapObserver for Queue {
     }
 
     fn map_changed(&self, old: &Map, new: &Map) {
-        // One change adds blocks or removes them, never both.
+        // One change of the map either adds blocks or removes them.
         if new.blocks().len() >= old.blocks().len() {
             return;
         }
@@ -217,8 +217,9 @@ impl MapObserver for Queue {
                 leave_out_all_but(taken, new);
             }
         }
-        // Under the lock: a worker that takes a batch after this finds it searched, and one that took
-        // it before has lowered this already.
+        // Raised under the lock. When a worker takes a batch after this, the queue was searched
+        // already. When it took its batch before this, it lowered the request before this raised
+        // it.
         self.pins.raise();
     }
 }

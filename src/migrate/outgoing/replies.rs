@@ -1,5 +1,5 @@
-//! What the destination says to the source: small records, looked for between batches and
-//! waited for at the turning points.
+//! The records that the destination sends to the source. They are small. The source looks for them
+//! between batches, and waits for them at the turning points.
 
 use crate::channel::{Channel, Io, PartMut};
 use crate::error::{Error, Kind, Result};
@@ -8,26 +8,26 @@ use crate::runtime::{Deadline, Recall};
 use crate::wire::{Header, Record, RecordType, HEADER_LEN};
 use std::time::Duration;
 
-/// No record that a destination sends is longer: ABORT with its reason, or a skippable one
-/// of a later version.
+/// The longest record that a destination sends: ABORT with its reason, or a skippable record of a
+/// later version.
 const LONGEST: usize = 128 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Replies {
     bytes: Vec<u8>,
-    /// It has said ABORT.
+    /// The destination has sent ABORT.
     ended: bool,
 }
 
 impl Replies {
-    /// Whether it has said ABORT.
+    /// Whether the destination has sent ABORT.
     pub(super) fn ended(&self) -> bool {
         self.ended
     }
 
-    /// The next record that is here in full, without waiting.
+    /// The next record that has arrived in full. Does not wait.
     pub(super) fn poll(&mut self, channel: &mut Channel) -> Result<Option<Record>> {
-        // A few reads, whatever comes: what is skipped gives no record to return with.
+        // The number of reads is bounded, because skipped records end no read.
         for _ in 0..4 {
             if let Some(record) = self.parse()? {
                 return Ok(Some(record));
@@ -42,7 +42,7 @@ impl Replies {
         Ok(None)
     }
 
-    /// The next record, waiting for it.
+    /// Waits for the next record.
     pub(super) fn wait(&mut self, channel: &mut Channel, io: &Io<'_>) -> Result<Record> {
         loop {
             if let Some(record) = self.parse()? {
@@ -54,7 +54,7 @@ impl Replies {
         }
     }
 
-    /// The same until `recall` is raised: `None` then.
+    /// As [`Replies::wait`]. `None` when `recall` is raised.
     pub(super) fn wait_unless(
         &mut self,
         channel: &mut Channel,
@@ -74,9 +74,11 @@ impl Replies {
         }
     }
 
-    /// After sending failed because the peer is gone: the reason that it gave, if one is here.
+    /// The peer's reason for going away, if it has arrived. For a send that failed because the peer
+    /// is gone.
     pub(super) fn reason(&mut self, channel: &mut Channel) -> Option<Error> {
-        // It comes last, and a peer that goes on talking has none to give.
+        // The reason is the peer's last record. A peer that sends more records than this gives
+        // none.
         for _ in 0..4096 {
             match self.poll(channel) {
                 Ok(Some(_)) => {}
@@ -88,9 +90,9 @@ impl Replies {
         None
     }
 
-    /// After the destination was told that it is over: reads what it says, for at most `limit`,
-    /// until it ends it too. Closing with unread acknowledgements resets the connection, and
-    /// the reason would be lost with it.
+    /// Reads what the destination still says, for at most `limit`, until it closes the connection.
+    /// This follows the message that the migration is over. Closing a connection with unread
+    /// acknowledgements would reset it, and the destination would lose the reason.
     pub(super) fn drain(&mut self, channel: &mut Channel, limit: Duration) {
         let io = Io::patient(limit).within(Deadline::after(limit));
         while self.wait(channel, &io).is_ok() {}

@@ -1,23 +1,26 @@
-//! Pages as they were sent last, within a bound: what a later version of a page can be encoded
-//! against.
+//! A bounded cache of pages as they were sent last. A later version of a page can be encoded
+//! against the cached one.
 //!
-//! One invariant: what is kept for a page is, byte for byte, what the last record about the page
-//! carries. Example of the loss: a page is kept; its next version is sent straight from guest memory,
-//! which the guest may be writing, so nobody has a copy of those bytes; a third version is encoded
-//! against the first. The destination has the second. So whoever sends a page in any other way than
-//! as a copy that is kept here calls [`SentPages::forget`]. The destination also compares checksums,
-//! so a mistake here ends a migration and does not damage a guest.
+//! The invariant: what the cache holds for a page is, byte for byte, what the last record about the
+//! page carries. Example of a violation: version 1 of a page is kept. Version 2 is sent straight
+//! from guest memory, which the guest may be writing, so nobody has a copy of those bytes. Version
+//! 3 is encoded against version 1, but the destination has version 2. So when a page is sent in any
+//! other way than as a copy that is kept here, the sender calls [`SentPages::forget`]. The
+//! destination also compares checksums, so a violation ends the migration and does not damage the
+//! guest.
 //!
-//! The walk goes through memory in order, so a hot set that is larger than the cache comes by like a
-//! scan. The usual rule, the page that was used longest ago goes, would then keep each page until
-//! just before it comes back. And pages that are written once come by among the hot ones. So a page
-//! that came by in this pass keeps its place, and of a hot set that is too large a part stays. And a
-//! page that finds its places taken gets one only when it comes by again: until then its name alone
-//! is remembered, in a table of [`NAMES`] for each place. Of the others the one goes that came by
-//! longest ago.
+//! The walk goes through memory in order, so a hot set larger than the cache passes by like a scan.
+//! The usual rule is to evict the page that was used longest ago. Here that rule would evict each
+//! page just before it comes back. Pages that are written only once pass by as well. So there are
+//! three rules:
+//! - A page that came by in this pass keeps its place. Then a part of a hot set that is too large
+//!   stays.
+//! - When all places of a page are taken, the page gets one only when it comes by again. Until then
+//!   only its name is remembered, in a table of [`NAMES`] names for each place.
+//! - Of the pages that may be evicted, the one that came by longest ago is evicted.
 //!
-//! Which page can be where is decided by a hash: [`WAYS`] places, next to each other. So a lookup
-//! reads one cache line. The lane that sends a page's stretch owns its cache; there is no lock.
+//! A hash decides which [`WAYS`] neighbouring places a page can be in, so a lookup reads one cache
+//! line. The lane that sends a page's stretch owns its cache; there is no lock.
 
 use crate::bits::heap::Words;
 use crate::error::{Error, Result};
@@ -25,13 +28,13 @@ use crate::memory::BlockId;
 use crate::page::delta::PAGE;
 use crate::units::Pages;
 
-/// Places in which a page can be. Their keys are one cache line.
+/// The number of places that one page can be in. Their keys fill one cache line.
 const WAYS: usize = 8;
-/// Names that are remembered of pages that found no place, for each place.
+/// For each place, how many names are remembered of pages that found no place.
 const NAMES: usize = 4;
-/// Bytes beside each page: its key, its use, and names of others.
+/// Bytes for each page beside its contents: its key, its use, and names of others.
 const BESIDE: u64 = 16 + 4 * NAMES as u64;
-/// While delta is off, one set in so many is in use.
+/// While delta is off, one set in this many is in use.
 const SAMPLE: usize = 64;
 
 /// A page, aligned to a cache line.
@@ -43,18 +46,18 @@ struct Page([u8; PAGE]);
 pub(super) struct Key(u64);
 
 impl Key {
-    /// Pages in the largest block are numbered by so many bits.
+    /// The bits that number the pages of the largest block.
     const PAGE_BITS: u32 = 40;
 
-    /// Numbers of blocks are not used again, so this names no other page ever. `None` after 16
-    /// million blocks: their pages are not kept.
+    /// The key of a page. Block numbers are never used again, so a key never names another page.
+    /// `None` after 16 million blocks: the pages of later blocks are not kept.
     pub(super) fn new(block: BlockId, page: Pages) -> Option<Key> {
         let fits = block.0 < (1 << (u64::BITS - Key::PAGE_BITS)) - 1;
         let (block, page) = (u64::from(block.0), page.0 & ((1 << Key::PAGE_BITS) - 1));
         fits.then_some(Key((block << Key::PAGE_BITS | page) + 1))
     }
 
-    /// Neighbouring pages get numbers far apart.
+    /// The hash of the key. Hashes of neighbouring pages lie far apart.
     fn hash(self) -> u64 {
         let mut hash = self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         hash ^= hash >> 32;
@@ -63,12 +66,13 @@ impl Key {
     }
 }
 
-/// When a place's page came by last, and where its bytes are: as one word, so that a table of them is
-/// zero at first, and not touched.
+/// For a place: the pass in which its page came by last, and where the page's bytes are. Both fit
+/// into one word, so that a fresh table is all zero and need not be touched.
 #[derive(Clone, Copy)]
 struct Use {
     pass: u32,
-    /// The number of the page in `pages`, from 1; 0: none yet. A place keeps it.
+    /// The number of the page in `pages`, from 1; 0 when there is none yet. A place keeps its
+    /// number.
     slot: u32,
 }
 
@@ -91,11 +95,12 @@ pub(super) struct SentPages {
     ways: usize,
     /// By place: the page's key, 0 for none.
     keys: Words,
-    /// By place: [`Use`].
+    /// By place: its [`Use`].
     uses: Words,
-    /// Halves of hashes, two a word, of pages that found no place.
+    /// Halves of the hashes of pages that found no place, two in a word.
     names: Words,
-    /// As many as were ever kept at the same time. There is room for one a place.
+    /// The pages. The vector grows to the largest number ever kept at once, at most one for each
+    /// place.
     pages: Vec<Page>,
     /// Places that hold a page.
     held: usize,
@@ -109,7 +114,8 @@ impl std::fmt::Debug for SentPages {
 }
 
 impl SentPages {
-    /// Room for as many pages as fit into `bytes`, at least one. Memory is touched when pages come.
+    /// A cache of as many pages as fit into `bytes`, at least one. Its memory is touched only when
+    /// pages come.
     ///
     /// # Errors
     /// [`crate::error::Kind::NoMemory`].
@@ -134,7 +140,7 @@ impl SentPages {
         })
     }
 
-    /// Bytes that it can take.
+    /// The most bytes that the cache can take.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> u64 {
         let beside = [&self.keys, &self.uses, &self.names].map(Words::heap_bytes);
@@ -146,7 +152,7 @@ impl SentPages {
         ((u128::from(key.hash()) * self.sets as u128) >> 64) as usize
     }
 
-    /// Whether a page is one of those that stay in use while delta is off.
+    /// Whether the page is one of the sample that stays in use while delta is off.
     pub(super) fn is_sample(&self, key: Key) -> bool {
         self.set(key).is_multiple_of(SAMPLE)
     }
@@ -157,7 +163,7 @@ impl SentPages {
         keys.iter().position(|k| *k == key.0).map(|way| first + way)
     }
 
-    /// The page as it was sent last, if it is kept. It came back in `pass`.
+    /// The page as it was sent last, when it is in the cache. The page came back in `pass`.
     pub(super) fn find(&mut self, key: Key, pass: u32) -> Option<Found<'_>> {
         let place = self.place(key)?;
         let slot = Use::of(self.uses[place]).slot;
@@ -169,7 +175,8 @@ impl SentPages {
         })
     }
 
-    /// Remembers the name of a page that found no place; whether it did so before.
+    /// Remembers the name of a page that found no place. Returns whether the name was known
+    /// already.
     fn remember(&mut self, key: Key) -> bool {
         let hash = key.hash();
         let spread = u128::from(hash.rotate_left(32)) * (2 * self.names.len()) as u128;
@@ -181,7 +188,8 @@ impl SentPages {
         known
     }
 
-    /// Keeps `page`, which is not kept and is sent as it is here in `pass`, if there is a place for it.
+    /// Keeps `page`, which is not in the cache and is sent with these bytes in `pass`, when it gets
+    /// a place.
     pub(super) fn keep(&mut self, key: Key, pass: u32, page: &[u8; PAGE]) {
         debug_assert!(self.place(key).is_none());
         let first = self.set(key) * self.ways;
@@ -202,7 +210,7 @@ impl SentPages {
         match self.pages.get_mut((slot as usize).wrapping_sub(1)) {
             Some(there) => there.0 = *page,
             None => {
-                // There is room: a page a place.
+                // There is room: one page for each place was reserved.
                 self.pages.push(Page(*page));
                 slot = self.pages.len() as u32;
             }
@@ -212,7 +220,8 @@ impl SentPages {
         self.uses[place] = Use { pass, slot }.word();
     }
 
-    /// A page is sent in some other way: what is kept of it is not what the destination has.
+    /// Forgets a page that is sent in another way, because the destination's version will differ
+    /// from the cached one.
     pub(super) fn forget(&mut self, key: Key) {
         if self.held == 0 {
             return;
@@ -223,13 +232,13 @@ impl SentPages {
         }
     }
 
-    /// How many pages are kept.
+    /// How many pages are in the cache.
     pub(super) fn held(&self) -> usize {
         self.held
     }
 }
 
-/// A page that is kept.
+/// A page that is in the cache.
 pub(super) struct Found<'a> {
     page: &'a mut [u8; PAGE],
     of: &'a mut u64,
@@ -241,12 +250,13 @@ impl Found<'_> {
         self.page
     }
 
-    /// It is sent once more, as `page`.
+    /// Replaces the cached version by `page`, which is sent now.
     pub(super) fn renew(self, page: &[u8; PAGE]) {
         *self.page = *page;
     }
 
-    /// The same where what was kept did not help: its place goes to whoever needs one.
+    /// As [`Found::renew`], for a cached version that did not help: another page may take the
+    /// place.
     pub(super) fn renew_in_vain(self, page: &[u8; PAGE]) {
         *self.page = *page;
         let slot = Use::of(*self.of).slot;

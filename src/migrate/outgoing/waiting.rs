@@ -1,5 +1,6 @@
-//! Re-sent pages of one block that are in no record yet, where deltas are used: encodings, and the
-//! copies of pages that go whole. A list of plain values; the encoder fills it and makes records of it.
+//! Re-sent pages of one block that are in no record yet, where deltas are used: encodings, and
+//! copies of pages that go whole. This is a list of plain values. The encoder fills it and makes
+//! records of it.
 
 use super::deltas::Deltas;
 use crate::error::Result;
@@ -8,17 +9,18 @@ use crate::units::{Pages, STRETCH_PAGES};
 use crate::wire::{DELTA_PAGES_MAX, LIST_PAGES_MAX, LIST_RUNS_MAX};
 use std::ops::Range;
 
-/// Encodings of so many bytes fill a DELTA: they stay in a processor's cache until they are sent.
+/// When encodings have this many bytes, a DELTA is full: so many stay in a processor's cache until
+/// they are sent.
 const ENCODINGS: usize = 256 << 10;
 
-/// What uses deltas, and re-sent pages of one block that are in no record yet.
+/// The delta encoder, and the re-sent pages of one block that are in no record yet.
 pub(super) struct Waiting<'a> {
     pub(super) deltas: &'a mut Deltas,
     pub(super) block: u32,
     pub(super) changed: Vec<Changed>,
     pub(super) encodings: Vec<u8>,
     pub(super) copies: Vec<Copied>,
-    /// Pages in `copies`.
+    /// How many pages `copies` holds.
     pub(super) copied: u64,
 }
 
@@ -29,7 +31,7 @@ pub(super) struct Changed {
     pub(super) encoding: Range<usize>,
 }
 
-/// Neighbouring pages, and where their copies are among the encoder's own bytes.
+/// Neighbouring pages that go whole, and where their copies are in the encoder's own bytes.
 pub(super) struct Copied {
     pub(super) first: Pages,
     pub(super) count: u64,
@@ -52,7 +54,7 @@ impl<'a> Waiting<'a> {
         self.changed.is_empty() && self.copies.is_empty()
     }
 
-    /// Whether `page` may join what waits: it is behind all of that, and near enough.
+    /// Whether `page` may join the waiting pages: it comes after all of them, and is near enough.
     pub(super) fn takes(&self, block: u32, page: Pages) -> bool {
         let last = self.changed.last().map(|changed| changed.page);
         let last_copy = self.copies.last().map(|copied| copied.first);
@@ -69,7 +71,8 @@ impl<'a> Waiting<'a> {
                 && self.copied < u64::from(LIST_PAGES_MAX))
     }
 
-    /// One page was copied to `own`, and goes whole, in a record of at most `most` such neighbours.
+    /// Adds a page that was copied to `own` and goes whole. A record holds at most `most` such
+    /// neighbours.
     pub(super) fn copied(&mut self, page: Pages, own: Range<usize>, most: u64) -> Result<()> {
         self.copied += 1;
         if let Some(last) = self.copies.last_mut() {

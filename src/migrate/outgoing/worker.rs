@@ -1,7 +1,7 @@
-//! A further lane on a thread of its own: takes work from a queue, encodes, sends, reads
+//! A further lane's worker thread. It takes work from a queue, encodes, sends, reads
 //! acknowledgements, and gives the lane back when it ends.
 //!
-//! It decides nothing. What it finds wrong it tells all lanes ([`Failure`]) before it ends.
+//! It decides nothing. When it finds an error, it tells all lanes ([`Failure`]) before it ends.
 
 use super::balance::{Balance, Load};
 use super::lane::Lane;
@@ -18,18 +18,18 @@ use crate::walk::Put;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// How far a lane is, for other threads.
+/// The figures of a lane, for other threads.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Figures {
-    /// What became of all pages that were sent.
+    /// The totals of all pages that were sent.
     pub(super) put: Put,
     /// Bytes that went over the connection.
     pub(super) sent: u64,
-    /// Pages sent and not acknowledged.
+    /// How many pages were sent and are not acknowledged.
     pub(super) unacknowledged: u64,
-    /// Since when the destination has had markers and has acknowledged none.
+    /// The moment since which the destination has had markers and has acknowledged none.
     pub(super) silent_since: Option<Instant>,
-    /// How long it had nothing to send.
+    /// How long the lane had nothing to send.
     pub(super) idle: Duration,
     /// How long the connection had no room.
     pub(super) waited: Duration,
@@ -59,7 +59,7 @@ impl Figures {
 pub(super) struct Shared {
     pub(super) failure: Failure,
     pub(super) balance: Balance,
-    /// Raised for the migration's thread: a queue has room, or all of it is done.
+    /// Raised for the migration's thread: a queue has room, or all its work is done.
     pub(super) news: Arc<Recall>,
     pub(super) params: Params,
 }
@@ -78,8 +78,8 @@ impl Worker {
     /// Starts a thread for `lane`.
     ///
     /// # Errors
-    /// When there is no thread, descriptor or memory for it. The lane is gone then, with nothing on
-    /// its way.
+    /// When there is no thread, descriptor or memory for the lane. The lane is dropped then, with
+    /// nothing on its way.
     pub(super) fn start(
         lane: Lane,
         shared: &Arc<Shared>,
@@ -112,13 +112,13 @@ impl Worker {
         &self.queue
     }
 
-    /// How far it is.
+    /// The current figures of the lane.
     pub(super) fn figures(&self) -> Figures {
         *lock(&self.figures)
     }
 
-    /// Ends the thread, at once where the lanes are stopped, else when its work is done. The lane,
-    /// with what is not acknowledged.
+    /// Ends the thread: at once when the lanes are stopped, otherwise when its work is done.
+    /// Returns the lane, with its account of pages that are not acknowledged.
     pub(super) fn end(self) -> Result<Lane> {
         self.queue.close();
         let lane = self.thread.join();
@@ -143,7 +143,7 @@ struct Working {
 impl Working {
     /// The body of the thread.
     fn run(&mut self, vmm: &Callbacks) {
-        // A panic leaves the lane, and what it has not acknowledged, to whoever joins.
+        // After a panic, the lane and its account are still there for the thread that joins.
         let done = catch(|| {
             vmm.thread_start(Role::Channel)?;
             self.work()
@@ -152,7 +152,7 @@ impl Working {
             let error = self.lane.explain(error);
             let cause = Cause::of(&error, self.lane.peer_ended());
             self.shared.failure.offer(cause, error);
-            // Nobody waits for what is never done.
+            // Nothing more gets done, so nobody may wait for it.
             self.shared.news.raise();
         }
         let _ = catch(|| self.publish());
@@ -184,7 +184,7 @@ impl Working {
             .within(work.limit)
             .of("pages");
         match work.what {
-            // What was in it belongs to a block that is gone.
+            // The batch is empty because its block was removed.
             What::Pages(taken) if taken.is_empty() => Ok(()),
             What::Pages(taken) => {
                 let pins = self.queue.pins();
@@ -194,14 +194,14 @@ impl Working {
             }
             What::Marker { last } => {
                 self.lane.send_marker(work.pass, last, &io)?;
-                // Who waits for this marker is told of what is not acknowledged meanwhile.
+                // Others see the unacknowledged pages while this waits for the marker.
                 self.publish();
                 self.lane.await_acknowledgements(0, params, &io)
             }
         }
     }
 
-    /// Waits for work, and for what the destination says.
+    /// Waits for work, and for records of the destination.
     fn wait(&mut self) -> Result<()> {
         let begun = Instant::now();
         let idle = self.shared.balance.be(Load::Idle);

@@ -47,7 +47,7 @@ impl Samples {
         self.0.push_back(sample);
     }
 
-    /// Bytes a second: the lower of the rate of all samples, with `current`, and the rate of the
+    /// Bytes a second: the lower of two rates, that of all samples with `current`, and that of the
     /// newest ones. A sum that is not `enough` does not count.
     fn rate(&self, current: Sample, enough: impl Fn(&Sample) -> bool) -> Option<f64> {
         let rate = |samples: &mut dyn Iterator<Item = &Sample>| {
@@ -66,8 +66,8 @@ impl Samples {
     }
 }
 
-/// The estimate. Feed it with [`Bandwidth::sent`] and, where there is a cap, with
-/// [`Bandwidth::timed`].
+/// The estimate of the link's bandwidth. It is fed by [`Bandwidth::sent`] and, when there is a cap,
+/// by [`Bandwidth::timed`].
 #[derive(Debug, Default, Clone)]
 pub struct Bandwidth {
     windows: Samples,
@@ -78,7 +78,7 @@ pub struct Bandwidth {
 }
 
 impl Bandwidth {
-    /// `bytes` went out in `time` spent sending, waits for a cap included.
+    /// Records that `bytes` went out in `time` spent sending, waits for a cap included.
     pub fn sent(&mut self, bytes: u64, time: Duration) {
         self.current.bytes += bytes;
         self.current.time += time;
@@ -93,19 +93,19 @@ impl Bandwidth {
         now >= self.next_timed
     }
 
-    /// At `now`, `bytes` have arrived, `time` after the first of them was sent, and nothing else
-    /// was on its way.
+    /// Records a timed batch. At `now`, all of its `bytes` have arrived, `time` after the first of
+    /// them was sent. Nothing else was on its way.
     pub fn timed(&mut self, now: Duration, bytes: u64, time: Duration) {
         self.next_timed = now.saturating_add(time.saturating_mul(TIMED_SHARE));
         self.timed.push(Sample { bytes, time });
     }
 
-    /// Bytes a second; `None` as long as too little was sent to know.
+    /// Bytes a second; `None` until enough was sent for an estimate.
     pub fn estimate(&self) -> Option<f64> {
         let sent = self.windows.rate(self.current, |sum| {
             sum.bytes >= LEAST_BYTES || sum.time >= WINDOW
         });
-        // The link has carried both.
+        // The link has reached both rates, so the higher one counts.
         let timed = self.timed.rate(Sample::default(), |_| true);
         match (sent, timed) {
             (Some(sent), Some(timed)) => Some(sent.max(timed)),
@@ -131,8 +131,8 @@ pub struct DirtyRate {
 }
 
 impl DirtyRate {
-    /// A sync found `pages` that were written in `time`. `all_sent` says whether no page was
-    /// pending before the sync.
+    /// Records that a sync found `pages` that were written in `time`. `all_sent` says whether no
+    /// page was pending before the sync.
     pub fn found(&mut self, pages: Pages, time: Duration, all_sent: bool) {
         self.pages += pages.0;
         self.time += time;
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(fed(&[(MB, 1)]).estimate(), None);
         assert_eq!(fed(&[(8 * MB, 4)]).estimate(), None);
         assert!(fed(&[(40 * MB, 20)]).estimate().is_some());
-        // A slow link shows itself by the time it takes.
+        // A slow link is known by the time that it takes.
         assert_eq!(fed(&[(MB, 100)]).estimate(), Some(10e6));
     }
 
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn a_sync_in_the_middle_of_a_pass_does_not_make_a_guest_that_writes_flat_out_look_idle() {
         let mut dirtied = DirtyRate::default();
-        // All that it writes is pending already.
+        // All pages that the guest writes are pending already.
         dirtied.found(Pages(0), Duration::from_millis(400), false);
         assert_eq!(dirtied.rate(), None, "unknown is unknown");
         dirtied.found(Pages(5000), Duration::from_millis(100), true);
@@ -235,9 +235,10 @@ mod tests {
             b.sent(batch, Duration::from_millis(50));
         }
         let link = b.estimate().unwrap();
-        // A round trip of 200 us is in it: less than the link, and far more than the cap.
+        // The time includes a round trip of 200 us. So the estimate is lower than the link, and far
+        // above the cap.
         assert!((100e6..1e9).contains(&link), "{link}");
-        // A link that is no faster than its cap is shown as that.
+        // When the link is no faster than its cap, the estimate shows that.
         let mut b = Bandwidth::default();
         for i in 0..100u32 {
             let now = Duration::from_millis(50) * i;

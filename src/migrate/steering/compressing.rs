@@ -1,50 +1,52 @@
-//! Whether compressing contents makes a lane faster: what the lane carried compressed, held against
-//! what it carried plain. Pure.
+//! Whether compressing contents makes a lane faster. The lane's speed with compression is compared
+//! with its speed without. Pure.
 //!
 //! Example: the codec compresses 500 MB/s to a third. A link of 100 MB/s then carries 300 MB/s of
 //! pages, so compressing pays. A link of 2 GB/s carries less than before, so it does not. Nobody
 //! knows both speeds beforehand: they depend on the pages, on who else needs the processor, and on
 //! the destination, which has to decompress.
 //!
-//! So both ways are measured, in pages' bytes a second, and the faster one is used. Now and then the
-//! other way has a *trial*. A trial ends at its first batch where ratio and speed of the codec show
-//! that it cannot win. Trials that change nothing become rare.
+//! So both ways, compressed and plain, are measured in bytes of pages a second, and the faster one
+//! is used. Now and then the other way has a *trial*. When ratio and speed of the codec show that
+//! compressing cannot win, its trial ends at once. Trials that change nothing become rare.
 //!
-//! Bytes that a batch puts into the socket's buffer have not been carried yet: what counts is what
-//! left the buffer meanwhile. And what was in the buffer when the way changed is the other way's.
+//! Bytes that a batch puts into the socket's buffer have not been carried yet. So the measurement
+//! counts the bytes that left the buffer meanwhile. And bytes that were in the buffer when the way
+//! changed belong to the other way.
 
 use std::time::Duration;
 
-/// So much time makes a measurement.
+/// The time of sending that makes one measurement.
 const WINDOW: Duration = Duration::from_millis(20);
 /// The share of a new measurement in the estimate.
 const NEWEST: f64 = 0.5;
-/// Compressing starts where it carries so many times as much as plain contents, and goes on as long
-/// as it carries as much.
+/// Compressing starts when it carries this many times as much as plain contents. It goes on as long
+/// as it carries at least as much.
 const START: f64 = 1.15;
-/// The first wait between two trials. Each trial that changes nothing makes it so many times as long.
+/// The first wait between two trials. Each trial that changes nothing multiplies the wait by
+/// `LONGER`.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGER: u32 = 4;
 /// The longest wait between two trials.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// A change of the way in use by this factor is reason for a trial at once.
+/// When the speed of the way in use changes by this factor, a trial begins at once.
 const UNLIKE: f64 = 1.5;
 
-/// One way's speed, in bytes of pages a second.
+/// The speed of one way, in bytes of pages a second.
 #[derive(Debug, Default, Clone, Copy)]
 struct Rate {
     estimate: Option<f64>,
-    /// Bytes in the socket's buffer that are the other way's.
+    /// Bytes in the socket's buffer that belong to the other way.
     skip: u64,
-    /// Bytes of pages that left the socket, and that went into it.
+    /// Bytes of pages that left the socket, and bytes of pages that went into it.
     left: f64,
     put: f64,
     time: Duration,
 }
 
 impl Rate {
-    /// The way begins to be used, and the socket's buffer holds so many bytes. In a `trial` what was
-    /// known of it does not count any more.
+    /// This way comes into use, while the socket's buffer holds `held` bytes. In a `trial` the
+    /// earlier estimate no longer counts.
     fn begin(&mut self, held: u64, trial: bool) {
         *self = Rate {
             estimate: self.estimate.filter(|_| !trial),
@@ -53,11 +55,11 @@ impl Rate {
         };
     }
 
-    /// In `time` so many bytes left the socket, and so many went into it, each of them `worth` bytes
-    /// of pages. Whether the estimate is new.
+    /// Records that in `time` `bytes` left the socket and `put` went into it. Each of them is
+    /// `worth` bytes of pages. Returns whether the estimate is new.
     fn carried(&mut self, bytes: u64, put: u64, worth: f64, time: Duration) -> bool {
         if self.skip > 0 {
-            // Whatever left meanwhile: the time was partly the other way's.
+            // Not counted, however much left: the time was partly the other way's.
             self.skip = self.skip.saturating_sub(bytes);
             return false;
         }
@@ -67,7 +69,8 @@ impl Rate {
         if self.time < WINDOW {
             return false;
         }
-        // A buffer that becomes empty hides that the sender is slower than the link.
+        // The lower of the two counts: while a full buffer empties, more bytes leave it than the
+        // sender puts into it.
         let found = self.left.min(self.put) / self.time.as_secs_f64();
         let old = self.estimate.unwrap_or(found);
         self.estimate = Some(old * (1.0 - NEWEST) + found * NEWEST);
@@ -76,49 +79,49 @@ impl Rate {
     }
 }
 
-/// What was measured of one batch of pages.
+/// The measurements of one batch of pages.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Batch {
     /// Bytes of pages that went with contents.
     pub contents: u64,
-    /// Those that were compressed, before and after.
+    /// Bytes of the contents that were compressed, before compression and after it.
     pub before: u64,
     pub after: u64,
     /// All bytes that the socket took.
     pub sent: u64,
     /// Bytes that the socket held afterwards.
     pub held: u64,
-    /// Of the time, the codec's; zero if nothing was compressed.
+    /// The part of `time` that the codec took; zero when nothing was compressed.
     pub codec: Duration,
     /// From the first look at the pages until the socket had taken the last byte.
     pub time: Duration,
 }
 
-/// See the file's description. One for each lane.
+/// See the file's description. Each lane has one.
 #[derive(Debug, Default, Clone)]
 pub struct Compressing {
     on: bool,
-    /// The other way is being tried.
+    /// The current way is on trial.
     trial: bool,
     /// The last batch was compressed.
     packed: bool,
-    /// What the lane may send in a second, if it may not send all it can.
+    /// The most bytes that the lane may send in a second, when there is a cap.
     cap: Option<f64>,
     ways: [Rate; 2],
-    /// Bytes a second that the codec compresses.
+    /// The codec's speed, in bytes of contents a second.
     codec: f64,
-    /// Bytes that become one.
+    /// The compression ratio: how many bytes become one.
     ratio: f64,
     /// Bytes that the socket held after the last batch.
     held: u64,
     next_trial: Duration,
     wait: Duration,
-    /// What the way in use carried when it was judged last.
+    /// The speed of the way in use when it was last judged.
     judged: f64,
 }
 
 impl Compressing {
-    /// Off at first; `cap` is the most bytes that the lane may send in a second.
+    /// Compression is off at first. `cap` is the most bytes that the lane may send in a second.
     pub fn new(cap: Option<f64>) -> Self {
         Compressing {
             cap,
@@ -141,7 +144,7 @@ impl Compressing {
         packed
     }
 
-    /// A batch was sent as [`Compressing::next`] said.
+    /// Records a batch that was sent in the way that [`Compressing::next`] said.
     pub fn sent(&mut self, now: Duration, batch: &Batch) {
         let left = (self.held + batch.sent).saturating_sub(batch.held);
         self.held = batch.held;
@@ -164,7 +167,7 @@ impl Compressing {
         if self.trial {
             return self.judge(now);
         }
-        // The way in use is not what it was: the other one may be better now.
+        // When the speed of the way in use has changed, the other way may be better now.
         let used = self.rate(self.packed).unwrap_or(self.judged);
         if used > self.judged * UNLIKE || used * UNLIKE < self.judged {
             self.judged = used;
@@ -172,7 +175,7 @@ impl Compressing {
         }
     }
 
-    /// What a way carries, within the cap.
+    /// The speed of a way, within the cap.
     fn rate(&self, packed: bool) -> Option<f64> {
         let most = match self.cap {
             Some(cap) if packed => cap * self.ratio,
@@ -192,7 +195,7 @@ impl Compressing {
         self.codec.min(plain * self.ratio) < plain * START
     }
 
-    /// Both ways are known: which is to be used?
+    /// Chooses the faster way, once the speeds of both are known.
     fn judge(&mut self, now: Duration) {
         let (Some(plain), Some(packed)) = (self.rate(false), self.rate(true)) else {
             return;
@@ -202,13 +205,13 @@ impl Compressing {
         if on == self.on {
             return self.keep(now);
         }
-        // The trial is the way in use from now on.
+        // The way on trial is the way in use from now on.
         (self.on, self.trial) = (on, false);
         (self.wait, self.next_trial) = (FIRST_WAIT, now + FIRST_WAIT);
         self.judged = if on { packed } else { plain };
     }
 
-    /// The trial is over and changed nothing.
+    /// Ends a trial that changed nothing.
     fn keep(&mut self, now: Duration) {
         self.trial = false;
         self.next_trial = now + self.wait;

@@ -1,45 +1,46 @@
 //! Whether delta pays on a lane, and when it is tried again. Pure.
 //!
 //! A delta costs the source a copy and a comparison of the page, and each side a checksum. It pays
-//! where pages come back with small changes. Where pages change as a whole, or so many are written
-//! that none is still in the cache when it comes back, the work is wasted on every page.
+//! when pages come back with small changes. The work is wasted on every page when pages change as a
+//! whole. It is wasted too when so many pages are written that none is still in the cache when it
+//! comes back.
 //!
-//! The unit of judgement is a pass: no page comes back within one. A pass is *poor* if delta saved
-//! less than a sixteenth of the bytes of its pages, and *rich* from an eighth on. In the first pass
-//! that re-sends pages the cache is empty, and the second may be poor by chance. So after
-//! [`POOR_PASSES`] poor passes in a row delta is off.
+//! The unit of judgement is a pass, because no page comes back within one. A pass is *poor* when
+//! delta saved less than a sixteenth of the bytes of its pages, and *rich* from an eighth on. In
+//! the first pass that re-sends pages the cache is empty, and the second may be poor by chance. So
+//! only after [`POOR_PASSES`] poor passes in a row delta is switched off.
 //!
-//! While delta is off, a 64th of the cache's sets stays in use. A set's pages and its room are a
-//! 64th each, so what these sets save is what the whole cache would, at a 64th of the work. After
-//! [`RICH_PASSES`] rich passes in a row delta is on again.
+//! While delta is off, a 64th of the cache's sets stays in use, with a 64th of the pages. So these
+//! sets show what the whole cache would save, at a 64th of the work. After [`RICH_PASSES`] rich
+//! passes in a row delta is switched on again.
 
 use crate::units::PAGE_SIZE;
 
-/// Passes in a row that switch delta off. The first fills the cache.
+/// The number of poor passes in a row that switch delta off. The first of them fills the cache.
 const POOR_PASSES: u32 = 3;
-/// Passes in a row that switch it on.
+/// The number of rich passes in a row that switch delta on.
 const RICH_PASSES: u32 = 2;
-/// A pass with fewer pages that were looked up says nothing.
+/// When fewer pages were looked up in a pass, the pass is not judged.
 const LEAST_PAGES: u64 = 32;
-/// A pass is poor if less than one byte in so many was saved.
+/// A pass is poor when less than one byte in this many was saved.
 const POOR: u64 = 16;
-/// A pass is rich if one byte in so many was saved.
+/// A pass is rich when at least one byte in this many was saved.
 const RICH: u64 = 8;
 
-/// What delta did in a pass, with the pages that were looked up in the cache.
+/// The effect of delta in a pass, over the pages that were looked up in the cache.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(in crate::migrate) struct DeltaPass {
     /// Re-sent pages that were looked up.
     pub(in crate::migrate) pages: u64,
-    /// Bytes that their encodings are shorter than the pages.
+    /// By how many bytes the encodings are shorter than the pages.
     pub(in crate::migrate) saved: u64,
 }
 
-/// The decider. One a lane.
+/// Decides whether delta is on. Each lane has one.
 #[derive(Debug, Default, Clone, Copy)]
 pub(in crate::migrate) struct DeltaPays {
     off: bool,
-    /// Passes in a row that speak against what is.
+    /// The number of passes in a row that spoke against the present setting.
     against: u32,
 }
 
@@ -49,7 +50,7 @@ impl DeltaPays {
         !self.off
     }
 
-    /// A pass has ended.
+    /// Judges a pass that has ended.
     pub(in crate::migrate) fn passed(&mut self, pass: &DeltaPass) {
         if pass.pages < LEAST_PAGES {
             return;
@@ -76,7 +77,7 @@ impl DeltaPays {
 mod tests {
     use super::*;
 
-    /// A pass of so many pages that saved so many thousandths of their bytes.
+    /// A pass of `pages` pages in which delta saved `saved` thousandths of their bytes.
     fn pass(pages: u64, saved: u64) -> DeltaPass {
         DeltaPass {
             pages,
@@ -84,7 +85,7 @@ mod tests {
         }
     }
 
-    /// After each pass of 1,000 pages, whether delta is on.
+    /// Whether delta is on after each pass of 1,000 pages.
     fn run(saved: &[u64]) -> Vec<bool> {
         let mut pays = DeltaPays::default();
         assert!(pays.is_on());
@@ -100,24 +101,24 @@ mod tests {
         const ON: bool = true;
         const OFF: bool = false;
         let table: &[(&[u64], &[bool])] = &[
-            // Nothing is saved, ever.
+            // Nothing is ever saved.
             (&[0, 0, 0, 0, 0], &[ON, ON, OFF, OFF, OFF]),
-            // The first pass fills the cache, and then pages come back.
+            // The first pass fills the cache. After that pages come back with small changes.
             (&[0, 900, 900, 900, 900], &[ON; 5]),
-            // A poor pass now and then.
+            // Rich passes come between the poor ones.
             (&[0, 0, 900, 0, 0, 900, 0, 0], &[ON; 8]),
-            // Between the thresholds things stay as they are.
+            // Between the two thresholds the setting stays.
             (
                 &[0, 0, 0, 100, 100, 100, 100],
                 &[ON, ON, OFF, OFF, OFF, OFF, OFF],
             ),
             (&[0, 100, 100, 100, 100, 100], &[ON; 6]),
-            // On again, with two rich passes in a row.
+            // Two rich passes in a row switch delta on again.
             (
                 &[0, 0, 0, 200, 0, 200, 200],
                 &[ON, ON, OFF, OFF, OFF, OFF, ON],
             ),
-            // And off once more: the rest of the cache may be empty by then.
+            // Delta is switched off once more: the rest of the cache may be empty by then.
             (
                 &[0, 0, 0, 200, 200, 0, 0, 0, 0],
                 &[ON, ON, OFF, OFF, ON, ON, ON, OFF, OFF],
@@ -150,7 +151,7 @@ mod tests {
             pays.passed(&pass(LEAST_PAGES - 1, 0));
         }
         assert!(pays.is_on());
-        // They do not interrupt a row either.
+        // Passes that are not judged do not interrupt a row either.
         for _ in 0..3 {
             pays.passed(&pass(LEAST_PAGES, 0));
             pays.passed(&pass(1, 1000));

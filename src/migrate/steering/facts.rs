@@ -12,9 +12,9 @@ use std::time::Duration;
 /// When the decider is asked.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// In the middle of a pass: what is dirty since the last sync is unknown.
+    /// In the middle of a pass. The pages written since the last sync are unknown.
     Walking,
-    /// Right after a sync: `remaining` is all there is.
+    /// Right after a sync. `remaining` includes every page written until then.
     #[default]
     Synced,
 }
@@ -25,10 +25,11 @@ pub enum Moment {
 pub struct PassFacts {
     /// Its number, from 1.
     pub number: u32,
-    /// Pages that were sent. Ballooned and free pages, which nobody looks at, do not count.
+    /// Pages that were sent. Ballooned and free pages, which are sent without being read, do not
+    /// count.
     pub pages: Pages,
-    /// Of `pages`, those that went with their contents. The others were holes or zero. Pages that
-    /// went as what had changed in them count as so many pages as their bytes fill.
+    /// Of `pages`, those that went with their contents. The others were holes or zero. Deltas count
+    /// as the number of pages that their bytes would fill.
     pub data: Pages,
     /// From the first page to the acknowledgement of the last, less the waits for a bandwidth cap.
     pub time: Duration,
@@ -53,18 +54,18 @@ pub struct Facts {
     pub remaining: Bytes,
     /// The last pass that sent anything and has ended.
     pub last_pass: Option<PassFacts>,
-    /// Bytes a second that the link carries, as measured or as the user stated for the
-    /// switchover; `None` before anything is known.
+    /// Bytes a second that the link carries, as measured or as the user stated for the switchover.
+    /// `None` before anything is known.
     pub bandwidth: Option<f64>,
     /// Whether the user stated the bandwidth. A stated bandwidth overrides the measured one.
     pub stated: bool,
-    /// Bytes a second that sending may use while the guest runs, if that is limited.
+    /// Bytes a second that sending may use while the guest runs, when there is a cap.
     pub cap: Option<f64>,
     /// Pages a second that the guest dirtied between the last two syncs.
     pub dirty_rate: Option<f64>,
     /// How long the last sync took.
     pub sync_time: Duration,
-    /// Bytes of device state to expect, 0 if unknown.
+    /// Bytes of device state to expect; 0 when unknown.
     pub state: Bytes,
 }
 
@@ -129,12 +130,12 @@ impl Facts {
     }
 }
 
-/// A duration of `seconds`, cut where a `Duration` cannot hold it.
+/// A duration of `seconds`, limited to what a `Duration` can hold.
 pub(super) fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
-/// What to do next.
+/// What the migration does next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next {
     /// Go on sending.
@@ -143,18 +144,18 @@ pub enum Next {
     Sync,
     /// Stop the guest and switch over, expecting this downtime. In the middle of a pass: as `Sync`.
     SwitchOver {
-        /// From pausing to running.
+        /// The time from pausing to running.
         expected: Duration,
     },
     /// Fail: the migration cannot finish in time.
     GiveUp(Error),
 }
 
-/// A decision. More fields will join: how much to slow the guest, a forecast.
+/// A decision. More fields will be added: how much to slow the guest, a forecast.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Decision {
-    /// What to do next.
+    /// What the migration does next.
     pub next: Next,
 }
 
@@ -176,9 +177,9 @@ impl From<Next> for Decision {
 /// | [`Next::SwitchOver`] | as `Sync`: what is dirty is unknown before a sync; the decider is asked again after it | the guest is paused, unless ballooned pages have to be named first |
 /// | [`Next::GiveUp`] | the migration fails with the error | the same |
 ///
-/// A migration whose total timeout runs out while it waits for the peer asks once more, with
-/// `Walking`. A `GiveUp` is then the error of the migration; any other answer leaves the error of
-/// the wait.
+/// When the total timeout runs out while the migration waits for the peer, the decider is asked
+/// once more, with `Walking`. If the answer is `GiveUp`, its error is the migration's. After any
+/// other answer, the error of the wait is.
 ///
 /// The default is [`FitsDowntime`](super::FitsDowntime). A VMM passes a decider of its own to
 /// [`Outgoing::start_with`](crate::migrate::Outgoing::start_with):
@@ -212,7 +213,7 @@ impl From<Next> for Decision {
 /// assert_eq!(ThirdPass.decide(&facts).next, Next::SwitchOver { expected });
 /// ```
 pub trait Decider: Send {
-    /// What to do, given `facts`. A panic fails the migration with
+    /// Decides what to do next, given `facts`. A panic fails the migration with
     /// [`Kind::Vmm`](crate::Kind::Vmm) and a message that names the decider.
     fn decide(&mut self, facts: &Facts) -> Decision;
 }

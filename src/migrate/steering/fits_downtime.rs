@@ -1,4 +1,4 @@
-//! The default decider, with a downtime limit and a total timeout: it switches over when the rest
+//! The default decider, with a downtime limit and a total timeout. It switches over when the rest
 //! fits the limit. Pure.
 
 use super::facts::{Decider, Decision, Facts, Moment, Next};
@@ -30,7 +30,7 @@ pub struct FitsDowntime {
 const UNNOTICED: Duration = Duration::from_micros(250);
 
 impl FitsDowntime {
-    /// With a downtime limit and a limit for the whole migration.
+    /// A decider with a downtime limit and a limit for the whole migration.
     pub fn new(limit: Duration, total: Option<Duration>) -> Self {
         FitsDowntime {
             limit,
@@ -59,7 +59,7 @@ impl FitsDowntime {
         let in_time = |total| facts.elapsed.saturating_add(pass.saturating_mul(2)) < total;
         // When a cap makes passes slow, they may still add a quarter to the migration's time.
         let cheap = pass <= facts.elapsed / 4 || pass <= sending.saturating_mul(10);
-        // The last sync stands still as well, whatever remains.
+        // The guest stands still during the last sync as well, whatever remains.
         let noticed = sending > UNNOTICED.max(facts.sync_time / 4);
         !self.settled && shrank(facts) && noticed && cheap && self.total.is_none_or(in_time)
     }
@@ -81,7 +81,7 @@ impl FitsDowntime {
                     "{fits:.1} MB fit the downtime limit of {limit} ms at {:.1} MB/s",
                     mb(bandwidth)
                 );
-                // The rest does not include the guest's writes since the last sync yet.
+                // The rest does not yet include the guest's writes since the last sync.
                 if facts.moment == Moment::Walking && remaining <= fits {
                     message += "; the time was up in the middle of a pass, before what the guest \
                                 wrote during it was known";

@@ -1,5 +1,5 @@
-//! When to switch over, when to go on, when to give up: pure functions of facts. No clock, thread,
-//! socket or ioctl in here, so that each is tested by table, property and simulation.
+//! When to switch over, when to go on and when to give up: pure functions of facts. They use no
+//! clock, thread, socket or ioctl, so each is tested by table, property and simulation.
 
 #[doc(hidden)]
 pub mod bandwidth;

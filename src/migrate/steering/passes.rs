@@ -41,7 +41,7 @@ impl Passes {
 mod tests {
     use super::*;
 
-    /// Passes of `time` each in ten seconds.
+    /// The number of passes in ten seconds when each takes `time`.
     fn passes(time: Duration, idle: bool) -> u32 {
         let (mut passes, mut limit, mut now) = (0, Passes::default(), Duration::ZERO);
         while now < Duration::from_secs(10) {
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn passes_that_converge_follow_one_another_at_once() {
-        // Each a tenth shorter than the one before, from a second down to a millisecond.
+        // Each pass is a tenth shorter than the one before, from a second down to a millisecond.
         let (mut limit, mut now) = (Passes::default(), Duration::ZERO);
         let mut time = Duration::from_secs(1);
         while time > Duration::from_millis(1) {

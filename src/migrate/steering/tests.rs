@@ -1,5 +1,5 @@
-//! The decider, by table and in simulated migrations, because no machine here has their guests or
-//! links.
+//! The decider, by table and in simulated migrations. The simulated guests and links are not to be
+//! had on a test machine.
 
 use super::facts::seconds;
 use super::*;
@@ -14,7 +14,7 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// Right after the third pass, which sent 100 MB; as much remains.
+/// The facts right after the third pass, which sent 100 MB. As much remains.
 fn facts() -> Facts {
     Facts {
         moment: Moment::Synced,
@@ -104,7 +104,8 @@ fn no_pass_is_cut_short() {
 #[test]
 fn passes_go_on_while_the_last_one_made_the_rest_smaller() {
     let mut decider = decider();
-    // How much the pass sent, how much remained after it, and whether another pass follows.
+    // Each row: how much the pass sent, how much remained after it, and whether another pass
+    // follows.
     let table = [
         (1 << 30, 200_000_000, true),
         (200_000_000, 149_000_000, true),
@@ -227,7 +228,7 @@ fn without_a_known_bandwidth_the_last_pass_tells_how_long_the_rest_takes() {
 #[test]
 fn what_is_expected_is_the_longer_of_what_the_link_and_the_last_pass_say() {
     let expected = |facts: Facts| facts.expected_downtime().unwrap().as_millis();
-    // 10 ms for the sync, and data at the link's rate, although the last pass was faster.
+    // 10 ms for the sync, and the data at the link's rate, although the last pass was faster.
     let fast = pass(3, 100_000_000, 100_000_000, ms(20));
     let link = Facts {
         last_pass: fast,
@@ -246,7 +247,7 @@ fn what_is_expected_is_the_longer_of_what_the_link_and_the_last_pass_say() {
         ..facts()
     };
     assert_eq!(expected(first), 110);
-    // A pass of a few pages does not either.
+    // A pass of a few pages tells nothing either.
     let few = Facts {
         last_pass: pass(3, 20_000, 0, ms(20)),
         ..facts()
@@ -326,7 +327,7 @@ impl World {
         bytes * (1.0 - zeros) / link + bytes * zeros / self.zeroing
     }
 
-    /// How much is dirty after a time. Some writes go to pages that are dirty already.
+    /// How many bytes are dirty after `time`. Some writes go to pages that are dirty already.
     fn dirty(&self, time: f64) -> f64 {
         let hot = self.hot.min(self.total);
         (hot * (1.0 - (-self.writes * time / hot).exp()) / 4096.0).floor() * 4096.0
@@ -337,7 +338,7 @@ impl World {
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Outcome {
     passes: u32,
-    /// When the guest was paused, and for how long it stood still; `None`: the migration failed.
+    /// When the guest was paused, and how long it stood still. `None`: the migration failed.
     paused: Option<(f64, f64)>,
     elapsed: f64,
 }
@@ -396,7 +397,8 @@ fn simulate(world: &World, decider: &mut dyn Decider) -> Outcome {
     }
 }
 
-/// A simulated guest does the same in each pass, so a rest that has not fitted by then never will.
+/// A simulated guest does the same in each pass. So a rest that has not fitted after this many
+/// passes never will.
 const PASSES: u32 = 300;
 
 /// For comparison: a decider that takes the first rest that fits.
@@ -538,7 +540,7 @@ proptest! {
         prop_assert!(further <= 30.0, "{:?} against {:?}", ours, first);
         let fixed = further * (world.round_trip + world.sync);
         let dear = 4.0 * (at / 4.0).max(10.0 * LIMIT.as_secs_f64()) + fixed;
-        // For a first rest that only seemed to fit: the time that it really takes.
+        // When the first rest only seemed to fit, the time that it really takes counts.
         let rest = LIMIT.as_secs_f64().max(stood);
         let most = if cap.is_some() { dear.max(4.0 * rest + fixed) } else { 4.0 * rest + fixed };
         prop_assert!(our_at <= at + most, "{:?} against {:?}", ours, first);

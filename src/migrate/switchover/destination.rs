@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::memory::ownership::Stage;
 use crate::vmm::EventKind;
 
-/// Where the destination is. The numbers are part of the C ABI.
+/// The states of the destination. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 #[non_exhaustive]
@@ -20,30 +20,31 @@ pub enum State {
     Negotiating = 34,
     /// Memory arrives.
     Receiving = 35,
-    /// All of it is here; the state is being read and loaded.
+    /// All memory is here. The state is being read and loaded.
     Loading = 36,
-    /// Telling the source so.
+    /// Telling the source that this side is ready.
     Ready = 37,
     /// Waiting for the hand-over.
     AwaitingHandover = 38,
-    /// Racing a cancel for the gate.
+    /// Competing with a cancel for the gate.
     Committing = 39,
     /// The VMM starts the guest.
     Starting = 40,
     /// The guest runs here.
     Running = 41,
-    /// It failed, or the hand-over came too late: the guest never ran here and never will.
+    /// The migration failed, or the hand-over came too late. The guest never ran here and never
+    /// will.
     Failed = 42,
-    /// The guest was handed over and did not start. The source knows, or believes it unanswered.
+    /// The guest was handed over and did not start. The source was told, or has no answer.
     StartFailed = 43,
 }
 
-/// What happened.
+/// The events of the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// The VMM asked for it.
+    /// The VMM asked for an incoming migration.
     Start,
-    /// There is a connection.
+    /// A connection was accepted.
     Accepted,
     /// Both sides agreed on versions and layout.
     Agreed,
@@ -51,23 +52,23 @@ pub enum Event {
     AllReceived,
     /// Every blob of state was loaded.
     Loaded,
-    /// Ready was sent.
+    /// READY was sent.
     ReadySent,
-    /// The hand-over came, with the session's token.
+    /// The hand-over came with the session's token.
     Handover,
-    /// The gate is ours: no cancel can come any more.
+    /// The hand-over has taken the gate: no cancel can come any more.
     GateWon,
-    /// A cancel was first.
+    /// A cancel has taken the gate first.
     GateLost,
     /// The hand-over's limit has run out, and `run` has not been called.
     Late,
-    /// `run` returned well.
+    /// `run` returned without an error.
     Started,
-    /// What was being done failed.
+    /// The current action failed.
     Failed(Failure),
 }
 
-/// What to do.
+/// The actions of the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Wait for a connection.
@@ -78,25 +79,25 @@ pub enum Action {
     Receive,
     /// Take the state and call the VMM's `load`.
     CallLoad,
-    /// Say that we are ready.
+    /// Send READY.
     SendReady,
     /// Wait for the hand-over.
     AwaitHandover,
     /// Try to take the gate.
     TakeGate,
-    /// Call the VMM's `run`, if the hand-over's limit has not run out.
+    /// Call the VMM's `run`, unless the hand-over's limit has run out.
     CallRun,
-    /// Say that the guest runs. Nothing depends on its arrival.
+    /// Send RUNNING. Nothing depends on its arrival.
     SendRunning,
-    /// Tell the peer that it is over, and why.
+    /// Tell the peer that the migration is over, and why.
     TellPeer,
-    /// Tell the VMM how it ended.
+    /// Tell the VMM how the migration ended.
     Report,
 }
 
 const END_BADLY: &[Action] = &[Action::TellPeer, Action::Report];
 
-/// The next state and what to do on entering it. Total, as the source's.
+/// The next state and what to do on entering it. The function is total, as the source's.
 pub fn step(state: State, event: Event) -> Step<State, Action> {
     use Action as A;
     use Event as E;
@@ -113,11 +114,11 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::Committing, E::GateWon) => to(S::Starting, &[A::CallRun]),
         (S::Starting, E::Started) => to(S::Running, &[A::SendRunning, A::Report]),
 
-        // The source may have the guest back by now.
+        // The source may have taken the guest back by now.
         (S::Committing | S::Starting, E::Late) => to(S::Failed, END_BADLY),
 
-        // The source has let go of the guest; telling it does not make it resume, but its
-        // VMM learns what to decide.
+        // The source has handed the guest over. The message does not make the source resume the
+        // guest, but its VMM learns what to decide.
         (S::Committing | S::Starting, _) => to(S::StartFailed, END_BADLY),
 
         (S::Running | S::Failed | S::StartFailed, _) => to(state, &[]),
@@ -141,7 +142,7 @@ impl State {
         matches!(self, State::Running | State::Failed | State::StartFailed)
     }
 
-    /// Its name, as in messages and JSON.
+    /// The state's name, as in messages and JSON.
     pub fn name(self) -> &'static str {
         match self {
             State::Idle => "idle",
@@ -175,7 +176,7 @@ impl State {
         }
     }
 
-    /// What the VMM is told at the end.
+    /// The kind of the last event that the VMM gets.
     pub(super) fn ending(self) -> EventKind {
         match self {
             State::Running => EventKind::Completed,
@@ -183,7 +184,7 @@ impl State {
         }
     }
 
-    /// The error of a migration that ended in this state, from the first thing that went wrong.
+    /// The error of a migration that ended in this state, made from the first error.
     pub(super) fn explain(self, error: Error) -> Error {
         error
     }

@@ -41,15 +41,15 @@ use crate::vmm::EventKind;
 /// Why an action failed, as far as the machines distinguish it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Failure {
-    /// Somebody cancelled.
+    /// The migration was cancelled.
     Cancelled,
     /// A time limit passed.
     Timeout,
     /// The connection is gone.
     PeerGone,
-    /// The peer said no.
+    /// The peer refused.
     Refused,
-    /// Anything else: the VMM, the kernel, a malformed record, a defect.
+    /// Any other cause: the VMM, the kernel, a malformed record, a defect.
     Other,
 }
 
@@ -59,18 +59,18 @@ pub enum Failure {
 pub struct Step<S, A: 'static> {
     /// The next state.
     pub state: S,
-    /// What to do.
+    /// The actions on entering the state.
     pub actions: &'static [A],
 }
 
 /// The interface of a side's machine to its driver.
 pub(super) trait Machine: Copy + PartialEq + std::fmt::Debug {
-    /// What happened.
+    /// The machine's events.
     type Event: Copy;
-    /// What to do.
+    /// The machine's actions.
     type Action: Copy + std::fmt::Debug + 'static;
 
-    /// Not started.
+    /// The state before the start.
     const IDLE: Self;
     /// The end state of a successful migration.
     const SUCCESS: Self;

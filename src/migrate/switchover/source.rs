@@ -5,7 +5,7 @@ use crate::error::{Error, Kind};
 use crate::memory::ownership::Stage;
 use crate::vmm::EventKind;
 
-/// Where the source is. The numbers are part of the C ABI.
+/// The states of the source. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 #[non_exhaustive]
@@ -18,99 +18,100 @@ pub enum State {
     Negotiating = 2,
     /// Sending memory while the guest runs.
     Copying = 3,
-    /// Waiting for the VMM to stop the guest. From here on it counts as stopped.
+    /// Waiting for the VMM to pause the guest. From here on the guest counts as paused.
     Pausing = 4,
-    /// The VMM saves its state.
+    /// The VMM saves device and vCPU state.
     Saving = 5,
-    /// The last harvest of all logs.
+    /// All logs are harvested for the last time.
     LastSync = 6,
     /// Sending the last pages, the end marker and the state.
     SendingLast = 7,
-    /// The destination loads.
+    /// Waiting for the destination, which loads the state.
     AwaitingReady = 8,
-    /// The VMM lets go of what only one may hold.
+    /// The VMM releases what only one side may hold.
     Releasing = 9,
-    /// Racing a cancel for the gate.
+    /// Competing with a cancel for the gate.
     Committing = 10,
-    /// The gate is ours and the hand-over is being sent.
+    /// The gate is the hand-over's, and the hand-over is being sent.
     HandingOver = 11,
-    /// Handed over; the destination has not said yet that it runs.
+    /// Handed over. The destination has not yet said that the guest runs.
     AwaitingRunning = 12,
-    /// It failed before the hand-over: the VMM resumes the guest.
+    /// The migration failed before the hand-over: the VMM resumes the guest.
     Resuming = 13,
     /// The guest runs at the destination.
     Completed = 14,
-    /// It failed; the guest runs here, as if nothing had been.
+    /// The migration failed. The guest runs here as before.
     Failed = 15,
-    /// It failed and the VMM could not resume the guest, which stands paused here.
+    /// The migration failed and the VMM could not resume the guest, which stands paused here.
     ResumeFailed = 16,
-    /// Handed over and never answered: the guest stands paused here until the VMM decides.
+    /// Handed over and never answered. The guest stands paused here until the VMM decides.
     Unanswered = 17,
     /// Unanswered, and the VMM took the guest back.
     TakenBack = 18,
     /// Unanswered, and the VMM gave the guest up here.
     GivenUp = 19,
-    /// Handed over, and no answer can come any more: waiting until the destination has begun to
-    /// run the guest or never will.
+    /// Handed over, and no answer can come any more. Waiting until the destination has begun to run
+    /// the guest or never will.
     InDoubt = 20,
 }
 
-/// What the VMM decides about a guest that was handed over without an answer.
+/// The VMM's decision about a guest that was handed over without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Resolution {
-    /// The destination does not run it (the VMM knows): it runs on here.
+    /// The VMM knows that the destination does not run the guest: the guest runs on here.
     Resume = 1,
-    /// The destination runs it (the VMM knows), or nobody shall: it never runs here again.
+    /// The VMM knows that the destination runs the guest, or wants that nobody does: the guest
+    /// never runs here again.
     Destroy = 2,
 }
 
-/// What happened.
+/// The events of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
     /// The VMM asked for a migration.
     Start,
-    /// There is a connection.
+    /// The connection is made.
     Connected,
     /// Both sides agreed on versions and layout.
     Agreed,
     /// The decider says that the rest fits into the downtime.
     SwitchOver,
-    /// `pause` returned well.
+    /// `pause` returned without an error.
     Paused,
-    /// `save` returned well.
+    /// `save` returned without an error.
     Saved,
-    /// The last harvest is in.
+    /// The last harvest has ended.
     Synced,
-    /// Everything is sent.
+    /// All pages, the end marker and the state are sent.
     Sent,
-    /// The destination is ready.
+    /// The destination has said READY.
     PeerReady,
-    /// `release` returned well.
+    /// `release` returned without an error.
     Released,
-    /// The gate is ours: no cancel can come any more.
+    /// The hand-over has taken the gate: no cancel can come any more.
     GateWon,
-    /// A cancel was first.
+    /// A cancel has taken the gate first.
     GateLost,
     /// The hand-over was given to the kernel.
     HandoverSent,
     /// The hand-over's limit ran out before its first byte was given to the kernel.
     Late,
-    /// The destination runs.
+    /// The destination has said that the guest runs.
     PeerRunning,
     /// The destination has begun to run the guest, or never will.
     Decided,
-    /// `resume` returned well.
+    /// `resume` returned without an error.
     Resumed,
-    /// It did not.
+    /// `resume` returned an error.
     ResumeFailed,
-    /// What was being done failed.
+    /// The current action failed.
     Failed(Failure),
-    /// The VMM decided.
+    /// The VMM has decided about an unanswered hand-over.
     Resolve(Resolution),
 }
 
-/// What to do.
+/// The actions of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Make the connection.
@@ -123,11 +124,11 @@ pub enum Action {
     CallPause,
     /// Call the VMM's `save`.
     CallSave,
-    /// Harvest all logs a last time.
+    /// Harvest all logs for the last time.
     SyncLast,
-    /// Send the last pages, the end marker, the state.
+    /// Send the last pages, the end marker and the state.
     SendLast,
-    /// Wait for ready.
+    /// Wait for READY.
     AwaitReady,
     /// Call the VMM's `release`.
     CallRelease,
@@ -135,19 +136,19 @@ pub enum Action {
     TakeGate,
     /// Send the hand-over.
     SendHandover,
-    /// Wait for running.
+    /// Wait for RUNNING.
     AwaitRunning,
-    /// Wait until the destination must have decided.
+    /// Wait until the destination has begun to run the guest or never will.
     WaitOut,
     /// Call the VMM's `resume`.
     CallResume,
     /// Put every page that was not acknowledged back into the tracker.
     PutBack,
-    /// Tell the peer that it is over, and why.
+    /// Tell the peer that the migration is over, and why.
     TellPeer,
     /// Stop tracking, if the migration started it.
     StopTracking,
-    /// Tell the VMM how it ended.
+    /// Tell the VMM how the migration ended.
     Report,
 }
 
@@ -161,8 +162,8 @@ const END_BADLY: &[Action] = &[
 /// After the hand-over nothing is said to the peer: it may be running the guest.
 const END_OPEN: &[Action] = &[Action::PutBack, Action::StopTracking, Action::Report];
 
-/// The next state and what to do on entering it. Total: an event that a state does not know is
-/// a failure there, and is ignored where the migration is over.
+/// The next state and what to do on entering it. The function is total: an event that a state does
+/// not expect is a failure there. When the migration is over, the event is ignored.
 pub fn step(state: State, event: Event) -> Step<State, Action> {
     use Action as A;
     use Event as E;
@@ -191,10 +192,10 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::Unanswered, E::Resolve(Resolution::Destroy)) => to(S::GivenUp, &[]),
         (S::TakenBack, E::ResumeFailed) => to(S::Unanswered, &[]),
 
-        // The guest has not been touched yet.
+        // The guest has not been paused yet.
         (S::Idle | S::Connecting | S::Negotiating | S::Copying, _) => to(S::Failed, END_BADLY),
-        // The guest is, or may be, stopped, and is still ours. A `pause` that failed may have
-        // stopped half of it.
+        // The guest is paused, or may be, and still belongs to this side. A `pause` that failed may
+        // have stopped some vCPUs.
         (
             S::Pausing
             | S::Saving
@@ -205,14 +206,15 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
             | S::Committing,
             _,
         ) => to(S::Resuming, &[A::CallResume]),
-        // Not one byte of the hand-over was sent, so the destination never runs.
+        // Not one byte of the hand-over was sent, so the destination never runs the guest.
         (S::HandingOver, E::Late) => to(S::Resuming, &[A::CallResume]),
-        // A destination that says that it has ended has decided.
+        // A destination that says that the migration is over has decided.
         (S::AwaitingRunning, E::Failed(Failure::Refused | Failure::Cancelled)) => {
             to(S::Unanswered, END_OPEN)
         }
-        // The first byte of the hand-over may be on its way: never again by ourselves. And as
-        // long as the destination may still begin to run the guest, nobody can decide.
+        // The first byte of the hand-over may be on its way, so the source never resumes the guest
+        // by itself. And as long as the destination may still begin to run the guest, the VMM
+        // cannot decide.
         (S::HandingOver | S::AwaitingRunning | S::InDoubt, _) => to(S::InDoubt, &[A::WaitOut]),
 
         (
@@ -223,7 +225,7 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
 }
 
 impl State {
-    /// Whether both sides have agreed on what is to be sent, or tried to and it is over.
+    /// Whether both sides have agreed on what is to be sent, or the migration ended before.
     pub fn has_agreed(self) -> bool {
         !matches!(self, State::Idle | State::Connecting | State::Negotiating)
     }
@@ -241,7 +243,7 @@ impl State {
         )
     }
 
-    /// Its name, as in messages and JSON.
+    /// The state's name, as in messages and JSON.
     pub fn name(self) -> &'static str {
         match self {
             State::Idle => "idle",
@@ -289,7 +291,7 @@ impl State {
         }
     }
 
-    /// What the VMM is told at the end.
+    /// The kind of the last event that the VMM gets.
     pub(super) fn ending(self) -> EventKind {
         match self {
             State::Completed => EventKind::Completed,
@@ -298,7 +300,7 @@ impl State {
         }
     }
 
-    /// The error of a migration that ended in this state, from the first thing that went wrong.
+    /// The error of a migration that ended in this state, made from the first error.
     pub(super) fn explain(self, error: Error) -> Error {
         match self {
             State::Unanswered => Error::new(

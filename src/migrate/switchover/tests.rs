@@ -1,11 +1,11 @@
 //! Every run of the two machines together, walked exhaustively.
 //!
-//! The world is: both states, who runs the guest, what each side's guest object knows, the messages
-//! on their way, and how much time has passed. At each point every outcome of the action in
-//! progress is tried: it succeeds, it fails, a cancel comes, a message is lost or delayed for any
-//! time, a limit runs out. Each VMM does everything that it may. It kicks its vCPUs in the roughest
-//! way, by pausing the guest and resuming it. After a hand-over without an answer it asks the
-//! destination, and takes the guest back if that does not run it.
+//! The modelled world has both states, who runs the guest, what each side's guest object knows, the
+//! messages on their way, and how much time has passed. At each point every outcome of the current
+//! action is tried: it succeeds, it fails, a cancel comes, a message is lost or delayed for any
+//! time, a limit runs out. Each VMM does everything that it may. Its kicks are of the roughest
+//! kind: it pauses the guest and resumes it. After a hand-over without an answer it asks the
+//! destination. When the destination does not run the guest, the VMM takes the guest back.
 //!
 //! The drivers' part beside the machines (to look at the clock, to wait, to refuse a kick) is in
 //! [`Rules`], so that a test can show why each rule is needed.
@@ -66,7 +66,7 @@ struct World {
     there: Guest,
     wire: Wire,
     time: Time,
-    /// The destination's clock counts, and the source's.
+    /// The clocks of the destination and of the source count.
     counts_there: bool,
     counts_here: bool,
     /// The source has looked at its clock and gives the hand-over to the kernel.
@@ -115,7 +115,7 @@ impl World {
         self.source = step.state;
         self.resuming = step.actions.contains(&SA::CallResume);
         self.sending = false;
-        // The guest is back when `resume` has succeeded.
+        // The guest is back only when `resume` has succeeded.
         if step.state != SS::TakenBack {
             self.here = self.here.comes_to(step.state.stage());
         }
@@ -175,7 +175,7 @@ impl World {
         worlds
     }
 
-    /// The source's action in progress.
+    /// Every outcome of the source's current action.
     fn source_goes_on(self, worlds: &mut Vec<World>) {
         let in_time = self.time < Time::ClosedHere;
         match self.source {
@@ -187,7 +187,7 @@ impl World {
                 let mut stopped = self;
                 stopped.runs_here = false;
                 worlds.push(stopped.source(SE::Paused));
-                // `pause` failed, with the guest stopped or half stopped.
+                // `pause` failed, and all or some of the guest's vCPUs have stopped.
                 worlds.push(stopped.source(SE::Failed(Failure::Other)));
             }
             SS::Saving => worlds.push(self.source(SE::Saved)),
@@ -291,7 +291,7 @@ impl World {
     }
 
     fn vmms_do(self, rules: Rules, worlds: &mut Vec<World>) {
-        // A kick that pauses the guest and resumes it, for some tracker.
+        // A kick for some tracker, which pauses the guest and resumes it.
         if self.here.may_kick() || !rules.gates_kicks {
             worlds.push(World {
                 runs_here: true,
@@ -306,7 +306,8 @@ impl World {
         }
         if self.source == SS::Unanswered {
             worlds.push(self.source(SE::Resolve(Resolution::Destroy)));
-            // The VMM asks the destination's VMM, whose `run` was not called, or failed.
+            // The VMM asks the destination's VMM, which has not called `run`, or whose `run`
+            // failed.
             if !self.runs_there {
                 worlds.push(self.source(SE::Resolve(Resolution::Resume)));
             }
@@ -403,7 +404,7 @@ fn without_the_guests_word_a_kick_makes_two() {
 
 #[test]
 fn unanswered_comes_only_when_the_destination_runs_the_guest_or_never_will() {
-    // In every world from there on: a destination that has not begun never begins.
+    // In every later world: a destination that has not begun to run the guest never begins.
     let worlds = all_worlds(KEPT);
     let mut open: Vec<World> = worlds
         .iter()
@@ -447,7 +448,8 @@ fn what_the_guest_object_says_is_so() {
         if world.here.whose() == Whose::HandedOver {
             assert_eq!(world.there.whose(), Whose::Here, "{world:?}");
         }
-        // If the guest object says that the guest is here, it is; before the start the VMM runs it.
+        // When the guest object says that the guest is here, that is true. Before the start the VMM
+        // runs the guest.
         if world.here.whose() == Whose::Here {
             assert!(world.runs_here && !world.runs_there, "{world:?}");
         }
@@ -468,7 +470,7 @@ fn where_it_ends_the_guest_runs_somewhere_or_the_vmm_is_asked() {
             SS::Failed | SS::TakenBack => {
                 assert!(world.runs_here && !world.runs_there, "{world:?}")
             }
-            // Reported to the VMM, which decides.
+            // The state is reported to the VMM, which decides.
             SS::ResumeFailed | SS::Unanswered | SS::GivenUp => {}
             _ => unreachable!("{world:?}"),
         }

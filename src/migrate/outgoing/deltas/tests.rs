@@ -1,4 +1,4 @@
-//! What is encoded is a change of what was sent last, and the work ends where it is wasted.
+//! An encoding is a change of what was sent last, and the work stops when it is wasted.
 
 use super::*;
 use std::collections::HashMap;
@@ -7,7 +7,7 @@ const BLOCK: BlockId = BlockId(3);
 
 struct Source {
     deltas: Deltas,
-    /// What the destination has.
+    /// The pages that the destination has.
     there: HashMap<u64, [u8; PAGE]>,
 }
 
@@ -19,7 +19,7 @@ impl Source {
         }
     }
 
-    /// Sends a page; how it went, or that it went without a copy.
+    /// Sends a page. Returns how it went; `None` when it went without a copy.
     fn send(&mut self, page: u64, now: &[u8; PAGE]) -> Option<Resent> {
         let sent = self.deltas.wants(BLOCK, Pages(page)).map(|key| {
             let mut encoding = Vec::new();
@@ -46,7 +46,7 @@ fn sparse(page: u64, pass: u32) -> [u8; PAGE] {
     bytes
 }
 
-/// All of it changes with each pass.
+/// Page `page` in pass `pass`: all of it changes with each pass.
 fn whole(page: u64, pass: u32) -> [u8; PAGE] {
     [(page as u32 * 7 + pass * 31 + 1) as u8; PAGE]
 }
@@ -74,7 +74,7 @@ fn a_page_that_is_the_same_goes_as_nothing_and_one_that_is_another_goes_whole() 
     let sent = source.deltas.encode(key, &sparse(9, 1), &mut encoding);
     assert!(matches!(sent, Ok(Resent::Changed { .. })) && encoding.is_empty());
     assert_eq!(source.send(9, &whole(9, 2)), Some(Resent::Overflowed));
-    // What went whole is what the next one is a change of.
+    // The page that went whole is the base of the next delta.
     let mut next = whole(9, 2);
     next[77] ^= 1;
     assert!(matches!(
@@ -96,7 +96,7 @@ fn a_page_that_went_in_another_way_is_not_encoded_against_what_went_before() {
 
 #[test]
 fn deltas_are_off_where_they_save_nothing_and_on_again_where_they_do() {
-    // Enough pages for the sample to say something.
+    // Enough pages that the sample is judged.
     const PAGES: u64 = 4096;
     let mut source = Source::new(64 << 20);
     let mut copied = |pass: u32, of: fn(u64, u32) -> [u8; PAGE]| {
@@ -111,7 +111,7 @@ fn deltas_are_off_where_they_save_nothing_and_on_again_where_they_do() {
         let count = copied(pass, whole);
         assert!(count > 0 && count < PAGES / 32, "{count} in pass {pass}");
     }
-    // The first of these passes changes whole pages into sparse ones.
+    // The first of these passes turns pages that change as a whole into sparse ones.
     for pass in 8..11 {
         assert!(copied(pass, sparse) < PAGES / 32, "pass {pass}");
     }

@@ -1,6 +1,5 @@
-//! The passes: memory is sent while the guest runs, until the decider says that the rest fits. Part
-//! of the source's driver, which calls [`Driver::copy`]; decides nothing, and shows the decider
-//! the facts.
+//! The passes: memory is sent while the guest runs, until the decider says that the rest fits. This
+//! part of the source's driver decides nothing. It shows the facts to the decider.
 
 use super::Driver;
 use crate::channel::pacing::burst_bytes;
@@ -18,11 +17,11 @@ use crate::walk::{self, Outlet, BATCH_PAGES};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// While the destination is told of ballooned pages the guest runs and writes. Longer than this,
-/// and what was promised of the downtime is asked again, but not for ever: a guest may give
-/// pages back all the time.
+/// The guest runs and writes while the destination is told of ballooned pages. When the telling
+/// takes longer than this, the promise about the downtime is out of date, and the decider is asked
+/// again. That happens only [`TELL_AGAIN`] times, because a guest may give pages back all the time.
 const TELLING: Duration = Duration::from_millis(2);
-/// How often it is asked again.
+/// How often the decider is asked again.
 const TELL_AGAIN: u32 = 4;
 
 impl Driver {
@@ -65,11 +64,12 @@ impl Driver {
                 Next::SwitchOver { expected } => {
                     let begun = Instant::now();
                     let told = self.send_unread()?;
-                    // The guest wrote meanwhile, and nothing was promised of that.
+                    // The guest wrote meanwhile, and the promised downtime does not cover those
+                    // writes.
                     let took = begun.elapsed();
                     let again = told && took > TELLING && told_again < TELL_AGAIN;
                     if took <= shared.params.downtime_limit && !again {
-                        // Kept as it was, to be held against what happens.
+                        // The promise is kept unchanged, to be compared with the real downtime.
                         self.common.stats.promised_downtime = Some(expected);
                         return Ok(());
                     }
@@ -82,8 +82,9 @@ impl Driver {
         }
     }
 
-    /// Waits until the next pass may begin, where passes follow one another too closely. `idle`:
-    /// the decider waits for something else than a smaller rest, there is none.
+    /// Waits until the next pass may begin, when passes would follow one another too closely.
+    /// `idle` says that nothing is pending, so that the decider waits for something else than a
+    /// smaller rest.
     fn await_turn(&mut self, idle: bool) {
         let wait = self.course.passes.next(self.common.begun.elapsed(), idle);
         if !wait.is_zero() {
@@ -91,14 +92,14 @@ impl Driver {
         }
     }
 
-    /// Harvests the logs, and keeps what the sync says. `all_sent`: nothing was pending. And how
-    /// many pages were found since the last time, by others' syncs too.
+    /// Harvests the logs and stores the result. `all_sent` says that nothing was pending. Also
+    /// returns how many pages were found since the last call, by other consumers' syncs too.
     fn sync(&mut self, all_sent: bool) -> Result<(SyncReport, Pages)> {
         let cancel = &self.common.shared.handle.cancel;
         let report = self.consumer.sync_unless(When::Running, cancel)?;
-        // Of a wait that was given up nobody wants to hear.
+        // When the wait was cancelled, its error is of no interest.
         cancel.check("syncing")?;
-        // A log that fails each time says so once.
+        // When a log fails at each sync, the VMM is told once.
         if report.warnings != self.warned {
             for warning in &report.warnings {
                 self.common.vmm.event(EventKind::Warning, warning.clone());
@@ -117,12 +118,12 @@ impl Driver {
         Ok((report, found))
     }
 
-    /// Tells the destination what the sync found to be ballooned or free, so that it is not told
-    /// while the guest stands still. Whether there was anything.
+    /// Tells the destination which pages the sync found ballooned or free, so that this takes no
+    /// time while the guest stands still. Returns whether there were any.
     fn send_unread(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.common.shared);
-        // The decider may switch over when the time is up just now: this is done or not done
-        // within the downtime limit, then.
+        // The decider may switch over at the very moment when the time is up. Then this must end
+        // within the downtime limit.
         let total = match self.total() {
             total if total.expired() => shared.params.downtime().from_now(),
             total => total,
@@ -146,14 +147,15 @@ impl Driver {
             any = true;
         }
         if any {
-            // A record of 32 bytes may take the destination as long as 2 MiB of pages, and
-            // thousands of them fit into the socket: not while the guest stands still either.
+            // One record of 32 bytes may take the destination as long as 2 MiB of pages, and
+            // thousands of such records fit into a socket's buffer. None of them may be left when
+            // the guest stands still.
             self.acknowledge_all(&io).map_err(|e| self.explain(e))?;
         }
         Ok(any)
     }
 
-    /// Waits until the destination has everything that was sent in its memory.
+    /// Waits until all that was sent is in the destination's memory.
     fn acknowledge_all(&mut self, io: &Io<'_>) -> Result<()> {
         self.sending(io)?.2.barrier()
     }
@@ -178,7 +180,7 @@ impl Driver {
             total: Bytes(self.common.stats.total_bytes),
             remaining: self.consumer.to_read().bytes(),
             last_pass: self.course.last_pass(),
-            // What the link carries and the switchover may not use does not shorten the downtime.
+            // What the link could carry above the switchover's cap does not shorten the downtime.
             bandwidth: match params.switchover_max_bandwidth {
                 Some(cap) => Some(bandwidth.unwrap_or(f64::MAX).min(cap as f64)),
                 None => bandwidth,
@@ -197,8 +199,8 @@ impl Driver {
         }
     }
 
-    /// One walk over pending, or less if the decider wants a sync. Returns when all that was
-    /// sent is acknowledged; whether that is all there was.
+    /// Walks once over pending, or over a part of it when the decider wants a sync. Returns when
+    /// all that was sent is acknowledged. The answer says whether all of pending was sent.
     fn walk(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.common.shared);
         let params = &shared.params;
@@ -223,10 +225,10 @@ impl Driver {
         Ok(all)
     }
 
-    /// The wait that ran out, with `error`, was the whole migration's. What was missing is the
-    /// decider's to say, and what was waited for is said with it. Unless the destination
-    /// has not acknowledged anything for most of the time: then that was missing, and the decider,
-    /// who knows only what was sent, would blame the guest.
+    /// The error of a migration whose total time ran out in a wait, which failed with `error`. In
+    /// the usual case the decider says what was missing, and the message adds what was waited for.
+    /// When the destination has acknowledged nothing for most of the time, the message says that
+    /// instead: the decider knows only what was sent, and would blame the guest.
     fn out_of_time(&mut self, error: Error) -> Error {
         let elapsed = self.common.begun.elapsed();
         let silence = self
@@ -261,11 +263,11 @@ impl Driver {
         self.lanes.as_ref().map_or(0, Lanes::unacknowledged)
     }
 
-    /// Sends what is pending; whether all of it.
+    /// Sends what is pending. Returns whether all of it was sent.
     fn send_pass(&mut self, io: &Io<'_>) -> Result<bool> {
         let shared = Arc::clone(&self.common.shared);
         let mut batch_pages = BATCH_PAGES;
-        // Whether the last batch was one that shows how fast the link is.
+        // Whether the last batch was one that measures the link.
         let mut contents = false;
         loop {
             shared.handle.cancel.check("the migration")?;
@@ -288,14 +290,14 @@ impl Driver {
             batch_pages = walk::next_size(&batch, batch_pages);
             contents = batch.measures_the_link();
             if contents {
-                // Under a cap the waits for it count too.
+                // Under a cap, the waits for the cap count too.
                 let time = cap.map_or(batch.time, |_| begun.elapsed());
                 self.course.bandwidth.sent(batch.carried(), time);
                 if timing {
                     self.acknowledge_all(io)?;
                     let (now, took) = (self.common.begun.elapsed(), begun.elapsed());
                     let bytes = self.sent().saturating_sub(sent);
-                    // In the unit of the other figures: what the pages would be without compression.
+                    // In the unit of the other figures: bytes of pages without compression.
                     let bytes = bytes + batch.carried().saturating_sub(batch.bytes);
                     self.course.bandwidth.timed(now, bytes, took);
                 }
@@ -309,14 +311,15 @@ impl Driver {
         self.lanes.as_ref().map_or(0, Lanes::sent)
     }
 
-    /// For how long the cap on the bandwidth has held sending back.
+    /// How long the cap on the bandwidth has held sending back.
     fn paced(&self) -> Duration {
         self.lanes.as_ref().map_or(Duration::ZERO, Lanes::paced)
     }
 
-    /// Where the bandwidth is capped, now and then a batch is timed until it has arrived, and so the
-    /// link behind the cap is measured. Whether the next one is; then nothing else is on its way, and
-    /// the batch goes at the speed of the link: the wait before it has made room for that.
+    /// Prepares the measurement of a link behind a cap, when one is due. The next batch is then
+    /// timed until it has arrived. For that batch nothing else is on its way, and a wait has saved
+    /// up enough of the cap that the batch goes at the speed of the link. Returns whether the next
+    /// batch is timed.
     fn prepare_timing(&mut self, io: &Io<'_>) -> Result<bool> {
         if !self
             .course
@@ -334,8 +337,8 @@ impl Driver {
     }
 }
 
-/// The pages of a batch under a cap: what the cap carries in 50 ms, so that whoever cancels does not
-/// wait for more; of one that is `timed`, what goes at the speed of the link.
+/// The pages of a batch under a cap: what the cap lets through in 50 ms, so that a cancel waits no
+/// longer. When the batch is `timed`, as many as are sent at the speed of the link.
 fn capped_batch(cap: u64, timed: bool) -> Pages {
     let bytes = if timed { burst_bytes(cap) } else { cap / 20 };
     Pages((bytes >> PAGE_SHIFT).clamp(1, BATCH_PAGES.0))

@@ -1,6 +1,6 @@
-//! The source's side of a session's beginning: the connection, and what both sides agree on
-//! before the first page. Its order is that of `docs/wire.md`; each wait has the limits of
-//! `docs/limits.md`.
+//! The beginning of a session at the source: the connection, and what both sides agree on before
+//! the first page. `docs/wire.md` has the order of the records, `docs/limits.md` the limit of each
+//! wait.
 
 use super::{no_connection, Driver};
 use crate::channel::{Channel, Io};
@@ -16,13 +16,14 @@ use crate::units::PAGE_SHIFT;
 use crate::wire::{self, Hello, HelloReply, Record};
 use std::sync::Arc;
 
-/// So many bytes of BLOCK records go out in one call.
+/// One call sends at most about this many bytes of BLOCK records.
 const LAYOUT_BYTES: usize = 32 << 10;
 
 impl Driver {
-    /// The VMM's configuration is asked for before there is a connection: a destination that
-    /// looks at several connections takes the first one on which something is said. Where there is
-    /// one already, the destination is told why there is no configuration.
+    /// Makes the connection. The VMM is asked for its early configuration before that, because a
+    /// destination that watches several connections takes the first one on which something is said.
+    /// When the connection exists already and the VMM fails, the destination is told why there is
+    /// no configuration.
     pub(super) fn connect(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
         mem::random(&mut self.token)?;
@@ -46,8 +47,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Says HELLO on each channel, and checks each answer. Nothing is waited for between two
-    /// HELLOs: a destination may answer none before it has them all.
+    /// Says HELLO on each channel, and checks each answer. All HELLOs go out before the first wait,
+    /// because a destination may answer none before it has all.
     fn greet(&mut self, io: &Io<'_>) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
         let ours = shared.params.ours(Side::Source);
@@ -96,7 +97,7 @@ impl Driver {
         let shared = Arc::clone(&self.common.shared);
         let params = &shared.params;
         let early = std::mem::take(&mut self.blobs);
-        // One limit for all of it, whatever the destination takes its time for.
+        // One limit for the whole negotiation, whatever the destination spends its time on.
         let limit = params.connect().from_now().earlier(self.total());
         let io = Io::until(&shared.handle.cancel, params.io()).within(limit);
         self.greet(&io)?;
@@ -105,14 +106,14 @@ impl Driver {
         } = self;
         let lane = lanes.as_mut().ok_or_else(no_connection)?.first();
         lane.send_early(&early, &io.of("EARLY"))?;
-        // A destination that builds itself, or looks through its memory, says nothing meanwhile.
+        // A destination that builds its guest or looks through its memory says nothing meanwhile.
         let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
         match lane.hear(&answer.of("EARLY_OK"))? {
             Record::EarlyOk => {}
             other => return Err(control::unexpected(other.record_type(), "EARLY_OK")),
         }
         let map = shared.guest.tracker.memory().map();
-        // Many in one call: a guest may have thousands.
+        // Many records in one call: a guest may have thousands of blocks.
         let mut layout = Vec::new();
         for block in map.blocks() {
             Record::Block(describe(block)).encode(&mut layout)?;
@@ -141,7 +142,7 @@ impl Driver {
     }
 }
 
-/// Channel `channel` was answered otherwise than channel 0.
+/// The error when the answer on channel `channel` differs from the one on channel 0.
 fn unlike(channel: usize, first: &HelloReply, reply: &HelloReply) -> Error {
     let said = |reply: &HelloReply| {
         format!(

@@ -1,6 +1,6 @@
-//! Re-sent pages into records, where deltas are used: encodings, many in one DELTA, and the copies
-//! of those pages that go whole. What goes whole has to be the very copy that was kept: the next
-//! delta is a change of it.
+//! Records of re-sent pages, where deltas are used: encodings, many in one DELTA, and copies of the
+//! pages that go whole. The copy that is sent whole has to be the same copy that is kept, because
+//! the next delta is a change of it.
 
 use super::super::deltas::Resent;
 use super::super::waiting::{Changed, Copied, Waiting};
@@ -14,16 +14,16 @@ use crate::wire::{self, Header};
 use std::ops::Range;
 
 impl<'a> Records<'a> {
-    /// Pages go in some other way than as copies that are kept.
+    /// Forgets pages that are sent in another way than as copies that are kept.
     pub(super) fn forget(&mut self, run: PageRun) {
         if let Some(waiting) = &mut self.waiting {
             waiting.deltas.forget(run);
         }
     }
 
-    /// Pages with contents that have been sent before.
+    /// Adds pages with contents that have been sent before.
     pub(super) fn resent(&mut self, (block, run): PinnedRun<'a>) {
-        // Pages that go as if there were no deltas.
+        // Pages that are sent as if there were no deltas.
         let mut plain: Option<Range<Pages>> = None;
         for page in (run.first().0..run.end().0).map(Pages) {
             match self.resend(block, run.part(page..page + Pages(1))) {
@@ -44,7 +44,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// One of them. `false`: it is to go as if there were no deltas.
+    /// Adds one re-sent page. Returns `false` when the page is to go as if there were no deltas.
     fn resend(&mut self, block: &'a BlockPin, at: PageRun) -> Result<bool> {
         let page = at.first();
         let full = |waiting: &Waiting<'_>| !waiting.takes(at.block().0, page);
@@ -67,7 +67,7 @@ impl<'a> Records<'a> {
         let start = waiting.encodings.len();
         match waiting.deltas.encode(key, copy, &mut waiting.encodings)? {
             Resent::Changed { base } => {
-                // The copy is kept, and its place here is the next one's.
+                // The copy is kept in the cache. The next copy reuses its place here.
                 self.own.used = from;
                 let encoding = start..waiting.encodings.len();
                 self.put.delta_pages += 1;
@@ -91,7 +91,7 @@ impl<'a> Records<'a> {
         Ok(true)
     }
 
-    /// What waits goes.
+    /// Makes records of the pages that wait.
     pub(super) fn send_waiting(&mut self) -> Result<()> {
         let Some(waiting) = &mut self.waiting else {
             return Ok(());
@@ -118,7 +118,7 @@ impl<'a> Records<'a> {
                 self.run_of_copies(block, copied)?;
             }
         }
-        // The room is kept.
+        // The room of the lists is kept.
         if let Some(waiting) = &mut self.waiting {
             (waiting.changed, waiting.encodings, waiting.copies) = (changed, encodings, copies);
             waiting.changed.clear();
@@ -150,7 +150,7 @@ impl<'a> Records<'a> {
         self.contents_of_copies(copies)
     }
 
-    /// The contents of a record whose header is there, and their checksum.
+    /// Adds the contents of a record whose header is there already, and their checksum.
     fn contents_of_copies(&mut self, copies: &[Copied]) -> Result<()> {
         fallible::reserve(&mut self.contents, copies.len() + 1, "a batch of records")?;
         let mut checksum = crc32fast::Hasher::new();

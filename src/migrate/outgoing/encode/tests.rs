@@ -1,5 +1,6 @@
-//! Records whose contents are guest memory and records whose contents are the encoder's own: what
-//! is sent, sent on later, and known to have been sent is right for both.
+//! Records whose contents are guest memory, and records whose contents are the encoder's own. For
+//! both kinds the right bytes are sent, also after an interruption, and the account of what was
+//! sent is right.
 
 mod lists;
 
@@ -12,7 +13,7 @@ use crate::memory::Block;
 use crate::wire::{decode_list, list_len, RecordType};
 use std::sync::Arc;
 
-/// A run that is longer than one record of the encoder's own, single pages behind it, and zeros.
+/// A run that is longer than one record of the encoder's own, then single pages, then zeros.
 const PAGES: u64 = 300;
 const LONG_RUN: Range<u64> = 0..150;
 const CHECKED: Agreed = Agreed {
@@ -72,7 +73,7 @@ fn bytes(parts: &[Part<'_>]) -> Vec<u8> {
     all
 }
 
-/// Where each record ends in `stream`, and which pages it brings contents for.
+/// Where each record in `stream` ends, and for which pages it has contents.
 fn records(mut stream: &[u8]) -> Vec<(u64, Vec<u64>)> {
     let (whole, mut found) = (stream.len(), Vec::new());
     while let Some((head, rest)) = stream.split_first_chunk::<HEADER_LEN>() {
@@ -169,11 +170,11 @@ fn a_batch_that_was_cut_short_counts_the_records_to_there() {
         let mut pages = 0;
         for (end, brings) in records(&stream) {
             for at in [before + 1, end - 1, end] {
-                // To the end of the record that it lies in.
+                // Up to the end of the record in which the byte lies.
                 let (to, put) = encoded.cut(0, at, false);
                 assert_eq!(to, end, "{agreed:?} at {at}");
                 assert_eq!(put.data_pages, pages + brings.len() as u64);
-                // Only whole ones.
+                // Only records that were sent in full.
                 let (to, put) = encoded.cut(0, at, true);
                 let whole = if at == end { brings.len() as u64 } else { 0 };
                 assert_eq!(to, if at == end { end } else { before });

@@ -1,4 +1,4 @@
-//! Pages on a lane are never lost: whatever ends a batch, they arrive or are pending again.
+//! No page on a lane is ever lost: whatever ends a batch, its pages arrive or are pending again.
 
 use super::*;
 use crate::dirty::consumer::{Consumer, Cursor};
@@ -23,7 +23,7 @@ struct Side {
     peer: UnixStream,
 }
 
-/// A guest of whose pages every one is pending, and a lane for them.
+/// A guest whose pages are all pending, and a lane for them.
 fn side() -> Side {
     let guest = Guest::new(PAGES as usize);
     guest.block("ram", PAGES);
@@ -56,7 +56,7 @@ impl Side {
         self.lane.send(&[], taken, recall, io).map(|_| ())
     }
 
-    /// As a walk takes them: a removal waits for such pins.
+    /// Sends pages that are taken as a walk takes them: a removal waits for their pins.
     fn send_recallable(&mut self, io: &Io<'_>) -> Result<()> {
         let mut cursor = Cursor::default();
         let taken = self
@@ -70,7 +70,7 @@ impl Side {
         self.lane.send_marker(1, false, &io).unwrap();
     }
 
-    /// Every page is pending again, and counted as put back once.
+    /// Checks that every page is pending again, and counted as put back once.
     fn has_all(&self, what: &str) {
         assert_eq!(self.consumer.pending(), Pages(PAGES), "{what}");
         assert_eq!(self.consumer.stats().put_back, Pages(PAGES), "{what}");
@@ -103,8 +103,9 @@ fn an_error_while_pages_are_sent_puts_them_back() {
     side.has_all("an error");
 }
 
-/// All pages hold something but the first, which is a record of its own. More bytes than a socket
-/// holds, so that who reads only a part of them is in the middle of a record.
+/// All pages but the first hold something; the first is a record of its own. The bytes are more
+/// than a socket's buffer holds, so that a peer that reads only a part of them stops in the middle
+/// of a record.
 fn full_side() -> Side {
     let side = side();
     let block = Arc::clone(&side.consumer.memory().map().blocks()[0]);
@@ -115,7 +116,7 @@ fn full_side() -> Side {
     side
 }
 
-/// Reads the header of the second record, and then has the sending end in its middle.
+/// Reads the header of the second record, and then ends the sending in the middle of that record.
 fn end_in_mid_record(mut peer: UnixStream, end: impl FnOnce()) -> UnixStream {
     peer.set_read_timeout(Some(LONG)).unwrap();
     peer.read_exact(&mut [0; 2 * HEADER_LEN]).unwrap();
@@ -123,7 +124,7 @@ fn end_in_mid_record(mut peer: UnixStream, end: impl FnOnce()) -> UnixStream {
     peer
 }
 
-/// Reads the second record's contents, and to the end what is said after it, which is one KEEPALIVE.
+/// Reads the second record's contents, and then everything to the end, which must be one KEEPALIVE.
 fn reads_contents_and_a_keepalive(mut peer: UnixStream, pages: u64) {
     let mut heard = Vec::new();
     peer.read_to_end(&mut heard).unwrap();
@@ -149,10 +150,10 @@ fn a_cancel_in_mid_record_can_still_be_told_to_who_reads_on() {
         });
         let error = side.send_by(&Io::until(&cancel, LONG)).unwrap_err();
         assert_eq!(error.kind(), Kind::Cancelled, "{error}");
-        // What the destination has whole, it has counted.
+        // The lane counts the records that the destination has in full.
         let put = side.lane.put();
         assert_eq!((put.data_pages, put.zero_pages), (PAGES - 1, 1));
-        // All of it went, and nothing is acknowledged.
+        // All pages were sent, and none is acknowledged.
         assert_eq!(side.lane.unacknowledged(), PAGES);
         side.lane.give_up();
         side.has_all("cancelled");
@@ -163,11 +164,11 @@ fn a_cancel_in_mid_record_can_still_be_told_to_who_reads_on() {
     });
 }
 
-/// A page of zeros that ends the record before it.
+/// A page of zeros, at which the record before it ends.
 const PARTED: u64 = 90;
 
-/// Sends, is recalled in the middle of the second record, and cannot copy what is left, of whose last
-/// record a page is gone.
+/// Sends, and is recalled in the middle of the second record. The rest cannot be copied, because a
+/// page of its last record is unreadable.
 fn recalled_without_a_copy(patience: Duration, then: fn(UnixStream)) -> (Error, Result<()>) {
     let mut side = full_side();
     side.lane.patience = patience;
@@ -222,7 +223,7 @@ fn a_cancel_in_mid_record_does_not_wait_for_who_reads_no_more() {
         side.send_by(&Io::until(&cancel, LONG)).unwrap_err()
     });
     assert_eq!(error.kind(), Kind::Cancelled, "{error}");
-    // The first record is whole.
+    // The destination has the first record in full.
     let put = side.lane.put();
     assert_eq!((put.data_pages, put.zero_pages), (0, 1));
     side.has_all("cancelled");
@@ -277,7 +278,7 @@ fn in_place() -> (Side, std::net::TcpStream) {
 #[test]
 fn a_removal_waits_for_pages_that_the_kernel_still_reads_and_then_returns() {
     let (mut side, mut peer) = in_place();
-    // Until the peer's kernel takes no more, and pages are on their way.
+    // Sends until the peer's kernel takes no more, so that pages are on their way.
     let short = Io::patient(Duration::from_millis(50));
     let io = Io::patient(LONG);
     let mut sent = 0;

@@ -1,6 +1,6 @@
-//! Several channels against a destination that the test writes: what arrives, what is pending again
-//! when it goes wrong, and who hears of it. The guest is memory of the test's own, and whoever
-//! decides writes it between two passes.
+//! Several channels against a destination that the test scripts: what arrives, what is pending
+//! again after a failure, and who is told of the failure. The guest is memory of the test's own.
+//! The decider writes to it between two passes.
 
 mod scripted;
 
@@ -22,15 +22,15 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Mutex;
 
-/// The pages of the block: of 24 stretches, so that each of a few lanes has some.
+/// The pages of the block: 24 stretches, so that each of a few lanes has some.
 const PAGES: u64 = 24 * 512;
 
-/// The source's VMM: counts, and plants a panic on channels' threads.
+/// The source's VMM. It counts threads, and plants a panic on those of channels.
 #[derive(Default)]
 struct Machine {
     pauses: AtomicU32,
     resumes: AtomicU32,
-    /// Threads of channels that were started, and are not over.
+    /// Threads of channels that have started and not ended.
     channels: AtomicU32,
     plant: Option<&'static str>,
     fired: Mutex<Vec<Arc<AtomicBool>>>,
@@ -74,7 +74,7 @@ struct Source {
     outgoing: Outgoing,
 }
 
-/// What each page of a block begins with.
+/// Writes the first word of a page.
 fn write(tracker: &Tracker, block: BlockId, page: u64, word: u64) {
     let memory = tracker.memory();
     let map = memory.map();
@@ -124,8 +124,8 @@ impl Source {
         }
     }
 
-    /// Migrates to a destination that does what `hook` says, deciding by `decider`; `then` while it
-    /// goes on.
+    /// Migrates with `decider` to a destination that does what `hook` says. `then` is called while
+    /// the migration goes on.
     fn migrate(
         &self,
         decider: impl Decider + 'static,
@@ -150,8 +150,9 @@ impl Source {
         (end, session)
     }
 
-    /// It failed, the guest runs on, and every page that the destination has not acknowledged is
-    /// pending: for certain all that it was never sent.
+    /// Checks that the migration failed, that the guest runs on, and that every page that the
+    /// destination has not acknowledged is pending. In any case those are all pages that were never
+    /// sent.
     fn runs_on(&self, what: &str, session: &Session) -> Consumer {
         assert!(self.vmm.runs(), "{what}: the guest stands still");
         let left = self.outgoing.leftover().unwrap();
@@ -162,7 +163,7 @@ impl Source {
             !known.sent.contains(&key) || there != read(&self.tracker, self.block, *page)
         });
         let missing: BTreeSet<u64> = missing.collect();
-        // What was written and marked since the last sync counts too.
+        // Pages that were written and marked since the last sync count too.
         let pending = crate::dirty::testing::sync_all(&left);
         for page in missing {
             let is_pending = pending.contains(&(self.block.0, page));
@@ -171,7 +172,7 @@ impl Source {
         left
     }
 
-    /// It completed, and the destination has what the source has.
+    /// Checks that the migration completed, and that the destination has the source's pages.
     fn arrived(&self, what: &str, session: &Session) {
         let known = session.known();
         for page in 0..PAGES {
@@ -183,7 +184,7 @@ impl Source {
     }
 }
 
-/// Has `write` write before each of so many more passes, and then switches over.
+/// Calls `write` before each of that many further passes, and then switches over.
 struct Passes<F>(u32, F);
 
 impl<F: FnMut(u32) + Send> Decider for Passes<F> {
@@ -201,7 +202,7 @@ impl<F: FnMut(u32) + Send> Decider for Passes<F> {
     }
 }
 
-/// Goes on for ever.
+/// Never switches over.
 struct OnAndOn;
 
 impl Decider for OnAndOn {
@@ -214,7 +215,7 @@ fn right(_: usize, _: R, _: &Session) -> Act {
     Act::Right
 }
 
-/// Writes here and there.
+/// Writes scattered pages in each pass.
 fn writes(source: &Source) -> impl FnMut(u32) + Send {
     let (tracker, block) = (Arc::clone(&source.tracker), source.block);
     move |pass| {
@@ -241,7 +242,7 @@ fn a_guest_arrives_whole_over_several_channels_and_each_stretch_by_one_of_them()
         let stats = source.outgoing.stats();
         assert_eq!(stats.unacknowledged_pages, 0, "{what}");
         assert!(stats.data_pages + stats.zero_pages >= PAGES, "{what}");
-        // Each channel tells its part of that, and there are no others.
+        // Each channel reports its part of the totals, and no other channel exists.
         let lane = |channel| source.outgoing.lane_stats(channel);
         let lanes: Vec<LaneStats> = (0..channels as u32).map(|at| lane(at).unwrap()).collect();
         let sum = |of: fn(&LaneStats) -> u64| lanes.iter().map(of).sum::<u64>();
@@ -258,7 +259,8 @@ fn a_guest_arrives_whole_over_several_channels_and_each_stretch_by_one_of_them()
 #[test]
 fn acknowledgements_may_come_in_any_order_between_channels() {
     const CHANNELS: usize = 4;
-    // Each channel acknowledges its nth marker only once the next one has: the last channel first.
+    // Each channel acknowledges its nth marker only after the next channel has: the last channel is
+    // first.
     let source = Source::new(CHANNELS, Machine::default());
     let counts: [AtomicU32; CHANNELS] = Default::default();
     let hook = move |channel: usize, kind, session: &Session| {
@@ -310,7 +312,7 @@ fn a_channel_that_is_cut_anywhere_fails_the_migration_and_loses_nothing() {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(round);
-        // Each channel's handshake is over after four records, and there is something to lose.
+        // Each channel's handshake ends after four records. From then on pages can be lost.
         let (channel, after) = ((random >> 33) as usize % 3, 4 + (random >> 40) as u32 % 60);
         let what = format!("seed {seed}: channel {channel} cut after {after} records");
         let source = Source::new(3, Machine::default());
@@ -378,7 +380,7 @@ fn a_vmm_that_refuses_a_channels_thread_has_its_guest_run_on() {
     source.runs_on("no thread", &session);
 }
 
-/// A hook by which further channels, or all, take no page.
+/// A hook by which the further channels, or all channels, take no page.
 fn stalls(all: bool) -> impl Fn(usize, R, &Session) -> Act + Send + Sync {
     move |channel, kind: R, _: &Session| {
         let stalls = kind.is_page_run() && (all || channel > 0);
@@ -390,11 +392,11 @@ fn stalls(all: bool) -> impl Fn(usize, R, &Session) -> Act + Send + Sync {
     }
 }
 
-/// Waits until the further channels, or channel 0 where `all` stall, take nothing any more, and then
-/// until no more pages are taken for them: what they have waiting is all that may wait.
+/// Waits until the further channels, or channel 0 when `all` stall, take nothing any more. Then
+/// waits until no more pages are taken for them, because their queues are full.
 fn until_full(source: &Source, session: &Session, all: bool) {
     session.wait("channels that stall", |known| match all {
-        // The migration's thread comes no further than to its own.
+        // The migration's thread then waits on channel 0.
         true => known.stalled.contains(&0),
         false => known.stalled.len() == source.channels - 1,
     });
@@ -544,7 +546,7 @@ fn another_number_of_sockets_than_of_channels_is_refused_with_the_number() {
         assert!(message.contains("3 by the parameters"), "{message}");
         assert!(message.contains(&format!("found {count}")), "{message}");
     }
-    // It can still be started.
+    // The migration can still be started.
     let (end, session) = source.migrate(Passes(0, |_| ()), right, |_| ());
     end.unwrap();
     source.arrived("started after all", &session);

@@ -1,5 +1,5 @@
-//! What is kept is what was sent, whatever happens to a page, and the pages that come back stay:
-//! simulated workloads, beside caches of other kinds.
+//! The cache holds what was sent last, whatever happens to a page, and pages that come back stay in
+//! it. Simulated workloads compare it with caches of other kinds.
 
 use super::*;
 use proptest::prelude::*;
@@ -19,7 +19,8 @@ fn pages(count: u64) -> u64 {
     count * (PAGE as u64 + BESIDE)
 }
 
-/// What can happen to a page: it is sent as a copy, in vain or not, or in another way.
+/// What can happen to a page: it is sent as a copy, with or without the help of the cache, or in
+/// another way.
 #[derive(Debug, Clone, Copy)]
 enum Sent {
     Copy { in_vain: bool },
@@ -86,7 +87,7 @@ fn a_cache_takes_no_more_memory_than_it_was_given() {
             cache.keep(key(page), 1, &filled(page));
         }
         assert!(cache.bytes() <= most, "{} of {bytes}", cache.bytes());
-        // Some sets are asked for more than they have, and others for less.
+        // Some sets get more pages than they have places, and others fewer.
         let held = cache.held() as u64;
         assert!(held <= room && held >= room * 8 / 10, "{held} of {room}");
     }
@@ -100,14 +101,14 @@ fn a_cache_that_cannot_be_had_is_an_error_and_one_that_is_not_used_takes_no_memo
         error.message().contains("the cache of sent pages"),
         "{error}"
     );
-    // Would be most of a small machine's memory, if it was touched.
+    // When all of it was touched, it would be most of a small machine's memory.
     let before = resident();
     let cache = SentPages::new(8 << 30).unwrap();
     assert!(resident() < before + (256 << 20));
     drop(cache);
 }
 
-/// Bytes of this process that are in memory.
+/// Bytes of this process that are resident.
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
@@ -138,7 +139,7 @@ fn a_64th_of_pages_and_room_is_the_sample() {
 
 // --- simulations ------------------------------------------------------------------------------
 
-/// A cache without contents: a page comes by in a pass, and was it there?
+/// A cache without contents. It says of a page that comes by in a pass whether the page was there.
 trait Policy {
     fn comes(&mut self, page: u64, pass: u32) -> bool;
 }
@@ -153,8 +154,8 @@ impl Policy for SentPages {
     }
 }
 
-/// One place for each page, by the page's number; a place goes to a newcomer once its page did not
-/// come by for `patience` passes.
+/// One place for each page, by the page's number. A newcomer gets the place when the page there did
+/// not come by for `patience` passes.
 struct DirectMapped {
     places: Vec<Option<(u64, u32)>>,
     patience: u32,
@@ -178,7 +179,7 @@ impl Policy for DirectMapped {
     }
 }
 
-/// Whatever was used longest ago goes, in sets as large as ours.
+/// Evicts the page that was used longest ago, in sets as large as brant's.
 struct LeastRecent {
     sets: Vec<Vec<u64>>,
 }
@@ -216,12 +217,12 @@ const PASSES: u32 = 12;
 /// The pages of each pass, in order.
 struct Workload {
     name: &'static str,
-    /// Pages that are written in each pass, and pages that are written in this one alone.
+    /// How many pages are written in each pass, and how many in one pass alone.
     hot: u64,
     cold: u64,
-    /// So often the hot ones are others.
+    /// After this many passes the hot pages change.
     shift: u32,
-    /// The hot ones are neighbours.
+    /// The hot pages are neighbours.
     together: bool,
 }
 
@@ -250,7 +251,7 @@ impl Workload {
     }
 }
 
-/// Of pages that came by, the share that was there.
+/// The share of pages that were in the cache when they came by.
 fn hits(passes: &[Vec<u64>], policy: &mut dyn Policy) -> f64 {
     let (mut hits, mut all) = (0, 0);
     for (pass, pages) in (1..).zip(passes) {
@@ -262,8 +263,8 @@ fn hits(passes: &[Vec<u64>], policy: &mut dyn Policy) -> f64 {
     f64::from(hits) / f64::from(all)
 }
 
-/// Guests whose hot set fits and does not, scattered and in one piece, with and without pages that
-/// are written once, steady and shifting.
+/// Guests with a hot set that fits and one that does not, scattered and in one piece, with and
+/// without pages that are written once, steady and shifting.
 #[test]
 fn the_pages_that_come_back_stay_at_least_as_well_as_in_other_caches() {
     let steady = u32::MAX;

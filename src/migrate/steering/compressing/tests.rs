@@ -1,23 +1,23 @@
-//! The decider against links, codecs and contents of every kind: a lane that adapts is nearly as
-//! fast as the better of the two ways, and does not change its mind without a reason.
+//! The decider against links, codecs and contents of every kind. A lane that adapts is nearly as
+//! fast as the better of the two ways, and does not change the way without a reason.
 
 use super::*;
 
 const MIB: u64 = 1 << 20;
 /// A batch's contents.
 const CONTENTS: u64 = 2 * MIB;
-/// How fast bytes are copied into a socket.
+/// The speed at which bytes are copied into a socket, in bytes a second.
 const COPY: f64 = 4e9;
 
-/// What pages go through.
+/// The link, the codec and the pages of a simulation.
 #[derive(Debug, Clone, Copy)]
 struct World {
     /// Bytes a second that the link carries.
     link: f64,
-    /// Bytes of pages a second that are compressed, and that the destination decompresses.
+    /// Bytes of pages a second that the source compresses, and that the destination decompresses.
     codec: f64,
     decodes: f64,
-    /// Bytes that become one.
+    /// The compression ratio: how many bytes become one.
     ratio: f64,
 }
 
@@ -70,9 +70,9 @@ impl Lane {
         }
     }
 
-    /// Sends a batch; what was measured of it.
+    /// Sends a batch. Returns its measurements.
     fn send(&mut self, world: World, packed: bool, noise: f64) -> Batch {
-        // A cheap generator: what is random here is only how much a batch takes.
+        // A cheap generator is enough: only the time of a batch is random.
         self.random = self
             .random
             .wrapping_mul(6364136223846793005)
@@ -121,7 +121,7 @@ impl Lane {
         }
     }
 
-    /// Until the buffer is empty.
+    /// Waits until the buffer is empty.
     fn drain(&mut self) {
         while !self.buffer.is_empty() {
             self.pass(0.0005);
@@ -129,7 +129,7 @@ impl Lane {
     }
 }
 
-/// How long it takes to send `batches`, compressed as `choose` says.
+/// The time that it takes to send `batches`, compressed when `choose` says so.
 fn run(
     batches: u64,
     noise: f64,
@@ -156,7 +156,7 @@ fn adaptive(batches: u64, noise: f64, cap: Option<f64>, world: impl Fn(f64) -> W
     })
 }
 
-/// How many batches take about so many seconds on the better of the two ways.
+/// The number of batches that take about `seconds` on the better of the two ways.
 fn batches(world: World, seconds: f64) -> u64 {
     let packed = world.codec.min(world.decodes).min(world.link * world.ratio);
     let count = world.link.max(packed) * seconds / CONTENTS as f64;
@@ -185,7 +185,7 @@ fn a_lane_that_adapts_is_nearly_as_fast_as_the_better_way() {
                         "{world:?}: {:.2} s; plain {plain:.2} s, compressed {packed:.2} s",
                         found.clock
                     );
-                    // And where it makes a difference, it is clearly better than the worse.
+                    // When the ways differ, the lane is clearly faster than the worse one.
                     let worst = plain.max(packed);
                     if worst > best * 1.5 + 2.0 {
                         assert!(
@@ -216,7 +216,7 @@ fn a_steady_lane_does_not_change_its_mind() {
     for link in [2e7, 1e8, 4e8, 1e9] {
         let world = World { link, ..WORLD };
         let lane = adaptive(batches(world, 60.0), 0.3, None, |_| world);
-        // A trial every 30 s once it is known what is better, and each of them switches twice.
+        // Once the better way is known, a trial comes every 30 s, and each trial switches twice.
         assert!(lane.switches <= 40, "{link}: {} switches", lane.switches);
     }
 }
@@ -260,7 +260,7 @@ fn a_cap_counts_as_the_links_speed() {
             let batch = lane.send(world, packed, 0.0);
             decider.sent(Duration::from_secs_f64(lane.clock), &batch);
             if let Some(cap) = cap {
-                // The pacer's wait is not the batch's.
+                // The wait for the pacer is not a part of the batch's time.
                 lane.pass(batch.sent as f64 / cap);
             }
         }

@@ -1,4 +1,4 @@
-//! Which records taken pages become, and in which order.
+//! Which records the taken pages become, and in which order.
 
 use super::super::*;
 use crate::dirty::consumer::{Consumer, Cursor};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 const PAGES: u64 = 400;
 
-/// A guest with one block, of which every page is pending.
+/// A guest with one block whose pages are all pending.
 fn guest() -> (Guest, Consumer) {
     let guest = Guest::new(PAGES as usize);
     guest.block("ram", PAGES);
@@ -38,7 +38,7 @@ fn take(consumer: &Consumer) -> Taken {
     all.unwrap()
 }
 
-/// What a destination makes of the records: their types, and the first byte of each page.
+/// What a destination reads from the records: their types, and the first byte of each page.
 fn received(records: &Records<'_>) -> (Vec<RecordType>, BTreeMap<u64, u8>) {
     let bytes = records.copy_rest(&[], 0).unwrap();
     assert_eq!(bytes.len() as u64, records.put().bytes);
@@ -83,7 +83,7 @@ use RecordType::{Pages as Data, PagesList, Zeros, ZerosList};
 #[test]
 fn scattered_pages_go_in_one_list_those_that_are_zero_in_another() {
     let (guest, consumer) = guest();
-    // Every other page holds something; of the others some were touched and are zero.
+    // Every other page holds something. Some of the others were touched and are zero.
     write(&guest, (0..PAGES).step_by(2), 7);
     write(&guest, (1..PAGES).step_by(4), 0);
     let taken = take(&consumer);
@@ -126,7 +126,7 @@ fn the_newest_word_on_a_page_is_the_last_where_a_walk_steps_back() {
     let run = |page, count| block.run(Pages(page), Pages(count)).unwrap();
     let mut own = Own::default();
     let mut records = Records::for_runs(&taken, Agreed::default(), None, &mut own).unwrap();
-    // Enough for lists, and then pages of both again, as something else.
+    // Enough pages for lists, and then the same pages again with the other kind of contents.
     for page in (0..80).step_by(4) {
         records.held(block, run(page, 1), Held::Data, true);
         records.held(block, run(page + 2, 1), Held::Zero, true);

@@ -1,5 +1,6 @@
-//! A destination of several channels that the test writes: it answers as it should, keeps what it is
-//! sent, checks the rules for several channels, and does on a channel what the test says instead.
+//! A destination of several channels that the test scripts. It answers correctly, stores what it is
+//! sent, and checks the rules for several channels. On a channel it does something else when the
+//! test says so.
 
 use crate::wire::{self, Header, Record, RecordType, HEADER_LEN};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,36 +11,36 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Long enough never to end a test that works.
+/// So long that it never ends a test that works.
 pub(super) const LONG: Duration = Duration::from_secs(60);
 
 /// What a channel does with a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Act {
-    /// As it should.
+    /// Answers correctly.
     Right,
-    /// Keeps it, and answers nothing.
+    /// Stores the record, and answers nothing.
     Silent,
-    /// Reads no more, until the session is over.
+    /// Reads no more until the session is over.
     Stall,
     /// Closes this connection.
     Cut,
-    /// Says ABORT with this reason, and closes every connection, this one last.
+    /// Says ABORT with this reason, and closes every connection, the ABORT's last.
     Abort(&'static str),
-    /// Says this instead of the right answer.
+    /// Says this instead of the correct answer.
     Say(Record),
 }
 
-/// What is known of a session so far.
+/// What the session has shown so far.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     /// The first word of each page that is not zero, by block and page.
     pub(super) pages: BTreeMap<(u32, u64), u64>,
-    /// Pages that were sent at all.
+    /// All pages that were sent.
     pub(super) sent: BTreeSet<(u32, u64)>,
     /// The channel of each stretch.
     pub(super) homes: BTreeMap<(u32, u64), usize>,
-    /// What was against the rules.
+    /// Violations of the rules.
     pub(super) wrong: Vec<String>,
     pub(super) blocks: BTreeSet<u32>,
     pub(super) names: Vec<String>,
@@ -50,7 +51,7 @@ pub(super) struct Known {
     pub(super) acknowledged: BTreeMap<usize, u64>,
     /// Channels on which page runs have come since their last acknowledged marker.
     unsettled: BTreeSet<usize>,
-    /// A block was added or removed, and the marker behind that is not acknowledged.
+    /// A block was added or removed, and the marker after that is not acknowledged.
     unfollowed: bool,
     /// Channels that take nothing any more.
     pub(super) stalled: BTreeSet<usize>,
@@ -68,7 +69,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// `channels` connections, and the source's ends of them.
+    /// A session of `channels` connections, and the source's ends of them.
     pub(super) fn new(
         channels: usize,
         hook: impl Fn(usize, RecordType, &Session) -> Act + Send + Sync + 'static,
@@ -94,7 +95,7 @@ impl Session {
         self.known.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Waits until `is` holds of what is known.
+    /// Waits until `is` holds for what the session has shown.
     pub(super) fn wait(&self, what: &str, is: impl Fn(&Known) -> bool) {
         let begun = Instant::now();
         let mut known = self.known();
@@ -120,7 +121,7 @@ impl Session {
     pub(super) fn serve<'s>(self: &'s Arc<Self>, scope: &'s std::thread::Scope<'s, '_>) {
         for channel in 0..self.streams.len() {
             scope.spawn(move || {
-                // Until the source has ended it, or the script has.
+                // Until the source or the script has ended the session.
                 while self.one(channel).is_some() {}
                 self.changed.notify_all();
             });
@@ -137,7 +138,7 @@ impl Session {
         (&self.streams[channel]).write_all(&bytes).ok()
     }
 
-    /// One record of a channel; `None` at its end.
+    /// Serves one record of a channel; `None` at the channel's end.
     fn one(&self, channel: usize) -> Option<()> {
         let mut head = [0; HEADER_LEN];
         self.read(channel, &mut head)?;
@@ -178,7 +179,7 @@ impl Session {
             _ => answer,
         };
         if let Some(answer) = answer {
-            // Before it is said: the source may go on at once.
+            // Stored before the answer is sent, because the source may go on at once.
             if let Record::Ack(ack) = &answer {
                 let mut known = self.known();
                 known.acknowledged.insert(channel, ack.number);
@@ -194,7 +195,7 @@ impl Session {
         Some(())
     }
 
-    /// Keeps what a record says; the right answer to it.
+    /// Stores what a record says. Returns the correct answer.
     fn take(
         &self,
         channel: usize,
@@ -274,7 +275,8 @@ pub(super) fn reply(software: &str) -> wire::HelloReply {
 }
 
 impl Known {
-    /// Of blocks the destination is told when all that was sent before is acknowledged.
+    /// Checks that a change of blocks is announced only when all that was sent before is
+    /// acknowledged.
     fn changes(&mut self, what: &str) {
         if !self.unsettled.is_empty() && self.homes.values().any(|home| *home > 0) {
             let wrong = format!("{what} before all was acknowledged on {:?}", self.unsettled);
