@@ -25,6 +25,7 @@
 //! Both pages are the caller's own memory, which nobody else writes to. The caller copies guest
 //! memory first.
 
+use super::level::Level;
 use crate::units::PAGE_SIZE;
 use std::fmt;
 
@@ -196,37 +197,7 @@ fn length(encoding: &[u8], at: &mut usize) -> Result<usize, Corrupt> {
     Ok(usize::from(low & 0x7f) | usize::from(high) << 7)
 }
 
-/// The loops that compare two pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    Avx512,
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    Avx2,
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    Sse2,
-    #[cfg_attr(all(target_arch = "x86_64", not(miri)), allow(dead_code))]
-    Words,
-}
-
 impl Level {
-    /// The widest loop that this machine can run. The standard library caches the detection.
-    #[inline]
-    fn best() -> Level {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        {
-            if std::arch::is_x86_feature_detected!("avx512bw") {
-                Level::Avx512
-            } else if std::arch::is_x86_feature_detected!("avx2") {
-                Level::Avx2
-            } else {
-                Level::Sse2
-            }
-        }
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        Level::Words
-    }
-
     /// Which bytes of two pages differ. The machine has to have the instructions of the level.
     #[inline]
     fn differing(self, a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {

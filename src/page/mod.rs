@@ -6,4 +6,5 @@
 
 pub mod compress;
 pub mod delta;
+mod level;
 pub mod zero;

@@ -10,46 +10,17 @@
 //! `read_volatile` does the same, a word at a time. (The assembly also avoids the AVX-512
 //! intrinsics, which are newer than the oldest compiler that brant supports.)
 
+use super::level::Level;
 use crate::units::PAGE_SIZE;
 
 const PAGE: usize = PAGE_SIZE as usize;
 const WORD: usize = size_of::<u64>();
 
-/// The loops that read a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reader {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    Avx512,
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    Avx2,
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    Sse2,
-    #[cfg_attr(all(target_arch = "x86_64", not(miri)), allow(dead_code))]
-    Words,
-}
-
-impl Reader {
-    /// The widest loop that this machine can run. The standard library caches the detection.
-    #[inline]
-    fn best() -> Reader {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        {
-            if std::arch::is_x86_feature_detected!("avx512f") {
-                Reader::Avx512
-            } else if std::arch::is_x86_feature_detected!("avx2") {
-                Reader::Avx2
-            } else {
-                Reader::Sse2
-            }
-        }
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        Reader::Words
-    }
-
+impl Level {
     /// Whether the page at `page` is all zero.
     ///
     /// # Safety
-    /// As for [`is_zero`]; and the machine has what the reader is named after.
+    /// As for [`is_zero`]; and the machine has the instructions of the level.
     #[inline]
     unsafe fn is_zero(self, page: *const u8) -> bool {
         // SAFETY: the caller's promise is that of each function called.
@@ -59,12 +30,12 @@ impl Reader {
             }
             match self {
                 #[cfg(all(target_arch = "x86_64", not(miri)))]
-                Reader::Avx512 => x86::is_zero_avx512(page),
+                Level::Avx512 => x86::is_zero_avx512(page),
                 #[cfg(all(target_arch = "x86_64", not(miri)))]
-                Reader::Avx2 => x86::is_zero_avx2(page),
+                Level::Avx2 => x86::is_zero_avx2(page),
                 #[cfg(all(target_arch = "x86_64", not(miri)))]
-                Reader::Sse2 => x86::is_zero_sse2(page),
-                Reader::Words => is_zero_words(page),
+                Level::Sse2 => x86::is_zero_sse2(page),
+                Level::Words => is_zero_words(page),
             }
         }
     }
@@ -255,7 +226,7 @@ pub fn fetch(page: *const u8) {
 pub unsafe fn is_zero(page: *const u8) -> bool {
     debug_assert_eq!(page.addr() % PAGE, 0, "a page is aligned to its size");
     // SAFETY: the caller's promise; `best` gives a loop that the machine can run.
-    unsafe { Reader::best().is_zero(page) }
+    unsafe { Level::best().is_zero(page) }
 }
 
 /// The number of zero pages before the first page that is not zero, among the `pages` pages from
@@ -396,34 +367,18 @@ mod tests {
         }
     }
 
-    /// Every loop that this machine can run, the portable one included.
-    fn readers() -> Vec<Reader> {
-        let mut readers = vec![Reader::Words];
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        {
-            readers.push(Reader::Sse2);
-            if std::arch::is_x86_feature_detected!("avx2") {
-                readers.push(Reader::Avx2);
-            }
-            if std::arch::is_x86_feature_detected!("avx512f") {
-                readers.push(Reader::Avx512);
-            }
-        }
-        readers
-    }
-
     /// The loop alone, without the look at a few words before it.
-    unsafe fn whole(reader: Reader, page: *const u8) -> bool {
+    unsafe fn whole(level: Level, page: *const u8) -> bool {
         // SAFETY: the caller's promise.
         unsafe {
-            match reader {
+            match level {
                 #[cfg(all(target_arch = "x86_64", not(miri)))]
-                Reader::Avx512 => x86::is_zero_avx512(page),
+                Level::Avx512 => x86::is_zero_avx512(page),
                 #[cfg(all(target_arch = "x86_64", not(miri)))]
-                Reader::Avx2 => x86::is_zero_avx2(page),
+                Level::Avx2 => x86::is_zero_avx2(page),
                 #[cfg(all(target_arch = "x86_64", not(miri)))]
-                Reader::Sse2 => x86::is_zero_sse2(page),
-                Reader::Words => is_zero_words(page),
+                Level::Sse2 => x86::is_zero_sse2(page),
+                Level::Words => is_zero_words(page),
             }
         }
     }
@@ -432,23 +387,22 @@ mod tests {
     fn one_byte_anywhere_in_a_page_is_seen_by_every_loop() {
         let memory = Memory::new(3);
         let page = memory.at(PAGE);
-        for reader in readers() {
+        for level in Level::all() {
             for byte in 0..PAGE {
                 for value in [1, 0x80, 0xff] {
                     memory.set(PAGE + byte, value);
                     // SAFETY: the middle page of three.
-                    let found =
-                        unsafe { (whole(reader, page), reader.is_zero(page), is_zero(page)) };
+                    let found = unsafe { (whole(level, page), level.is_zero(page), is_zero(page)) };
                     assert_eq!(
                         found,
                         (false, false, false),
-                        "{reader:?}, byte {byte} = {value:#x}"
+                        "{level:?}, byte {byte} = {value:#x}"
                     );
                 }
                 memory.set(PAGE + byte, 0);
             }
             // SAFETY: as above.
-            assert!(unsafe { whole(reader, page) && reader.is_zero(page) && is_zero(page) });
+            assert!(unsafe { whole(level, page) && level.is_zero(page) && is_zero(page) });
         }
     }
 
@@ -457,15 +411,15 @@ mod tests {
         let memory = Memory::new(3);
         memory.set(PAGE - 1, 0xff);
         memory.set(2 * PAGE, 0xff);
-        for reader in readers() {
+        for level in Level::all() {
             // SAFETY: the middle page of three.
             let found = unsafe {
                 (
-                    whole(reader, memory.at(PAGE)),
-                    reader.is_zero(memory.at(PAGE)),
+                    whole(level, memory.at(PAGE)),
+                    level.is_zero(memory.at(PAGE)),
                 )
             };
-            assert_eq!(found, (true, true), "{reader:?}");
+            assert_eq!(found, (true, true), "{level:?}");
         }
     }
 
@@ -489,8 +443,8 @@ mod tests {
         };
         // SAFETY: two readable pages, which are then unmapped and not used any more.
         unsafe {
-            for reader in readers() {
-                assert!(whole(reader, base.add(PAGE)), "{reader:?}");
+            for level in Level::all() {
+                assert!(whole(level, base.add(PAGE)), "{level:?}");
             }
             assert_eq!(zero_prefix(base, 2), 2);
             assert_eq!(split(base, 2).count(), 1);

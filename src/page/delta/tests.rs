@@ -3,22 +3,6 @@ use proptest::prelude::*;
 
 type Page = [u8; PAGE];
 
-/// Every loop that this machine can run, the portable one included.
-fn levels() -> Vec<Level> {
-    let mut levels = vec![Level::Words];
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    {
-        levels.push(Level::Sse2);
-        if std::arch::is_x86_feature_detected!("avx2") {
-            levels.push(Level::Avx2);
-        }
-        if std::arch::is_x86_feature_detected!("avx512bw") {
-            levels.push(Level::Avx512);
-        }
-    }
-    levels
-}
-
 fn uleb(mut value: usize, out: &mut Vec<u8>) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -61,7 +45,7 @@ fn expected(base: &Page, page: &Page) -> Vec<u8> {
 /// Checks all promises for one pair of pages.
 fn check(base: &Page, page: &Page) {
     let expected = expected(base, page);
-    for level in levels() {
+    for level in Level::all() {
         let mask = level.differing(base, page);
         for (i, (a, b)) in base.iter().zip(page).enumerate() {
             assert_eq!(
@@ -140,7 +124,7 @@ fn every_byte_of_a_page_is_compared() {
     for byte in 0..PAGE {
         for bit in [1, 0x80] {
             page[byte] ^= bit;
-            for level in levels() {
+            for level in Level::all() {
                 let mut expected = [0; GROUPS];
                 expected[byte / 64] = 1 << (byte % 64);
                 assert_eq!(level.differing(&base, &page), expected, "{level:?}");
