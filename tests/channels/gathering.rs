@@ -54,6 +54,18 @@ impl Listening {
         raw
     }
 
+    /// The session of the connections that were greeted, channel 0 first.
+    fn session(self, lanes: Vec<Raw>) -> Session {
+        let Listening { pair, inc, .. } = self;
+        let counts = vec![Counts::default(); lanes.len()];
+        Session {
+            pair,
+            inc,
+            lanes,
+            counts,
+        }
+    }
+
     /// Checks that the session goes on to its end when all of its channels have come.
     fn goes_on(self, mut lanes: Vec<Raw>, what: &str) {
         for lane in &mut lanes {
@@ -63,14 +75,7 @@ impl Listening {
                 "{what}: {reply:?}"
             );
         }
-        let counts = vec![Counts::default(); lanes.len()];
-        let Listening { pair, inc, .. } = self;
-        let mut session = Session {
-            pair,
-            inc,
-            lanes,
-            counts,
-        };
+        let mut session = self.session(lanes);
         session.layout();
         for channel in 0..session.channels() {
             session.data(channel, (channel as u64 % 39) * STRETCH, 1, 3);
@@ -196,14 +201,7 @@ fn a_channel_that_is_there_twice_is_refused_the_second_time() {
         let reply = lanes[at].hear_record();
         assert!(matches!(reply, Some(Record::HelloReply(_))), "{reply:?}");
     }
-    let Listening { pair, inc, .. } = listening;
-    let counts = vec![Counts::default(); 3];
-    let mut session = Session {
-        pair,
-        inc,
-        lanes,
-        counts,
-    };
+    let mut session = listening.session(lanes);
     session.layout();
     (0..3).for_each(|channel| session.mark(channel, true));
     session.hand_over();

@@ -2,6 +2,7 @@
 
 use crate::support::memory::{ram, PAGE};
 use crate::support::pair::Pair;
+pub use crate::support::peer::block;
 use crate::support::peer::{self, Raw};
 use crate::support::random::Random;
 use brant::migrate::{AcceptFrom, Incoming, Params};
@@ -208,16 +209,6 @@ impl Session {
         let bytes = ram.page(page as usize);
         assert!(bytes.iter().all(|b| *b == bytes[0]), "page {page} is torn");
         bytes[0]
-    }
-}
-
-pub fn block(id: u32, name: &str, pages: u64) -> wire::Block {
-    wire::Block {
-        id,
-        length: pages * PAGE_SIZE,
-        page_size: PAGE_SIZE,
-        flags: 0,
-        name: name.into(),
     }
 }
 

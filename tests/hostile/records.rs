@@ -2,6 +2,7 @@
 
 use crate::fuzz::{self, blob_bytes, bytes, mend, page_bytes, ZEROS_PACKED};
 use crate::support::peer;
+pub use crate::support::peer::block;
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire;
 use brant::wire::{Header, Record, RecordType, HEADER_LEN};
@@ -16,16 +17,6 @@ pub fn hello() -> wire::Hello {
         token: TOKEN,
         software: "hostile".into(),
         ..peer::hello()
-    }
-}
-
-pub fn block(id: u32, name: &str, pages: u64) -> wire::Block {
-    wire::Block {
-        id,
-        length: pages * PAGE_SIZE,
-        page_size: PAGE_SIZE,
-        flags: 0,
-        name: name.into(),
     }
 }
 

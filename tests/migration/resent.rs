@@ -2,7 +2,7 @@
 //! of a delta that was made against another version.
 
 use crate::support::deciders::Scripted;
-use crate::support::guest::lost;
+use crate::support::guest::{lost, Guest};
 use crate::support::memory::{ram, shared, PAGE};
 use crate::support::pair::Pair;
 use crate::support::relay::{Proxy, Verdict};
@@ -79,23 +79,29 @@ fn memory_is_equal_after_deltas_with_a_cache_that_is_too_small() {
     }
 }
 
-/// Migrates a guest that writes a word to each of its 300 hot pages between two passes.
-fn hot_set(delta_cache_bytes: Option<u64>) -> Stats {
-    let pair = Pair::new(&[ram("ram", 2000)]);
-    pair.source.fill(1);
+/// Has the guest write at each event of the migration while it runs: `write` gets the source and how
+/// many times it was called before.
+fn writes_at_events(pair: &Pair, write: impl Fn(&Guest, usize) + Send + Sync + 'static) {
     let source = Arc::clone(&pair.source);
     let written = AtomicUsize::new(0);
     pair.from.at("event", move || {
         // The migration's thread makes this call and pauses the guest, so the guest does not stop
         // meanwhile.
-        if !source.is_running() {
-            return Ok(());
+        if source.is_running() {
+            write(&source, written.fetch_add(1, Ordering::SeqCst));
         }
-        let n = written.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    });
+}
+
+/// Migrates a guest that writes a word to each of its 300 hot pages between two passes.
+fn hot_set(delta_cache_bytes: Option<u64>) -> Stats {
+    let pair = Pair::new(&[ram("ram", 2000)]);
+    pair.source.fill(1);
+    writes_at_events(&pair, |source, n| {
         for page in (0..300).map(|page| page * 5) {
             source.poke("ram", page * PAGE + 8 * (n % 500), n as u64 + 1);
         }
-        Ok(())
     });
     let params = Params {
         delta_cache_bytes,
@@ -208,15 +214,7 @@ fn a_destination_without_deltas_is_refused_by_their_name() {
 fn pages_that_became_zero_are_not_encoded_against_what_they_were_before() {
     let pair = Pair::new(&[ram("ram", 600)]);
     pair.destination.fill(2);
-    let source = Arc::clone(&pair.source);
-    let written = AtomicUsize::new(0);
-    pair.from.at("event", move || {
-        // The migration's thread makes this call and pauses the guest, so the guest does not stop
-        // meanwhile.
-        if !source.is_running() {
-            return Ok(());
-        }
-        let n = written.fetch_add(1, Ordering::SeqCst);
+    writes_at_events(&pair, |source, n| {
         for page in (0..100).map(|page| page * 3) {
             // One value in four is zero, at another time for each page.
             let value = match (n + page) % 4 {
@@ -225,7 +223,6 @@ fn pages_that_became_zero_are_not_encoded_against_what_they_were_before() {
             };
             source.poke("ram", page * PAGE + 64, value);
         }
-        Ok(())
     });
     let params = Params {
         delta_cache_bytes: Some(16 << 20),

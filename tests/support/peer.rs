@@ -1,7 +1,8 @@
 //! A peer that sends what the test tells it to, record by record.
 
 use super::time::LONG;
-use brant::wire::{Header, Hello, Record, RecordType, HEADER_LEN, ROLE_BULK};
+use brant::units::PAGE_SIZE;
+use brant::wire::{Block, Header, Hello, Record, RecordType, HEADER_LEN, ROLE_BULK};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -19,6 +20,17 @@ pub fn hello() -> Hello {
         page_shift: 12,
         role: ROLE_BULK,
         software: String::new(),
+    }
+}
+
+/// What a source says of a block of pages of 4 KiB.
+pub fn block(id: u32, name: &str, pages: u64) -> Block {
+    Block {
+        id,
+        length: pages * PAGE_SIZE,
+        page_size: PAGE_SIZE,
+        flags: 0,
+        name: name.into(),
     }
 }
 

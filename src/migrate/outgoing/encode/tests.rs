@@ -106,12 +106,18 @@ fn records(mut stream: &[u8]) -> Vec<(u64, Vec<u64>)> {
     found
 }
 
+/// An encoder for a destination with which so much was agreed.
+fn encoder(agreed: Agreed) -> Encoder {
+    let mut encoder = Encoder::new();
+    encoder.agree(agreed, None);
+    encoder
+}
+
 #[test]
 fn all_pages_with_contents_are_sent_once_and_own_contents_have_their_checksum() {
     for agreed in [Agreed::default(), CHECKED] {
         let side = side();
-        let mut encoder = Encoder::new();
-        encoder.agree(agreed, None);
+        let mut encoder = encoder(agreed);
         let encoded = encoder.encode(&side.taken).unwrap();
         let stream = bytes(&encoded.parts(&[]).unwrap());
         assert_eq!(stream.len() as u64, encoded.put().bytes);
@@ -128,8 +134,7 @@ fn all_pages_with_contents_are_sent_once_and_own_contents_have_their_checksum() 
 fn what_is_copied_later_is_the_rest_of_what_was_begun() {
     for agreed in [Agreed::default(), CHECKED] {
         let side = side();
-        let mut encoder = Encoder::new();
-        encoder.agree(agreed, None);
+        let mut encoder = encoder(agreed);
         let encoded = encoder.encode(&side.taken).unwrap();
         let first = [0xaa; 7];
         let stream = bytes(&encoded.parts(&first).unwrap());
@@ -145,8 +150,7 @@ fn what_is_copied_later_is_the_rest_of_what_was_begun() {
 #[test]
 fn own_contents_stay_what_their_checksum_says_while_the_guest_writes() {
     let side = side();
-    let mut encoder = Encoder::new();
-    encoder.agree(CHECKED, None);
+    let mut encoder = encoder(CHECKED);
     let encoded = encoder.encode(&side.taken).unwrap();
     let before = bytes(&encoded.parts(&[]).unwrap());
     for page in 0..PAGES {
@@ -162,8 +166,7 @@ fn own_contents_stay_what_their_checksum_says_while_the_guest_writes() {
 fn a_batch_that_was_cut_short_counts_the_records_to_there() {
     for agreed in [Agreed::default(), CHECKED] {
         let side = side();
-        let mut encoder = Encoder::new();
-        encoder.agree(agreed, None);
+        let mut encoder = encoder(agreed);
         let encoded = encoder.encode(&side.taken).unwrap();
         let stream = bytes(&encoded.parts(&[]).unwrap());
         let mut before = 0;
@@ -188,8 +191,7 @@ fn a_batch_that_was_cut_short_counts_the_records_to_there() {
 #[test]
 fn the_room_for_own_contents_is_kept_and_is_not_larger_than_a_batch() {
     let side = side();
-    let mut encoder = Encoder::new();
-    encoder.agree(CHECKED, None);
+    let mut encoder = encoder(CHECKED);
     for _ in 0..3 {
         drop(encoder.encode(&side.taken).unwrap());
         assert!(encoder.own.bytes.len() as u64 <= (PAGES + 16) * PAGE_SIZE);

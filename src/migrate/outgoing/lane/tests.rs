@@ -11,7 +11,9 @@ use crate::wire::{Header, RecordType, HEADER_LEN};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::mpsc::{channel, Receiver};
 use std::sync::Arc;
+use std::thread::{spawn, JoinHandle};
 
 const PAGES: u64 = 100;
 const LONG: Duration = Duration::from_secs(20);
@@ -39,7 +41,31 @@ fn side() -> Side {
     }
 }
 
+/// The removal of a block, on a thread of its own.
+struct Removal {
+    told: Receiver<Result<()>>,
+    remover: JoinHandle<()>,
+}
+
+impl Removal {
+    fn returns(self) {
+        self.told.recv_timeout(LONG).unwrap().unwrap();
+        self.remover.join().unwrap();
+    }
+}
+
 impl Side {
+    /// Begins to remove the block while the kernel reads pages of it.
+    fn removal_that_waits(&self) -> Removal {
+        let memory = Arc::clone(self.consumer.memory());
+        let id = memory.map().blocks()[0].id();
+        let (tell, told) = channel();
+        let remover = spawn(move || tell.send(memory.remove_block(id)).unwrap());
+        let early = told.recv_timeout(Duration::from_millis(100));
+        assert!(early.is_err(), "the kernel still reads: {early:?}");
+        Removal { told, remover }
+    }
+
     fn send(&mut self) -> Result<()> {
         self.send_by(&Io::patient(Duration::from_secs(10)))
     }
@@ -291,19 +317,13 @@ fn a_removal_waits_for_pages_that_the_kernel_still_reads_and_then_returns() {
         sent += 1;
     }
     assert!(sent < 200, "the sockets hold everything");
-    let memory = Arc::clone(side.consumer.memory());
-    let id = memory.map().blocks()[0].id();
-    let (told, removed) = std::sync::mpsc::channel();
-    let remover = std::thread::spawn(move || told.send(memory.remove_block(id)).unwrap());
-    let early = removed.recv_timeout(Duration::from_millis(100));
-    assert!(early.is_err(), "the kernel still reads: {early:?}");
+    let removal = side.removal_that_waits();
     let reader = std::thread::spawn(move || {
         peer.set_read_timeout(Some(LONG)).unwrap();
         let _ = std::io::copy(&mut peer, &mut std::io::sink());
     });
     side.lane.land(&io).unwrap();
-    removed.recv_timeout(LONG).unwrap().unwrap();
-    remover.join().unwrap();
+    removal.returns();
     side.lane.close();
     reader.join().unwrap();
 }
@@ -315,14 +335,8 @@ fn a_removal_returns_when_the_lane_of_a_peer_that_reads_nothing_is_let_go_of() {
     while side.send_recallable(&short).is_ok() {
         side.lane.give_up();
     }
-    let memory = Arc::clone(side.consumer.memory());
-    let id = memory.map().blocks()[0].id();
-    let (told, removed) = std::sync::mpsc::channel();
-    let remover = std::thread::spawn(move || told.send(memory.remove_block(id)).unwrap());
-    let early = removed.recv_timeout(Duration::from_millis(100));
-    assert!(early.is_err(), "the kernel still reads: {early:?}");
+    let removal = side.removal_that_waits();
     side.lane.let_go();
-    removed.recv_timeout(LONG).unwrap().unwrap();
-    remover.join().unwrap();
+    removal.returns();
     drop(peer);
 }
