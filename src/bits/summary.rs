@@ -13,7 +13,7 @@
 //! - no bit at or beyond `len` is set, whatever a caller asked for.
 
 use super::heap::Words;
-use super::words::{self, Kernels, Merged};
+use super::words::{self, BitCounts, Kernels};
 use super::{cut, group_rounded_words, GROUP_BITS, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
 use crate::error::{Error, Kind, Result};
 use std::ops::Range;
@@ -177,7 +177,12 @@ impl Bitmap {
     }
 
     /// [`Bitmap::merge_words`] that also returns how many bits were set before.
-    pub(crate) fn merge_words_counted(&mut self, at: usize, words: &[u64], nbits: usize) -> Merged {
+    pub(crate) fn merge_words_counted(
+        &mut self,
+        at: usize,
+        words: &[u64],
+        nbits: usize,
+    ) -> BitCounts {
         self.merge_by(words::best(), at, words, nbits)
     }
 
@@ -192,7 +197,7 @@ impl Bitmap {
         self.merge_by(kernels, at, words, nbits).new
     }
 
-    fn merge_by(&mut self, kernels: &Kernels, at: usize, words: &[u64], nbits: usize) -> Merged {
+    fn merge_by(&mut self, kernels: &Kernels, at: usize, words: &[u64], nbits: usize) -> BitCounts {
         let bits = cut(at, nbits, self.nbits);
         let summary = &mut self.summary;
         let merged = kernels.or_at(

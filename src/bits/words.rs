@@ -13,7 +13,7 @@
 use super::{cut, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
 use once_cell::sync::Lazy;
 use table::Met;
-pub(crate) use table::{or_word, Merged};
+pub(crate) use table::{or_word, BitCounts};
 pub use table::{Kernels, Level};
 
 /// A span with at least this many groups with a bit, and as many without, is mixed. At 1 dirty page
@@ -109,8 +109,8 @@ impl Kernels {
         src: &[u64],
         nbits: usize,
         mut touched: impl FnMut(usize, u64),
-    ) -> Merged {
-        let mut merged = Merged::default();
+    ) -> BitCounts {
+        let mut merged = BitCounts::default();
         let bits = cut(at_bit, nbits, dst.len().saturating_mul(WORD_BITS));
         let nbits = bits.len().min(src.len().saturating_mul(WORD_BITS));
         if nbits == 0 {

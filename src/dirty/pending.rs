@@ -199,7 +199,7 @@ impl Pending {
     }
 
     /// See [`Bitmap::merge_words`]; says also how many bits were pending before.
-    pub fn merge_words(&mut self, at: usize, words: &[u64], nbits: usize) -> words::Merged {
+    pub fn merge_words(&mut self, at: usize, words: &[u64], nbits: usize) -> words::BitCounts {
         self.with(|bits| bits.merge_words_counted(at, words, nbits))
     }
 }

@@ -47,14 +47,14 @@ pub(super) struct Met {
 
 /// What the bits of a merge's source were to its destination.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Merged {
+pub(crate) struct BitCounts {
     /// Bits that became set.
     pub(crate) new: u64,
     /// Bits that were set before.
     pub(crate) again: u64,
 }
 
-impl Merged {
+impl BitCounts {
     /// All bits of the source.
     pub(crate) fn bits(self) -> u64 {
         self.new + self.again

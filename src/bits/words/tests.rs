@@ -111,7 +111,7 @@ proptest! {
         let at = if nbits % 2 == 0 { at } else { near };
         let mut model = bits_of(&dst);
         let from = bits_of(&src);
-        let mut expected = Merged::default();
+        let mut expected = BitCounts::default();
         let mut groups = vec![false; dst.len().div_ceil(8)];
         for (i, _) in from.iter().enumerate().take(nbits).filter(|&(_, &b)| b) {
             if let Some(bit) = model.get_mut(at + i) {
