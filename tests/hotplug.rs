@@ -6,8 +6,11 @@
 //! order between the two sides is the one that the header asks for: a block comes at the
 //! destination first, and goes at the source first.
 
-mod support;
-
+use crate::support::guest::{differences, lost, Guest};
+use crate::support::memory::{ram, shared, Ram};
+use crate::support::pair::Pair;
+use crate::support::random::Random;
+use crate::support::time::LONG;
 use brant::channel::Endpoint;
 use brant::error::Kind;
 use brant::memory::map::{SlotDescription, NO_SLOT};
@@ -23,11 +26,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
-use support::guest::{differences, lost, Guest};
-use support::memory::{ram, shared, Ram};
-use support::pair::Pair;
-use support::random::Random;
-use support::time::LONG;
 use vm_memory::GuestAddress;
 
 const MS: Duration = Duration::from_millis(1);

@@ -1,6 +1,7 @@
 //! Measuring KVM's logs before rings are enabled, on the real KVM: the figures are complete, the
 //! caller's VM and process are unchanged, and a time limit is kept.
 
+use crate::support::alone::alone;
 use brant::dirty::kvm::measure::{measure, LIMIT, LIMITS};
 use brant::dirty::kvm::{KvmMode, Measured, Request, Workload};
 use brant::units::Bytes;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// One test at a time, because they count the process' descriptors and mappings.
+/// One test at a time, because two measurements slow each other down.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn turn() -> Option<(MutexGuard<'static, ()>, kvm_ioctls::Kvm)> {
@@ -24,6 +25,9 @@ fn turn() -> Option<(MutexGuard<'static, ()>, kvm_ioctls::Kvm)> {
         }
     }
 }
+
+/// The time limit of a test in a process of its own.
+const LONG: Duration = Duration::from_secs(120);
 
 const KINDS: [KvmMode; 4] = [
     KvmMode::GetAndClear,
@@ -135,21 +139,24 @@ fn borrowed(kvm: &kvm_ioctls::Kvm) -> BorrowedFd<'_> {
 
 #[test]
 fn nothing_stays_of_a_measurement_whatever_became_of_it() {
-    let Some((_turn, kvm)) = turn() else { return };
-    let before = held();
-    for limit in [LIMITS.0, LIMITS.0, LIMIT, LIMITS.1] {
-        match measure(Some(borrowed(&kvm)), Workload::default(), limit) {
-            Ok(measured) => assert_ne!(measured.choice.mode, KvmMode::Auto),
-            Err(e) => assert_eq!(e.kind(), Kind::Timeout, "{e}"),
+    // Descriptors and mappings of the whole process are counted.
+    alone(LONG, || {
+        let Some((_turn, kvm)) = turn() else { return };
+        let before = held();
+        for limit in [LIMITS.0, LIMITS.0, LIMIT, LIMITS.1] {
+            match measure(Some(borrowed(&kvm)), Workload::default(), limit) {
+                Ok(measured) => assert_ne!(measured.choice.mode, KvmMode::Auto),
+                Err(e) => assert_eq!(e.kind(), Kind::Timeout, "{e}"),
+            }
+            assert_eq!(held(), before, "{limit:?}");
         }
-        assert_eq!(held(), before, "{limit:?}");
-    }
-    let null = std::fs::File::open("/dev/null").unwrap();
-    let refused = measure(Some(null.as_fd()), Workload::default(), LIMIT).unwrap_err();
-    assert_eq!(refused.kind(), Kind::Invalid, "{refused}");
-    assert!(refused.message().contains("/dev/kvm"), "{refused}");
-    assert_eq!(held(), before);
-    assert_eq!(kvm.get_api_version(), 12, "the descriptor was borrowed");
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let refused = measure(Some(null.as_fd()), Workload::default(), LIMIT).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Invalid, "{refused}");
+        assert!(refused.message().contains("/dev/kvm"), "{refused}");
+        assert_eq!(held(), before);
+        assert_eq!(kvm.get_api_version(), 12, "the descriptor was borrowed");
+    });
 }
 
 #[test]

@@ -3,7 +3,10 @@
 //!
 //! A test that would end in a signal if the promise were broken runs in a process of its own.
 
-use alone::alone;
+use crate::support::alone::alone;
+use crate::support::kinds::{
+    self, filling, Area, Filler, HugePool, Made, HUGE, HUGE_KINDS, PAGE, SMALL,
+};
 use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::userfault::UserfaultLog;
@@ -15,17 +18,11 @@ use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params
 use brant::units::{Bytes, Pages};
 use brant::vmm::{Event, EventKind, StateBlob, StateSink, Vmm};
 use brant::{Error, Kind, Result};
-use kinds::{filling, Area, Filler, HugePool, Made, HUGE, HUGE_KINDS, PAGE, SMALL};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-#[path = "support/alone.rs"]
-mod alone;
-#[path = "support/kinds.rs"]
-mod kinds;
 
 const LONG: Duration = Duration::from_secs(60);
 /// The time limit of a test in a process of its own.

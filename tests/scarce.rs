@@ -6,7 +6,8 @@
 //! none fails. Each test runs in a process of its own, because Rust ends a process if an allocation
 //! fails that is not checked.
 
-use alone::alone;
+use crate::allocator::{FAILED, LEFT};
+use crate::support::alone::alone;
 use brant::dirty::consumer::Cursor;
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
@@ -19,74 +20,16 @@ use brant::sys::kvm::{UserMemoryRegion, Vm};
 use brant::units::{Bytes, Pages};
 use brant::vmm::{StateBlob, StateSink, Vmm};
 use brant::{Error, Kind, Result};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 use vm_memory::GuestAddress;
 
-#[path = "support/alone.rs"]
-mod alone;
-
-/// The size of a large allocation, in bytes.
-const LARGE: usize = 8 << 10;
 const LONG: Duration = Duration::from_secs(30);
 /// The time limit of a test in a process of its own.
 const LIMIT: Duration = Duration::from_secs(180);
 const PAGE: u64 = 4096;
-
-/// How many large allocations still succeed; below 0, all do.
-static LEFT: AtomicI64 = AtomicI64::new(-1);
-/// Whether one has failed.
-static FAILED: AtomicBool = AtomicBool::new(false);
-
-struct Scarce;
-
-impl Scarce {
-    fn fails(size: usize) -> bool {
-        if size < LARGE || LEFT.load(Ordering::Relaxed) < 0 {
-            return false;
-        }
-        let fails = LEFT.fetch_sub(1, Ordering::Relaxed) == 0;
-        if fails {
-            FAILED.store(true, Ordering::Relaxed);
-        }
-        fails
-    }
-}
-
-// SAFETY: the system's allocator, or null, which every caller has to expect.
-unsafe impl GlobalAlloc for Scarce {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if Scarce::fails(layout.size()) {
-            return std::ptr::null_mut();
-        }
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if Scarce::fails(layout.size()) {
-            return std::ptr::null_mut();
-        }
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        if Scarce::fails(size) {
-            return std::ptr::null_mut();
-        }
-        // SAFETY: the caller's promise.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Scarce = Scarce;
 
 /// Does `operation` with its nth large allocation failing, for every n. It either fails for want of
 /// memory or goes on without that memory, and it succeeds in the end. Returns how often an

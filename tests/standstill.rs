@@ -2,8 +2,12 @@
 //! Whole migrations in one process. Long work is counted and not timed, so that a busy machine
 //! changes nothing. The times themselves are figures: `standstill.*` of `make bench`.
 
-mod support;
-
+use crate::support::memory::{ram, shared};
+use crate::support::pair::Pair;
+use crate::support::random::Random;
+use crate::support::relay::{at, Point, Proxy, Verdict};
+use crate::support::time::LONG;
+use crate::support::vmm::failure;
 use brant::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use brant::error::{Error, Kind, Result};
 use brant::memory::Map;
@@ -20,12 +24,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::memory::{ram, shared};
-use support::pair::Pair;
-use support::random::Random;
-use support::relay::{at, Point, Proxy, Verdict};
-use support::time::LONG;
-use support::vmm::failure;
 
 const MS: Duration = Duration::from_millis(1);
 const MIB: usize = 256;

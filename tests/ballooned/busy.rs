@@ -1,7 +1,7 @@
 //! Guests that balloon and hint while they move, or whose migration is cancelled: no page that they
 //! use is lost.
 
-use crate::machine::{address, specs, touched, Machine};
+use super::machine::{address, specs, touched, Machine};
 use crate::support::deciders::until;
 use crate::support::sides::{quick, socketpair};
 use crate::support::time::LONG;

@@ -1,7 +1,7 @@
 //! Which ballooned pages a destination remembers, which it forgets, and which it is told before the
 //! pause.
 
-use crate::machine::{address, still, touched, Machine};
+use super::machine::{address, still, touched, Machine};
 use crate::support::memory::ram;
 use crate::support::sides::{quick, socketpair};
 use crate::support::time::{LONG, MS};

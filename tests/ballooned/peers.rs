@@ -1,6 +1,6 @@
 //! Peers that send BALLOONED where it is not allowed, and peers without the feature.
 
-use crate::machine::{touched, Machine};
+use super::machine::{touched, Machine};
 use crate::support::memory::ram;
 use crate::support::peer::{self, Raw};
 use crate::support::sides::quick;

@@ -1,7 +1,7 @@
 //! A guest that stands still: its ballooned pages are neither read nor sent, unless that is
 //! switched off or the guest deflates without telling first.
 
-use crate::machine::{address, block, still, touched, Machine, PAGE};
+use super::machine::{address, block, still, touched, Machine, PAGE};
 use crate::support::deciders::until;
 use crate::support::guest::differences;
 use crate::support::memory::{ram, Spec};

@@ -1,6 +1,6 @@
 //! Memory that arrives over several connections, in any order between them.
 
-use crate::scripted::*;
+use super::scripted::*;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::random::Random;

@@ -1,7 +1,7 @@
 //! A session of several connections that fails on one of them. The whole session ends soon, the
 //! error is the one that helps most, and no guest runs.
 
-use crate::scripted::*;
+use super::scripted::*;
 use crate::support::peer::Raw;
 use crate::support::random::Random;
 use crate::support::time::LONG;

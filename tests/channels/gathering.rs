@@ -1,7 +1,7 @@
 //! The connections of one source are gathered at a listener. They come in any order, with strangers
 //! among them.
 
-use crate::scripted::*;
+use super::scripted::*;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;

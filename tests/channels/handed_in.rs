@@ -1,7 +1,7 @@
 //! Connections that the VMM has made. All of them belong to the source, so a wrong HELLO on any of
 //! them ends the migration.
 
-use crate::scripted::*;
+use super::scripted::*;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;

@@ -1,8 +1,8 @@
 //! What must be true after a link was cut: who has the guest, and that every unacknowledged page is
 //! pending. The latter is checked by the records that the man in the middle has seen.
 
-use crate::cases::Case;
-use crate::middle::{Cut, Log};
+use super::cases::Case;
+use super::middle::{Cut, Log};
 use crate::support::guest::Guest;
 use crate::support::pair::Pair;
 use brant::error::{Kind, Result};

@@ -1,10 +1,10 @@
 //! Many places to cut at, several at a time, and a sum of the results.
 
-use crate::afterwards::{covered, resolve, settled, Proved};
-use crate::guests::{
+use super::afterwards::{covered, resolve, settled, Proved};
+use super::guests::{
     equip_destination, equip_source, guests, incoming, limits, outgoing, script, SHORT,
 };
-use crate::middle::{Cut, Log, Place, Way, Wire, UNUSED};
+use super::middle::{Cut, Log, Place, Way, Wire, UNUSED};
 use crate::support::pair::Pair;
 use crate::support::time::{LONG, MS};
 use brant::migrate::switchover::source::State;

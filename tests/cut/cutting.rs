@@ -1,7 +1,7 @@
 //! The link is cut at each boundary between two records and at bytes in between, and is silenced.
 
-use crate::cases::{all, early, tail, undisturbed, Case, NEVER_SENT};
-use crate::middle::Cut;
+use super::cases::{all, early, tail, undisturbed, Case, NEVER_SENT};
+use super::middle::Cut;
 use crate::support::random::Random;
 use brant::wire::RecordType;
 

@@ -1,6 +1,6 @@
 //! The two guests and their VMMs, and a migration that has every type of record.
 
-use crate::killing::die;
+use super::killing::die;
 use crate::support::deciders::Scripted;
 use crate::support::guest::Guest;
 use crate::support::memory::{ram, rom, shared, Ram, Spec};

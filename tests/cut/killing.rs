@@ -1,11 +1,11 @@
 //! The other side's process is killed in each of its phases.
 
-use crate::afterwards::{covered, resolve, settled};
-use crate::cases::Case;
-use crate::guests::{
+use super::afterwards::{covered, resolve, settled};
+use super::cases::Case;
+use super::guests::{
     equip_destination, equip_source, guests, incoming, limits, outgoing, script, specs,
 };
-use crate::middle::{Cut, Wire, UNUSED};
+use super::middle::{Cut, Wire, UNUSED};
 use crate::support::guest::Guest;
 use crate::support::pair::Pair;
 use crate::support::time::{LONG, MS};
@@ -32,7 +32,7 @@ const PLACE: &str = "BRANT_TEST_DIES_AT";
 /// Runs one side in a process of its own, over this connection. It dies at `place`.
 fn spawn(role: &str, place: &str, connection: OwnedFd) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "killing::the_other_process"])
+        .args(["--exact", "cut::killing::the_other_process"])
         .env(ROLE, role)
         .env(PLACE, place)
         .stdin(Stdio::from(connection))

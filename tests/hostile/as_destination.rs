@@ -1,9 +1,9 @@
 //! A destination played to a source: it answers correctly until the test says otherwise. Also the
 //! checks of the source afterwards.
 
-use crate::fuzz::mend;
-use crate::records::sample;
+use super::records::sample;
 use crate::support::deciders::Never;
+use crate::support::fuzz::mend;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;

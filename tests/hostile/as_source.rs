@@ -1,7 +1,7 @@
 //! A source played to a destination: it speaks correctly up to a step, and then says what the test
 //! wants.
 
-use crate::records::{block, end, hello, marker, state_end, PAGES};
+use super::records::{block, end, hello, marker, state_end, PAGES};
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;

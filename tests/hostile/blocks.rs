@@ -1,10 +1,10 @@
 //! Blobs and blocks without end, and blocks that are gone when they are announced.
 
-use crate::as_source::{reach, sent_to_destination, Step};
-use crate::bounds::bounded;
-use crate::fuzz::{blob_bytes, bytes, page_bytes};
-use crate::params::quick;
-use crate::records::{block, hello, marker, sample, state_end, PAGES};
+use super::as_source::{reach, sent_to_destination, Step};
+use super::bounds::bounded;
+use super::params::quick;
+use super::records::{block, hello, marker, sample, state_end, PAGES};
+use crate::support::fuzz::{blob_bytes, bytes, page_bytes};
 use crate::support::guest::Guest;
 use crate::support::memory::{ram, Ram};
 use crate::support::pair::Pair;

@@ -1,51 +1,9 @@
 //! Limits on the whole process: how much memory is in use, how large one allocation is, and that
-//! brant does not panic. An allocator counts, and each test checks before and after.
+//! brant does not panic. The allocator counts, and each test checks before and after.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use crate::allocator::{LARGEST, PEAK};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Once;
-
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-static LARGEST: AtomicUsize = AtomicUsize::new(0);
-
-pub fn grown(size: usize) {
-    let live = LIVE.fetch_add(size, Ordering::Relaxed) + size;
-    PEAK.fetch_max(live, Ordering::Relaxed);
-    LARGEST.fetch_max(size, Ordering::Relaxed);
-}
-
-// SAFETY: the system's allocator does everything; this only counts.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        grown(size);
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// The largest allocation: a list of as many blobs as there can be, of about 100 bytes each. The
 /// tests themselves make no larger one either.

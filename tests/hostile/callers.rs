@@ -1,9 +1,9 @@
 //! A listener takes one connection, and a second one achieves nothing.
 
-use crate::bounds::bounded;
-use crate::fuzz::bytes;
-use crate::params::quick;
-use crate::records::{hello, sample, PAGES, TOKEN};
+use super::bounds::bounded;
+use super::params::quick;
+use super::records::{hello, sample, PAGES, TOKEN};
+use crate::support::fuzz::bytes;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::sides::incoming;

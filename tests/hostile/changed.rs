@@ -1,9 +1,9 @@
 //! A recorded session, changed in some thousand ways, is refused or does no harm, on both sides.
 
-use crate::as_destination::{sound, source_against};
-use crate::bounds::bounded;
-use crate::fuzz;
-use crate::params::{each, quick, seed};
+use super::as_destination::{sound, source_against};
+use super::bounds::bounded;
+use super::params::{each, quick, seed};
+use crate::support::fuzz;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::random::Random;

@@ -1,10 +1,10 @@
 //! Records cut short at any byte, and headers with any flipped bit, are refused on both sides.
 
-use crate::as_destination::{sound, source_against, ANSWERS};
-use crate::bounds::bounded;
-use crate::fuzz;
-use crate::params::{each, quick};
-use crate::records::sample;
+use super::as_destination::{sound, source_against, ANSWERS};
+use super::bounds::bounded;
+use super::params::{each, quick};
+use super::records::sample;
+use crate::support::fuzz;
 use crate::support::random::Random;
 use crate::support::time::LONG;
 use brant::error::Kind;

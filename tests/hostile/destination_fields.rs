@@ -1,11 +1,11 @@
 //! Answers of a destination with a false field are refused by the source, with the expected value
 //! in the message.
 
-use crate::as_destination::{sound, source_against, ANSWERS};
-use crate::bounds::bounded;
-use crate::fuzz::bytes;
-use crate::params::quick;
-use crate::records::{patched, sample, with};
+use super::as_destination::{sound, source_against, ANSWERS};
+use super::bounds::bounded;
+use super::params::quick;
+use super::records::{patched, sample, with};
+use crate::support::fuzz::bytes;
 use crate::support::time::LONG;
 use brant::error::Kind;
 use brant::wire;

@@ -1,10 +1,10 @@
 //! Peers that flood the connection extend no time limit and delay no cancel.
 
-use crate::as_destination::{agree, sending, sound, source_against, ANSWERS};
-use crate::as_source::{accepted, reach, Step};
-use crate::bounds::bounded;
-use crate::params::{quick, strict, LIMIT, SLACK};
-use crate::records::{sample, state_end, PAGES};
+use super::as_destination::{agree, sending, sound, source_against, ANSWERS};
+use super::as_source::{accepted, reach, Step};
+use super::bounds::bounded;
+use super::params::{quick, strict, LIMIT, SLACK};
+use super::records::{sample, state_end, PAGES};
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;

@@ -1,10 +1,10 @@
 //! The fuzz targets work on their seeds and on mutations of these, and the seeds have today's wire
 //! format.
 
-use crate::bounds::bounded;
-use crate::fuzz;
-use crate::params::seed;
-use crate::records::sample;
+use super::bounds::bounded;
+use super::params::seed;
+use super::records::sample;
+use crate::support::fuzz;
 use crate::support::random::Random;
 use brant::wire::{RecordType, HEADER_LEN};
 

@@ -1,10 +1,10 @@
 //! Each type of record at a wrong place is refused by its name, on both sides.
 
-use crate::as_destination::{sound, source_against, ANSWERS};
-use crate::as_source::{sent_to_destination, Step, STEPS};
-use crate::bounds::bounded;
-use crate::params::{each, quick};
-use crate::records::sample;
+use super::as_destination::{sound, source_against, ANSWERS};
+use super::as_source::{sent_to_destination, Step, STEPS};
+use super::bounds::bounded;
+use super::params::{each, quick};
+use super::records::sample;
 use crate::support::time::LONG;
 use brant::error::Kind;
 use brant::wire::RecordType;

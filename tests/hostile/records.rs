@@ -1,6 +1,6 @@
 //! Records of a hostile peer: a well-formed one of each type, and changes of their fields.
 
-use crate::fuzz::{self, blob_bytes, bytes, mend, page_bytes, ZEROS_PACKED};
+use crate::support::fuzz::{self, blob_bytes, bytes, mend, page_bytes, ZEROS_PACKED};
 use crate::support::peer;
 pub use crate::support::peer::block;
 use brant::units::{Pages, PAGE_SIZE};

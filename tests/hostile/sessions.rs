@@ -1,12 +1,12 @@
 //! Whole sessions with one mistake: no guest runs that was not handed over, and the guest stays
 //! where it belongs.
 
-use crate::as_destination::{agree, sending};
-use crate::as_source::{accepted, reach, ready, Step};
-use crate::bounds::bounded;
-use crate::fuzz::bytes as bytes_of;
-use crate::params::quick;
-use crate::records::{hello, marker, state_end};
+use super::as_destination::{agree, sending};
+use super::as_source::{accepted, reach, ready, Step};
+use super::bounds::bounded;
+use super::params::quick;
+use super::records::{hello, marker, state_end};
+use crate::support::fuzz::bytes as bytes_of;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;

@@ -1,11 +1,11 @@
 //! Peers that trickle or fall silent are given up within the limits, at every step.
 
-use crate::as_destination::{answer, reply, sound, source_against, ANSWERS};
-use crate::as_source::{accepted, reach, ready, Step};
-use crate::bounds::bounded;
-use crate::fuzz::blob_bytes;
-use crate::params::{quick, strict, LIMIT, SLACK};
-use crate::records::{hello, sample, PAGES};
+use super::as_destination::{answer, reply, sound, source_against, ANSWERS};
+use super::as_source::{accepted, reach, ready, Step};
+use super::bounds::bounded;
+use super::params::{quick, strict, LIMIT, SLACK};
+use super::records::{hello, sample, PAGES};
+use crate::support::fuzz::blob_bytes;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;

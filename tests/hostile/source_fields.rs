@@ -1,13 +1,13 @@
 //! Records of a source with a false field are refused by the destination, with the expected value
 //! in the message.
 
-use crate::as_source::{sent_to_destination, Step};
-use crate::bounds::bounded;
-use crate::fuzz::{blob_bytes, bytes, mend_all, page_bytes};
-use crate::params::quick;
-use crate::records::{
+use super::as_source::{sent_to_destination, Step};
+use super::bounds::bounded;
+use super::params::quick;
+use super::records::{
     block, end, flipped, hello, list_bytes, marker, patched, sample, state_end, with, PAGES,
 };
+use crate::support::fuzz::{blob_bytes, bytes, mend_all, page_bytes};
 use brant::error::Kind;
 use brant::units::PAGE_SIZE;
 use brant::wire;

@@ -1,12 +1,12 @@
 //! Messages of a destination while pages are copied: its ABORT is noticed at once, and READY
 //! without an acknowledgement is refused.
 
-use crate::as_destination::{agree, answer, sending, sound, source_against};
-use crate::bounds::bounded;
-use crate::fuzz::{bytes, mend};
-use crate::params::quick;
-use crate::records::sample;
+use super::as_destination::{agree, answer, sending, sound, source_against};
+use super::bounds::bounded;
+use super::params::quick;
+use super::records::sample;
 use crate::support::deciders::Never;
+use crate::support::fuzz::{bytes, mend};
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;

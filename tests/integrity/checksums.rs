@@ -1,6 +1,6 @@
 //! Checksums of contents: a flipped bit is found, and the guest runs on at the source.
 
-use crate::damage::damaged;
+use super::damage::damaged;
 use crate::support::memory::{ram, shared};
 use crate::support::pair::Pair;
 use crate::support::random::Random;

@@ -1,6 +1,6 @@
 //! Compressed contents: they arrive as they were sent, and a frame that is not valid is refused.
 
-use crate::damage::damaged;
+use super::damage::damaged;
 use crate::support::memory::{ram, shared, PAGE};
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;

@@ -1,7 +1,7 @@
 //! A guest of 250 pages that writes what it is told to, its tracker, and a VMM that switches
 //! logging.
 
-use crate::vm::*;
+use super::vm::*;
 use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, Tracker};

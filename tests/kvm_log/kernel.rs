@@ -1,6 +1,6 @@
 //! How the kernel treats a slot's bitmap. The model in the unit tests relies on it.
 
-use crate::vm::*;
+use super::vm::*;
 use brant::sys::kvm as sys;
 use brant::sys::kvm::{UserMemoryRegion, Vm};
 

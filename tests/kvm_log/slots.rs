@@ -1,8 +1,8 @@
 //! Slots that go, come, or are replaced while they are logged.
 
-use crate::alone::alone;
-use crate::guest::*;
-use crate::vm::*;
+use super::guest::*;
+use super::vm::*;
+use crate::support::alone::alone;
 use brant::dirty::consumer::Cursor;
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};

@@ -1,7 +1,7 @@
 //! Who switches the logging of slots, and what happens if it was not switched.
 
-use crate::guest::*;
-use crate::vm::*;
+use super::guest::*;
+use super::vm::*;
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::When;

@@ -1,8 +1,8 @@
 //! The tracker with a guest that really writes: every page is found, once, whatever the shape of
 //! its slots.
 
-use crate::guest::*;
-use crate::vm::*;
+use super::guest::*;
+use super::vm::*;
 use brant::dirty::consumer::Cursor;
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};

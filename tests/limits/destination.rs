@@ -2,7 +2,7 @@
 //! silent, trickles or chatters. The wait ends at the earliest limit that applies, with a message
 //! that names the limit and what was waited for. A cancel ends each of these waits promptly.
 
-use crate::slow::*;
+use super::slow::*;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::{self, Raw};

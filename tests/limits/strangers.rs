@@ -453,7 +453,7 @@ impl Destination {
     fn new(silent: usize) -> Destination {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args([
-                "strangers::the_process_without_descriptors",
+                "limits::strangers::the_process_without_descriptors",
                 "--exact",
                 "--nocapture",
             ])

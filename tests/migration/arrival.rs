@@ -1,13 +1,13 @@
 //! What arrives: the memory of a busy guest byte for byte, over each kind of connection; and no
 //! page of untouched memory.
 
+use super::whole::{busy_pair, migrates};
 use crate::support::guest::{differences, Guest};
 use crate::support::memory::{ram, rom, shared, Spec};
 use crate::support::pair::Pair;
 use crate::support::random::Random;
 use crate::support::sides::{incoming, quick, socketpair};
 use crate::support::time::LONG;
-use crate::whole::{busy_pair, migrates};
 use brant::channel::{Endpoint, Listener};
 use brant::error::{Kind, Result};
 use brant::memory::contents::Contents;

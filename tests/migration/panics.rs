@@ -12,7 +12,8 @@ use brant::migrate::{AcceptFrom, ConnectTo};
 
 #[test]
 fn a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed() {
-    let test = "panics::a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed";
+    let test =
+        "migration::panics::a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed";
     if std::env::var_os("BRANT_TEST_CHILD").is_none() {
         let out = std::process::Command::new(std::env::current_exe().unwrap())
             .args([test, "--exact", "--nocapture", "--test-threads=1"])

@@ -1,12 +1,12 @@
 //! Progress and figures as the VMM sees them, up to the end or a failure.
 
+use super::whole::busy_pair;
 use crate::support::guest::lost;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::sides::{incoming, outgoing, socketpair, start};
 use crate::support::time::{LONG, MS};
 use crate::support::vmm::blob;
-use crate::whole::busy_pair;
 use brant::error::{Error, Kind};
 use brant::migrate::{AcceptFrom, ConnectTo, Outgoing, Params, SourceState, State};
 use brant::units::{Bytes, PAGE_SIZE};

@@ -1,12 +1,12 @@
 //! Device state, early and late: it arrives once, in order, and within its limit.
 
+use super::whole::migrates;
 use crate::support::guest::Guest;
 use crate::support::memory::{ram, shared};
 use crate::support::pair::Pair;
 use crate::support::sides::{incoming, outgoing, quick, socketpair, start};
 use crate::support::time::LONG;
 use crate::support::vmm::blob;
-use crate::whole::migrates;
 use brant::error::Kind;
 use brant::migrate::{AcceptFrom, ConnectTo, Params};
 

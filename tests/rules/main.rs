@@ -1,4 +1,4 @@
-//! Rules for the source text: imports, the places of unit tests, exports to C, the header, and
+//! Rules for the source text: imports, the places of tests, exports to C, the header, and
 //! retired words.
 
 mod api;
@@ -13,4 +13,5 @@ mod header;
 mod imports;
 mod layers;
 mod names;
+mod programs;
 mod retired;

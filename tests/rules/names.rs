@@ -43,7 +43,7 @@ fn out_of_place(path: &str, text: &str) -> Vec<String> {
 }
 
 /// A string literal's text.
-fn quoted(value: &syn::Expr) -> Option<String> {
+pub fn quoted(value: &syn::Expr) -> Option<String> {
     match value {
         syn::Expr::Lit(syn::ExprLit {
             lit: syn::Lit::Str(text),

@@ -4,9 +4,12 @@
 //! name of the file.
 #![allow(dead_code)]
 
+pub mod alone;
 pub mod deciders;
+pub mod fuzz;
 pub mod guest;
 pub mod hold;
+pub mod kinds;
 pub mod memory;
 pub mod pair;
 pub mod peer;

@@ -1,9 +1,9 @@
 //! Pages that the VMM has declared poisoned: the guest moves without them.
 
-use crate::alone::alone;
-use crate::migrate::{migrate, migrate_by, After, Hook};
-use crate::side::{each, Broken, Made, Side, PAGE, PAGES};
-use crate::LIMIT;
+use super::migrate::{migrate, migrate_by, After, Hook};
+use super::side::{each, Broken, Made, Side, PAGE, PAGES};
+use super::LIMIT;
+use crate::support::alone::alone;
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::rate::{self, Probe, Way};
 use brant::units::{Bytes, Pages};

@@ -1,9 +1,9 @@
 //! A page that cannot be written at the destination.
 
-use crate::alone::alone;
-use crate::migrate::migrate;
-use crate::side::{each, small_tmpfs, unmount, words, Broken, Made, Side, ALL, PAGES};
-use crate::LIMIT;
+use super::migrate::migrate;
+use super::side::{each, small_tmpfs, unmount, words, Broken, Made, Side, ALL, PAGES};
+use super::LIMIT;
+use crate::support::alone::alone;
 use brant::Kind;
 
 /// The ways in which a page cannot be written.

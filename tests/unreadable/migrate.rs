@@ -1,6 +1,6 @@
 //! A migration between two memories, and the checks of one that failed for a page.
 
-use crate::side::{Side, PAGE};
+use super::side::{Side, PAGE};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::migrate::steering::{Facts, Moment, Next};
 use brant::migrate::switchover::source::State;

@@ -1,6 +1,6 @@
 //! Memory of each kind, and the defects that a page of it can get.
 
-use crate::kinds::{poison, Key};
+use crate::support::kinds::{poison, Key};
 use brant::memory::{BackingFile, BlockDescription, BlockFlags, Memory};
 use brant::units::Bytes;
 use std::fs::File;

@@ -1,9 +1,9 @@
 //! A page that cannot be read, at the source and while a dirty rate is sampled.
 
-use crate::alone::alone;
-use crate::migrate::{assert_names, migrate, migrate_by, migrate_with, After, Hook};
-use crate::side::{each, small_tmpfs, unmount, words, Broken, Made, Side, PAGE, PAGES};
-use crate::LIMIT;
+use super::migrate::{assert_names, migrate, migrate_by, migrate_with, After, Hook};
+use super::side::{each, small_tmpfs, unmount, words, Broken, Made, Side, PAGE, PAGES};
+use super::LIMIT;
+use crate::support::alone::alone;
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::memory::{BlockDescription, BlockFlags, Memory};
 use brant::rate::{self, Probe, Way};

@@ -1,6 +1,6 @@
 //! Blocks that come and go, that are read-only, and that have huge pages.
 
-use crate::watched::{log, map, tracked, tracked_with, Ram, PAGE};
+use super::watched::{log, map, tracked, tracked_with, Ram, PAGE};
 use brant::error::Kind;
 use brant::units::{Bytes, PAGE_SIZE};
 use std::collections::BTreeSet;

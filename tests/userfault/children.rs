@@ -1,6 +1,6 @@
 //! A child process that inherits log and memory changes nothing for its parent.
 
-use crate::watched::{in_a_child, tracked, Ram, PAGE};
+use super::watched::{in_a_child, tracked, Ram, PAGE};
 use brant::dirty::When;
 use brant::units::Pages;
 use std::collections::BTreeSet;

@@ -1,6 +1,6 @@
 //! Discarded memory counts as written.
 
-use crate::watched::{tracked, Ram, PAGE};
+use super::watched::{tracked, Ram, PAGE};
 use std::collections::BTreeSet;
 
 #[test]

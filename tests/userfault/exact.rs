@@ -1,6 +1,6 @@
 //! Each written page is found once, and no other page is, however many runs there are.
 
-use crate::watched::{ten_blocks, tracked, Ram, Random};
+use super::watched::{ten_blocks, tracked, Ram, Random};
 use brant::dirty::When;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;

@@ -1,6 +1,6 @@
 //! Writes that the kernel makes for a process, and writes that page tables do not see.
 
-use crate::watched::{asked_of_a_child, in_a_child, map, tracked, Ram, PAGE};
+use super::watched::{asked_of_a_child, in_a_child, map, tracked, Ram, PAGE};
 use brant::memory::BlockId;
 use brant::units::{Bytes, PAGE_SIZE};
 use std::collections::BTreeSet;

@@ -1,6 +1,6 @@
 //! A scan that fails, memory that another userfaultfd watches, and the stop of the log.
 
-use crate::watched::{log, tracked, tracked_with, Ram, PAGE};
+use super::watched::{log, tracked, tracked_with, Ram, PAGE};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::When;
 use brant::error::Kind;

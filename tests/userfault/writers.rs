@@ -1,6 +1,6 @@
 //! Threads that write at full speed among signals lose nothing.
 
-use crate::watched::{ten_blocks, tracked, Ram, Random};
+use super::watched::{ten_blocks, tracked, Ram, Random};
 use brant::dirty::When;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

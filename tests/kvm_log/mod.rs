@@ -4,9 +4,6 @@
 //! The guest runs a few real-mode instructions for each page that it writes, so these tests are
 //! about exactness and not about speed. Without `/dev/kvm` they say so and pass.
 
-#[path = "../support/alone.rs"]
-mod alone;
-
 mod guest;
 mod kernel;
 mod slots;

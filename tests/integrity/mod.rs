@@ -4,9 +4,6 @@
 //! The tests make whole migrations in one process, through the public API, of guests that write
 //! meanwhile. The link is a proxy between the two sides, which reads records.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod checksums;
 mod compression;
 mod damage;

@@ -5,11 +5,6 @@
 
 use std::time::Duration;
 
-#[path = "../support/alone.rs"]
-mod alone;
-#[path = "../support/kinds.rs"]
-mod kinds;
-
 mod declared;
 mod destination;
 mod migrate;

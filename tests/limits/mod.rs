@@ -1,9 +1,6 @@
 //! Time limits, and waits that must be short: peers that are slow in any manner, a block that is
 //! removed while its pages trickle, and strangers at a listener.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod destination;
 mod removal;
 mod slow;

@@ -6,9 +6,6 @@
 //! pending covers every unacknowledged page. `tests/migration/faults.rs` has the faults that are
 //! not the network's.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod afterwards;
 mod cases;
 mod cutting;

@@ -1,12 +1,7 @@
 //! Peers that break the protocol. Each is refused with a reason, within the limits of time and
 //! memory, without a panic. No side runs a guest that was not handed over.
 //!
-//! A process of its own, because an allocator counts all of its memory (`bounds`).
-
-#[path = "../support/fuzz.rs"]
-mod fuzz;
-#[path = "../support/mod.rs"]
-mod support;
+//! The allocator counts the memory of all these tests together (`bounds`).
 
 mod as_destination;
 mod as_source;

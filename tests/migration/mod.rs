@@ -4,9 +4,6 @@
 //! The guest, the VMMs and the network are in `support`. Tests are named after their promise, files
 //! after their subject.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod arrival;
 mod cancelling;
 mod channels;

@@ -2,9 +2,6 @@
 //! they use is lost. Pages in the balloon read as zero at the destination, cost no memory there,
 //! and are ballooned there too.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod busy;
 mod destination;
 mod machine;

@@ -1,9 +1,6 @@
 //! A session of several connections, as a destination sees it. The tests play the source record by
 //! record, so that each channel can do anything at any time.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod arriving;
 mod failing;
 mod gathering;

@@ -1,0 +1,23 @@
+//! The tests of whole scenarios through the public API, in one program: a directory, or a file here,
+//! is one subject. `cargo test --test all hotplug::` runs one subject.
+//!
+//! One program, because each program is linked with the whole library. A test that changes or counts
+//! something of its whole process, such as a limit or its mappings, runs in a process of its own
+//! (`support::alone`). `counted.rs` has the tests for which an allocator counts.
+
+mod support;
+
+mod ballooned;
+mod channels;
+mod cut;
+mod embedding;
+mod hotplug;
+mod integrity;
+mod kvm_log;
+mod kvm_measure;
+mod limits;
+mod migration;
+mod proven;
+mod standstill;
+mod unreadable;
+mod userfault;
