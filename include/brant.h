@@ -2978,7 +2978,7 @@ typedef struct brant_lane_stats {
     uint64_t zero_pages;
     /** Pages sent that the destination has not acknowledged. Source only. */
     uint64_t unacknowledged_pages;
-    /** Pages that wait for the channel. Source only; 0 on channel 0. */
+    /** Pages that wait for the channel. Source only; 0 when there is one channel. */
     uint64_t queued_pages;
     /**
      * For how long the other channels waited because as many pages waited for this one as may wait.

@@ -274,7 +274,7 @@ pub struct brant_lane_stats {
     pub zero_pages: u64,
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
-    /// Pages that wait for the channel. Source only; 0 on channel 0.
+    /// Pages that wait for the channel. Source only; 0 when there is one channel.
     pub queued_pages: u64,
     /// For how long the other channels waited because as many pages waited for this one as may wait.
     /// Source only; 0 on channel 0.

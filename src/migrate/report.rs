@@ -300,7 +300,7 @@ pub struct LaneStats {
     pub zero_pages: u64,
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
-    /// Pages that wait for the lane. Source only; 0 on channel 0.
+    /// Pages that wait for the lane. Source only; 0 when there is one channel.
     pub queued_pages: u64,
     /// How long the migration's thread waited because this lane's queue was full. Source only; 0 on
     /// channel 0.

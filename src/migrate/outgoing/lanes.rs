@@ -5,18 +5,19 @@
 //! is ready. With one channel there is no worker, no queue and no lock.
 //!
 //! Every stretch belongs to one lane ([`Assignment`]). So a batch is split. The workers' shares go
-//! into their queues first. Then lane 0 sends its own share while the workers send theirs.
+//! into their queues, and lane 0's share into its own ([`Ahead`]). Lane 0 sends its pages while the
+//! workers have enough to send.
 
+use super::ahead::{Ahead, HUNGRY};
 use super::announced::Announced;
 use super::assignment::Assignment;
 use super::balance::{Balance, Load};
 use super::lane::Lane;
-use super::queue::{leave_out_removed, What, Work};
+use super::queue::{What, Work};
 use super::worker::{Figures, Shared, Worker};
 use crate::channel::{Channel, Copying, Io, Pacer, ZeroCopy};
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
-use crate::fallible;
 use crate::memory::Memory;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::control::TELL;
@@ -57,9 +58,11 @@ pub(super) struct Lanes {
     first: Lane,
     /// The lanes of the channels 1, 2 and so on.
     further: Vec<Further>,
+    /// Lane 0's pages that wait.
+    ahead: Ahead,
     shared: Arc<Shared>,
     assignment: Assignment,
-    /// How much of the workers' sending the walk was told of.
+    /// How much of the lanes' sending the walk was told of.
     told: Put,
     /// When the work at the current batch began.
     since: Option<Instant>,
@@ -100,6 +103,7 @@ impl Lanes {
             first,
             assignment: Assignment::to(1 + further.len()),
             further,
+            ahead: Ahead::default(),
             shared: Arc::new(Shared {
                 failure: Failure::new(stop),
                 balance: Balance::default(),
@@ -117,6 +121,9 @@ impl Lanes {
     /// # Errors
     /// When a worker cannot be started.
     pub(super) fn start(&mut self, memory: &Memory, vmm: &Callbacks) -> Result<()> {
+        if self.several() {
+            self.ahead = Ahead::over(memory)?;
+        }
         for further in &mut self.further {
             if let Further::Here(lane) = std::mem::replace(further, Further::Gone) {
                 *further = Further::Working(Worker::start(lane, &self.shared, memory, vmm)?);
@@ -222,13 +229,30 @@ impl Lanes {
         self.shared.balance.uneven()
     }
 
-    /// What the workers have sent since the last call.
+    /// What all lanes have sent since the last call.
     fn sent_meanwhile(&mut self) -> Put {
-        let now = self.further().fold(Put::default(), |mut put, lane| {
-            put += lane.put;
-            put
-        });
+        let now = self.put();
         now.since(&std::mem::replace(&mut self.told, now))
+    }
+
+    /// What several lanes have sent since the last batch was put: the end of a pass, which is still
+    /// in their queues then.
+    pub(super) fn sent_since_put(&mut self) -> Put {
+        match self.several() {
+            true => self.sent_meanwhile(),
+            false => Put::default(),
+        }
+    }
+
+    /// Whether a lane has so little to do that the walk goes on before lane 0 sends. When lane 0's
+    /// queue is full, the walk cannot go on.
+    fn is_one_hungry(&mut self) -> bool {
+        self.ahead.has_room() && self.workers().any(|worker| worker.queue().len() < HUNGRY)
+    }
+
+    /// Whether each queue has room for one piece of work.
+    fn have_room(&mut self) -> bool {
+        self.ahead.has_room() && self.workers().all(|worker| worker.queue().has_room())
     }
 
     /// Whether pages were put back behind the walk's position since the last call.
@@ -238,12 +262,11 @@ impl Lanes {
 
     /// Writes the figures of each lane to `stats`.
     pub(super) fn fill(&self, stats: &mut [LaneStats]) {
+        let ahead = (self.ahead.pages(), Duration::ZERO);
         let queued =
-            std::iter::once((0, Duration::ZERO)).chain(self.further.iter().map(|further| {
-                match further {
-                    Further::Working(worker) => (worker.queue().pages(), worker.full),
-                    Further::Here(_) | Further::Gone => (0, Duration::ZERO),
-                }
+            std::iter::once(ahead).chain(self.further.iter().map(|further| match further {
+                Further::Working(worker) => (worker.queue().pages(), worker.full),
+                Further::Here(_) | Further::Gone => (0, Duration::ZERO),
             }));
         for ((stats, lane), (queued, full)) in stats.iter_mut().zip(self.figures()).zip(queued) {
             let idle = lane.unacknowledged == 0 && queued == 0;
@@ -281,19 +304,13 @@ impl Lanes {
         }
     }
 
-    /// Waits until `ready` is true, or until `recall` is raised. A worker signals a change by its
-    /// news.
-    fn wait(
-        &mut self,
-        io: &Io<'_>,
-        recall: Option<&Recall>,
-        mut ready: impl FnMut(&mut Lanes) -> bool,
-    ) -> Result<()> {
+    /// Waits until `ready` is true. A worker signals a change by its news.
+    fn wait(&mut self, io: &Io<'_>, mut ready: impl FnMut(&mut Lanes) -> bool) -> Result<()> {
         let news = Arc::clone(&self.shared.news);
         loop {
             news.lower();
             self.check()?;
-            if ready(self) || recall.is_some_and(Recall::is_raised) {
+            if ready(self) {
                 return Ok(());
             }
             let stop = self.shared.failure.stop();
@@ -303,12 +320,8 @@ impl Lanes {
             if self.first.reap() {
                 until = until.earlier(Deadline::after(REAP));
             }
-            let removed = recall.map(Recall::fd);
-            match wait_ready_or(news.fd(), Interest::Read, removed, Some(stop), until)? {
-                Wake::Ready => {
-                    news.settle();
-                    recall.into_iter().for_each(Recall::settle);
-                }
+            match wait_ready_or(news.fd(), Interest::Read, None, Some(stop), until)? {
+                Wake::Ready => news.settle(),
                 Wake::Cancelled => self.check()?,
                 Wake::TimedOut if !io.limit.expired() => {}
                 Wake::TimedOut => {
@@ -322,49 +335,34 @@ impl Lanes {
         }
     }
 
-    /// Gives `work` to a worker, once the worker has room. `hand` are taken pages that this thread
-    /// holds meanwhile. When their block is removed during the wait, they are put back.
-    fn give(
-        &mut self,
-        at: usize,
-        mut work: Work,
-        memory: &Memory,
-        recall: Option<&Recall>,
-        hand: &mut [&mut Taken],
-        io: &Io<'_>,
-    ) -> Result<()> {
-        let mut full = None;
-        loop {
-            let Further::Working(worker) = &mut self.further[at] else {
-                return Err(Error::new(Kind::Internal, "a channel without its thread"));
-            };
-            work = match worker.queue().add(work, memory) {
-                None => {
-                    let waited: Option<Instant> = full;
-                    worker.full += waited.map_or(Duration::ZERO, |since| since.elapsed());
-                    return Ok(());
-                }
-                Some(work) => work,
-            };
-            full.get_or_insert_with(Instant::now);
-            // Lane 0 has nothing to send during this wait.
-            let shared = Arc::clone(&self.shared);
-            let _full = shared.balance.be(Load::Full);
-            let _idle = shared.balance.be(Load::Idle);
-            self.wait(io, recall, |lanes| match &lanes.further[at] {
-                Further::Working(worker) => worker.queue().has_room(),
-                _ => true,
-            })?;
-            if let Some(recall) = recall.filter(|recall| recall.is_raised()) {
-                // Lowered first, so that a later removal of another block raises it again.
-                recall.lower();
-                if let What::Pages(taken) = &mut work.what {
-                    leave_out_removed(taken, memory);
-                }
-                for taken in hand.iter_mut() {
-                    leave_out_removed(taken, memory);
-                }
+    /// Waits until each queue has room. Lane 0 has nothing to send during this wait.
+    fn await_room(&mut self, io: &Io<'_>) -> Result<()> {
+        let begun = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        let _full = shared.balance.be(Load::Full);
+        let _idle = shared.balance.be(Load::Idle);
+        // Bit n: the queue of worker n is full.
+        let full = (self.workers().enumerate()).fold(0u64, |full, (at, worker)| {
+            full | u64::from(!worker.queue().has_room()) << at
+        });
+        let waited = self.wait(io, Lanes::have_room);
+        for (at, worker) in self.workers().enumerate() {
+            if full & 1 << at != 0 {
+                worker.full += begun.elapsed();
             }
+        }
+        waited
+    }
+
+    /// Gives `work` to a worker. There must be room in its queue.
+    fn give(&mut self, at: usize, work: Work, memory: &Memory) -> Result<()> {
+        let Further::Working(worker) = &self.further[at] else {
+            return Err(Error::new(Kind::Internal, "a channel without its thread"));
+        };
+        match worker.queue().add(work, memory) {
+            None => Ok(()),
+            // The work is dropped here, which puts its pages back.
+            Some(_) => Err(Error::new(Kind::Internal, "a channel's queue is full")),
         }
     }
 
@@ -374,7 +372,7 @@ impl Lanes {
         if !self.several() {
             return Ok(());
         }
-        self.wait(io, None, |lanes| {
+        self.wait(io, |lanes| {
             lanes.workers().all(|worker| worker.queue().is_done())
         })
     }
@@ -441,6 +439,7 @@ impl Lanes {
     /// Puts back all pages that were not acknowledged.
     pub(super) fn give_up(&mut self) {
         self.stop_workers();
+        self.ahead.give_up();
         self.all().for_each(Lane::give_up);
     }
 
@@ -493,7 +492,7 @@ impl Sending<'_, '_> {
     }
 
     /// Sends a batch over several lanes.
-    fn spread(&mut self, mut taken: Taken, recall: &Recall) -> Result<Put> {
+    fn spread(&mut self, mut taken: Taken) -> Result<Put> {
         let since = self.lanes.since.take().unwrap_or_else(Instant::now);
         if self.announced.lacks(&taken) {
             // The block was added after the last announcement. The destination is told of it later,
@@ -505,8 +504,6 @@ impl Sending<'_, '_> {
         }
         let assignment = self.lanes.assignment;
         let count = self.lanes.further.len();
-        let mut shares = Vec::new();
-        fallible::reserve(&mut shares, count, "shares of a batch")?;
         // Bit n: lane n has a share of the batch.
         let lanes = taken.runs().fold(0u64, |lanes, run| {
             lanes | 1 << assignment.lane(run.block, &run.pages)
@@ -514,36 +511,56 @@ impl Sending<'_, '_> {
         for at in 0..count {
             if lanes & 2 << at != 0 {
                 let share = taken.split_off(|block, run| assignment.lane(block, run) == at + 1)?;
-                shares.push((at, share));
+                self.lanes
+                    .give(at, self.work(What::Pages(share)), self.memory)?;
             }
         }
-        let mut shares = shares.into_iter();
-        while let Some((at, share)) = shares.next() {
-            let mut hand: Vec<&mut Taken> = Vec::new();
-            fallible::reserve(&mut hand, 1 + shares.len(), "shares of a batch")?;
-            hand.push(&mut taken);
-            hand.extend(shares.as_mut_slice().iter_mut().map(|(_, share)| share));
-            let work = self.work(What::Pages(share));
-            let (memory, io) = (self.memory, self.io);
-            self.lanes
-                .give(at, work, memory, Some(recall), &mut hand, io)?;
-        }
-        let mut put = Put::default();
         if !taken.is_empty() {
-            let shared = Arc::clone(&self.lanes.shared);
-            let _full = shared.balance.be(Load::Full);
-            put = self.lanes.first.send_counted(
-                &[],
-                taken,
-                self.pass,
-                recall,
-                self.params,
-                self.io,
-            )?;
+            let work = self.work(What::Pages(taken));
+            self.lanes.ahead.add(work, self.memory)?;
         }
-        put += self.lanes.sent_meanwhile();
+        while !self.lanes.is_one_hungry() && self.send_ahead()? {}
+        let mut put = self.lanes.sent_meanwhile();
         put.time = since.elapsed();
         Ok(put)
+    }
+
+    /// Sends one batch of lane 0. Returns whether one was waiting.
+    fn send_ahead(&mut self) -> Result<bool> {
+        let Some((taken, queue)) = self.lanes.ahead.next() else {
+            return Ok(false);
+        };
+        let shared = Arc::clone(&self.lanes.shared);
+        let _full = shared.balance.be(Load::Full);
+        let (pass, params, io) = (self.pass, self.params, self.io);
+        let first = &mut self.lanes.first;
+        first.send_counted(&[], taken, pass, queue.pins(), params, io)?;
+        self.lanes.check()?;
+        Ok(true)
+    }
+
+    /// Gives each worker a marker, the `last` one or not, and sends all pages of lane 0 that wait.
+    fn give_markers(&mut self, last: bool) -> Result<()> {
+        if !self.lanes.several() {
+            return Ok(());
+        }
+        self.make_room()?;
+        for at in 0..self.lanes.further.len() {
+            let work = self.work(What::Marker { last });
+            self.lanes.give(at, work, self.memory)?;
+        }
+        while self.send_ahead()? {}
+        Ok(())
+    }
+
+    /// Makes room in each queue for one share of a batch. So nothing is in hand during the wait.
+    fn make_room(&mut self) -> Result<()> {
+        while !self.lanes.have_room() {
+            if !self.send_ahead()? {
+                self.lanes.await_room(self.io)?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells the destination of added and removed blocks, by the rule for several connections.
@@ -562,7 +579,7 @@ impl Sending<'_, '_> {
 impl Outlet for Sending<'_, '_> {
     fn put(&mut self, taken: Taken, recall: &Recall) -> Result<Put> {
         if self.lanes.several() {
-            return self.spread(taken, recall);
+            return self.spread(taken);
         }
         let news = self.announced.news(self.memory, Some(&taken))?;
         let lane = &mut self.lanes.first;
@@ -576,6 +593,7 @@ impl Outlet for Sending<'_, '_> {
             if self.announced.is_behind(self.memory) {
                 self.announce()?;
             }
+            self.make_room()?;
         }
         Ok(())
     }
@@ -584,11 +602,7 @@ impl Outlet for Sending<'_, '_> {
     /// socket's buffer costs the destination time: a header of 32 bytes that says that 2 MiB are
     /// zero may take as long as 2 MiB of pages. None of it may be left when the guest is paused.
     fn barrier(&mut self) -> Result<()> {
-        for at in 0..self.lanes.further.len() {
-            let work = self.work(What::Marker { last: false });
-            let (memory, io) = (self.memory, self.io);
-            self.lanes.give(at, work, memory, None, &mut [], io)?;
-        }
+        self.give_markers(false)?;
         let first = &mut self.lanes.first;
         first.send_marker(self.pass, false, self.io)?;
         first.await_acknowledgements(0, self.params, self.io)?;
@@ -602,11 +616,7 @@ impl Outlet for Sending<'_, '_> {
         } else if self.announced.is_behind(self.memory) {
             self.announce()?;
         }
-        for at in 0..self.lanes.further.len() {
-            let work = self.work(What::Marker { last: true });
-            let (memory, io) = (self.memory, self.io);
-            self.lanes.give(at, work, memory, None, &mut [], io)?;
-        }
+        self.give_markers(true)?;
         self.lanes.first.send_marker(self.pass, true, self.io)
     }
 }

@@ -1,4 +1,4 @@
-//! The queue of a further lane: a few batches of taken pages, and markers between them.
+//! The queue of a lane: a few batches of taken pages, and markers between them.
 //!
 //! The migration's thread fills the queue, and the lane's worker empties it. Neither waits on a
 //! lock. Each waits on a descriptor, and at the same time on a cancel and on its connection.
@@ -22,8 +22,9 @@ use crate::runtime::{Limit, Recall};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-/// The most pieces of work in a queue.
-const LENGTH: usize = 4;
+/// The most pieces of work in a queue: 16 MiB of contents. Where lanes share processors, one lane may
+/// be held up for some milliseconds while the others send that much.
+pub(super) const LENGTH: usize = 8;
 
 /// One piece of work for a lane.
 #[derive(Debug)]
@@ -164,9 +165,14 @@ impl Queue {
         next
     }
 
+    /// How many pieces of work wait.
+    pub(super) fn len(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
     /// Whether work can be added.
     pub(super) fn has_room(&self) -> bool {
-        self.lock().waiting.len() < LENGTH
+        self.len() < LENGTH
     }
 
     /// Whether all work is done.

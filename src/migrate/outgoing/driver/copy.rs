@@ -211,6 +211,8 @@ impl Driver {
         let begun = Instant::now();
         let walked = self.send_pass(&io).and_then(|all| {
             self.acknowledge_all(&io)?;
+            let rest = self.lanes()?.sent_since_put();
+            self.course.sent(&rest);
             Ok(all)
         });
         let all = walked.map_err(|e| {

@@ -413,6 +413,48 @@ fn until_full(source: &Source, session: &Session, all: bool) {
 }
 
 #[test]
+fn other_channels_have_work_for_as_long_as_channel_0_waits_for_its_peer() {
+    let source = Source::new(2, Machine::default());
+    let stalls = |channel, kind: R, _: &Session| match kind.is_page_run() && channel == 0 {
+        true => Act::Stall,
+        false => Act::Right,
+    };
+    let (end, session) = source.migrate(OnAndOn, stalls, |session| {
+        session.wait("channel 0 stalls", |known| known.stalled.contains(&0));
+        session.wait("several stretches on channel 1", |known| {
+            known.homes.values().filter(|home| **home == 1).count() >= HUNGRY
+        });
+        source.outgoing.cancel().unwrap();
+    });
+    assert_eq!(end.unwrap_err().kind(), Kind::Cancelled);
+    source.runs_on("cancelled", &session);
+}
+
+#[test]
+fn a_pass_includes_the_pages_that_are_in_queues_when_the_walk_ends() {
+    /// Notes the pages of each pass.
+    struct Notes(Arc<Mutex<Vec<u64>>>);
+    impl Decider for Notes {
+        fn decide(&mut self, facts: &Facts) -> Decision {
+            if facts.moment != Moment::Synced {
+                return Next::GoOn.into();
+            }
+            let pages = facts.last_pass.map_or(0, |pass| pass.pages.0);
+            self.0.lock().unwrap().push(pages);
+            let expected = Duration::from_millis(1);
+            Next::SwitchOver { expected }.into()
+        }
+    }
+    for channels in [1, 2, 8] {
+        let source = Source::new(channels, Machine::default());
+        let passes = Arc::new(Mutex::new(Vec::new()));
+        let (end, _) = source.migrate(Notes(Arc::clone(&passes)), right, |_| ());
+        end.unwrap();
+        assert_eq!(*passes.lock().unwrap(), [PAGES], "{channels} channels");
+    }
+}
+
+#[test]
 fn a_cancel_is_prompt_with_every_queue_full() {
     for all in [false, true] {
         let source = Source::new(4, Machine::default());
