@@ -16,6 +16,7 @@ mod integrity;
 mod kvm_log;
 mod kvm_measure;
 mod limits;
+mod link;
 mod migration;
 mod proven;
 mod standstill;

@@ -10,6 +10,7 @@ pub mod fuzz;
 pub mod guest;
 pub mod hold;
 pub mod kinds;
+pub mod link;
 pub mod memory;
 pub mod pair;
 pub mod peer;
