@@ -2476,10 +2476,12 @@ typedef struct brant_params {
     /** sizeof(brant_params). */
     size_t size;
     /**
-     * The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300. It is
-     * a ceiling for the decision to switch over: not a promise, and not a target. When the
-     * remaining pages fit the limit, passes go on as long as the last pass made the rest smaller.
-     * So a guest that writes little stands still for much less.
+     * The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300. It is a
+     * ceiling and not a target. The guest is paused only when the whole downtime is expected to fit:
+     * the remaining pages, the device state, two round trips, and the operations of both VMMs as far
+     * as `expected_pause_us` and its neighbours state them. When it fits, passes go on as long as
+     * the last pass made the rest smaller. So a guest that writes little stands still for much less.
+     * When the parts without the pages exceed the limit, no pass helps. `overrun` then decides.
      */
     uint64_t downtime_limit_ms;
     /**
@@ -2499,6 +2501,25 @@ typedef struct brant_params {
      * `switchover_max_bandwidth`. This value is an estimate: it holds nothing back.
      */
     uint64_t switchover_bandwidth;
+    /**
+     * Source: how long `pause` will take at this side, microseconds, at most 3600000000; 0 when
+     * unknown. This and the next five fields count in the expected downtime. A part that is unknown
+     * counts as zero, so the guest may stand still for longer than the limit by that part.
+     */
+    uint64_t expected_pause_us;
+    /** Source: how long `save` will take at this side, as `expected_pause_us`. */
+    uint64_t expected_save_us;
+    /**
+     * Source: how long `load` and `loaded` will take at the destination, for all blobs together, as
+     * `expected_pause_us`.
+     */
+    uint64_t expected_load_us;
+    /** Source: how long `release` will take at this side, as `expected_pause_us`. */
+    uint64_t expected_release_us;
+    /** Source: how long `run` will take at the destination, as `expected_pause_us`. */
+    uint64_t expected_run_us;
+    /** Source: how many bytes of device state `save` will put, at most 1 TiB; 0 when unknown. */
+    uint64_t expected_state_bytes;
     /**
      * The longest that a migration may take, milliseconds, 1 to 30 days; BRANT_NO_LIMIT. At the
      * source it counts from the start to the switchover, default one hour. At the destination it
@@ -2577,9 +2598,22 @@ typedef struct brant_params {
     uint32_t prefault;
     /** BRANT_BALLOONED_*: whether ballooned pages are sent. */
     uint32_t ballooned;
-    /** 0. */
-    uint32_t reserved;
+    /** Source: BRANT_OVERRUN_*: what becomes of a migration whose downtime limit cannot be kept. */
+    uint32_t overrun;
 } brant_params;
+
+/**
+ * In `brant_params.overrun`, the default: a migration whose downtime limit cannot be kept fails with
+ * BRANT_E_NOT_CONVERGED, and the guest runs on. The message names the part that alone exceeds the
+ * limit. Example: with a round trip of 100 ms and a limit of 50 ms the migration ends before the
+ * first page is sent.
+ */
+#define BRANT_OVERRUN_FAIL 0
+/**
+ * In `brant_params.overrun`: when the parts without the pages exceed the limit, the limit counts for
+ * the pages alone, and the guest stands still for longer.
+ */
+#define BRANT_OVERRUN_CARRY_ON 1
 
 /**
  * In `brant_params.compression`, the default: pages are sent as they are. A destination takes
@@ -2740,7 +2774,8 @@ typedef struct brant_params {
 /**
  * The figures of a migration, at either side. Times are nanoseconds, sizes bytes, pages 4 KiB.
  * Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
- * `unacknowledged_pages`, `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_ns`,
+ * `unacknowledged_pages`, `unacknowledged_bytes`, `throughput`, `bandwidth`,
+ * `switchover_bandwidth`, `round_trip_ns`, `dirty_pages_per_second`, `time_left_ns`,
  * `expected_downtime_ns` and `sync_ns`. All others only grow. (`state` is a name and not a figure:
  * it goes from BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
  * `brant_outgoing_resolve` cannot resume the guest.)
@@ -2791,6 +2826,11 @@ typedef struct brant_stats {
     /** Pages sent that the destination has not acknowledged. Source only. */
     uint64_t unacknowledged_pages;
     /**
+     * Bytes of pages sent that the destination has not acknowledged: they are in buffers on the way.
+     * Source only.
+     */
+    uint64_t unacknowledged_bytes;
+    /**
      * Of the data pages, those that went (came) compressed: `compressed_pages` times 4096 bytes
      * became `compressed_bytes`.
      */
@@ -2802,11 +2842,22 @@ typedef struct brant_stats {
     /** Bytes a second over the last second or so, everything included. */
     uint64_t throughput;
     /**
-     * Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN until enough
-     * was sent to measure it. `brant_params.switchover_bandwidth` and `switchover_max_bandwidth` do
+     * Bytes a second that the link carries, as measured by what the destination acknowledged;
+     * BRANT_UNKNOWN until enough was sent to measure it. `brant_params.switchover_bandwidth` and `switchover_max_bandwidth` do
      * not change it.
      */
     uint64_t bandwidth;
+    /**
+     * Bytes a second that `expected_downtime_ns` counts with: `brant_params.switchover_bandwidth`, or
+     * else `bandwidth`; at most `brant_params.switchover_max_bandwidth`. BRANT_UNKNOWN until one is
+     * known. Source only.
+     */
+    uint64_t switchover_bandwidth;
+    /**
+     * The time from a message to the destination's answer when nothing else is on its way.
+     * BRANT_UNKNOWN until it is measured, at the end of the first pass. Source only.
+     */
+    uint64_t round_trip_ns;
     /**
      * Pages a second that the guest wrote, as found by syncs that came when all pages of the sync
      * before had been sent. A page that was written many times between two syncs counts once.
@@ -2820,18 +2871,37 @@ typedef struct brant_stats {
      */
     uint64_t time_left_ns;
     /**
-     * The downtime if the switchover came now: the last harvest of all logs, then sending the
-     * pending pages and the device state. The VMM's `pause`, `save`, `release`, `load` and `run`
-     * are not included, because brant does not know beforehand how long they take. BRANT_UNKNOWN
-     * before the first pass, and until a bandwidth is measured, `brant_params.switchover_bandwidth`
-     * states one, or a pass has ended.
+     * The downtime if the switchover came now: everything from the call of `pause` to the
+     * destination's word that the guest runs. The VMMs' operations and the size of the device state
+     * count as `brant_params` states them (`expected_pause_us` and so on), and as zero when nothing
+     * was stated or measured. BRANT_UNKNOWN before the first pass, and until a bandwidth is
+     * measured, `brant_params.switchover_bandwidth` states one, or a pass has ended.
      */
     uint64_t expected_downtime_ns;
     /**
-     * `expected_downtime_ns` as it was when the guest was about to be paused. Compare it with
-     * `last_sync_ns` and `last_send_ns`: `downtime_ns` includes the VMM's operations too. 0 before.
+     * `expected_downtime_ns` as it was when the guest was about to be paused, to compare with
+     * `downtime_ns`. 0 before. It does not change afterwards. Its parts follow; the part that was
+     * measured stands in brackets.
      */
     uint64_t promised_downtime_ns;
+    /** Of the promise: the VMM's `pause` (`pause_ns`). */
+    uint64_t promised_pause_ns;
+    /** Of the promise: the harvests of all logs (`last_sync_ns`). */
+    uint64_t promised_sync_ns;
+    /** Of the promise: the VMM's `save` (`save_ns`). */
+    uint64_t promised_save_ns;
+    /** Of the promise: sending the last pages (`memory_ns`). */
+    uint64_t promised_memory_ns;
+    /** Of the promise: sending the device state (`state_sent_ns`). */
+    uint64_t promised_state_ns;
+    /** Of the promise: the destination's `load` (`load_ns`). */
+    uint64_t promised_load_ns;
+    /** Of the promise: the waits for the destination's answers (`round_trips_ns`). */
+    uint64_t promised_round_trips_ns;
+    /** Of the promise: the VMM's `release` (`release_ns`). */
+    uint64_t promised_release_ns;
+    /** Of the promise: the destination's `run` (`run_ns`). */
+    uint64_t promised_run_ns;
     /**
      * How long the guest stood still: from the call of `pause` to the destination's word that the
      * guest runs, or else to the return of `resume`. 0 before. When the guest still stands
@@ -2842,7 +2912,7 @@ typedef struct brant_stats {
     uint64_t pause_ns;
     /** Of the downtime: the VMM's `save`. */
     uint64_t save_ns;
-    /** Of the downtime: the last harvest of all logs. */
+    /** Of the downtime: the harvests of all logs. */
     uint64_t last_sync_ns;
     /** Of the downtime: sending the last pages and the state. */
     uint64_t last_send_ns;
@@ -2856,6 +2926,24 @@ typedef struct brant_stats {
     uint64_t load_ns;
     /** Destination: the VMM's `run` (told to the source). */
     uint64_t run_ns;
+    /**
+     * Of the downtime: how long the last pages were on the link. The time from the first of them to
+     * the destination's READY, less `load_ns` and a round trip, is divided between pages and device
+     * state by their bytes. Source only.
+     */
+    uint64_t memory_ns;
+    /** Of the downtime: how long the device state was on the link. Source only. */
+    uint64_t state_sent_ns;
+    /**
+     * Of the downtime: the two round trips that the answers READY and RUNNING took. Source only.
+     */
+    uint64_t round_trips_ns;
+    /**
+     * How much longer than the downtime limit the guest stood still, after a migration that
+     * completed; 0 when the limit was kept. A BRANT_EVENT_WARNING says which parts took longer than
+     * promised. Source only.
+     */
+    uint64_t overrun_ns;
     /** Pages sent while the guest was paused. */
     uint64_t last_pages;
     /** Bytes of device state. */

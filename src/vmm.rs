@@ -50,6 +50,9 @@ pub enum EventKind {
     /// The source handed the guest over, and no answer came. The guest stays paused until the VMM
     /// resolves the migration.
     Unanswered = 6,
+    /// Source: about the time in which the guest stands still. The downtime was longer than the
+    /// limit: the message says which parts took longer than promised.
+    Downtime = 8,
 }
 
 /// Something that happened, told through [`Vmm::event`].

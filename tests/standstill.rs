@@ -312,12 +312,15 @@ fn behind_a_cap_a_guest_that_fits_the_link_is_switched_over() {
 // --- figures --------------------------------------------------------------------------------
 
 /// Fields that tell the present state.
-const MAY_FALL: [&str; 9] = [
+const MAY_FALL: [&str; 12] = [
     "total_bytes",
     "remaining_bytes",
     "unacknowledged_pages",
+    "unacknowledged_bytes",
     "throughput",
     "bandwidth",
+    "switchover_bandwidth",
+    "round_trip_ns",
     "dirty_pages_per_second",
     "time_left_ns",
     "expected_downtime_ns",
@@ -423,7 +426,7 @@ fn the_dirty_rate_and_the_time_left_are_unknown_through_the_first_pass() {
     let params = Params {
         max_bandwidth: Some(8 << 20),
         switchover_bandwidth: Some(8 << 20),
-        downtime_limit: MS,
+        downtime_limit: MS * 20,
         total_timeout: None,
         ..Params::default()
     };

@@ -55,6 +55,9 @@ pub const BRANT_EVENT_COMPLETED: u32 = 4;
 pub const BRANT_EVENT_FAILED: u32 = 5;
 /// The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`.
 pub const BRANT_EVENT_UNANSWERED: u32 = 6;
+/// Source: about the time in which the guest stands still. The downtime was longer than
+/// `brant_params.downtime_limit_ms`: the message says which parts took longer than promised.
+pub const BRANT_EVENT_DOWNTIME: u32 = 8;
 
 /// Something that happened. Valid during the callback only.
 #[repr(C)]
@@ -608,6 +611,7 @@ mod tests {
             (EventKind::Completed, BRANT_EVENT_COMPLETED),
             (EventKind::Failed, BRANT_EVENT_FAILED),
             (EventKind::Unanswered, BRANT_EVENT_UNANSWERED),
+            (EventKind::Downtime, BRANT_EVENT_DOWNTIME),
         ];
         for (kind, number) in events {
             assert_eq!(kind as u32, number);

@@ -3,7 +3,7 @@
 use super::error::invalid;
 use super::structs::{read, sized};
 use crate::error::Result;
-use crate::migrate::{Compression, PageChecksums, Params};
+use crate::migrate::{Compression, Operations, Overrun, PageChecksums, Params};
 use std::time::Duration;
 
 /// As the value of a time limit: no limit.
@@ -18,10 +18,12 @@ pub const BRANT_NO_LIMIT: u64 = 0xffff_ffff_ffff_ffff;
 pub struct brant_params {
     /// sizeof(brant_params).
     pub size: usize,
-    /// The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300. It is
-    /// a ceiling for the decision to switch over: not a promise, and not a target. When the
-    /// remaining pages fit the limit, passes go on as long as the last pass made the rest smaller.
-    /// So a guest that writes little stands still for much less.
+    /// The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300. It is a
+    /// ceiling and not a target. The guest is paused only when the whole downtime is expected to fit:
+    /// the remaining pages, the device state, two round trips, and the operations of both VMMs as far
+    /// as `expected_pause_us` and its neighbours state them. When it fits, passes go on as long as
+    /// the last pass made the rest smaller. So a guest that writes little stands still for much less.
+    /// When the parts without the pages exceed the limit, no pass helps. `overrun` then decides.
     pub downtime_limit_ms: u64,
     /// Bytes a second that sending may use while the guest runs, all channels together, 64 KiB/s to
     /// 1 TiB/s; default no cap. In no second does brant give the kernel more than 2 % above the cap
@@ -36,6 +38,21 @@ pub struct brant_params {
     /// measured bandwidth; where `switchover_max_bandwidth` is less than that, with
     /// `switchover_max_bandwidth`. This value is an estimate: it holds nothing back.
     pub switchover_bandwidth: u64,
+    /// Source: how long `pause` will take at this side, microseconds, at most 3600000000; 0 when
+    /// unknown. This and the next five fields count in the expected downtime. A part that is unknown
+    /// counts as zero, so the guest may stand still for longer than the limit by that part.
+    pub expected_pause_us: u64,
+    /// Source: how long `save` will take at this side, as `expected_pause_us`.
+    pub expected_save_us: u64,
+    /// Source: how long `load` and `loaded` will take at the destination, for all blobs together, as
+    /// `expected_pause_us`.
+    pub expected_load_us: u64,
+    /// Source: how long `release` will take at this side, as `expected_pause_us`.
+    pub expected_release_us: u64,
+    /// Source: how long `run` will take at the destination, as `expected_pause_us`.
+    pub expected_run_us: u64,
+    /// Source: how many bytes of device state `save` will put, at most 1 TiB; 0 when unknown.
+    pub expected_state_bytes: u64,
     /// The longest that a migration may take, milliseconds, 1 to 30 days; BRANT_NO_LIMIT. At the
     /// source it counts from the start to the switchover, default one hour. At the destination it
     /// counts from the source's first record to the hand-over, default one day: waiting for a
@@ -92,9 +109,18 @@ pub struct brant_params {
     pub prefault: u32,
     /// BRANT_BALLOONED_*: whether ballooned pages are sent.
     pub ballooned: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Source: BRANT_OVERRUN_*: what becomes of a migration whose downtime limit cannot be kept.
+    pub overrun: u32,
 }
+
+/// In `brant_params.overrun`, the default: a migration whose downtime limit cannot be kept fails with
+/// BRANT_E_NOT_CONVERGED, and the guest runs on. The message names the part that alone exceeds the
+/// limit. Example: with a round trip of 100 ms and a limit of 50 ms the migration ends before the
+/// first page is sent.
+pub const BRANT_OVERRUN_FAIL: u32 = 0;
+/// In `brant_params.overrun`: when the parts without the pages exceed the limit, the limit counts for
+/// the pages alone, and the guest stands still for longer.
+pub const BRANT_OVERRUN_CARRY_ON: u32 = 1;
 
 /// In `brant_params.compression`, the default: pages are sent as they are. A destination takes
 /// compressed pages all the same.
@@ -173,12 +199,16 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
     }
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
-    if p.reserved != 0 {
-        return Err(invalid(format!(
-            "brant_params.reserved is {}, not 0",
-            p.reserved
-        )));
-    }
+    let overrun = match p.overrun {
+        BRANT_OVERRUN_FAIL => Overrun::Fail,
+        BRANT_OVERRUN_CARRY_ON => Overrun::CarryOn,
+        other => {
+            return Err(invalid(format!(
+                "brant_params.overrun is BRANT_OVERRUN_FAIL (0) or BRANT_OVERRUN_CARRY_ON (1), not \
+                 {other}"
+            )))
+        }
+    };
     if p.zero_copy > BRANT_ZERO_COPY_ON {
         return Err(invalid(format!(
             "brant_params.zero_copy is BRANT_ZERO_COPY_OFF (0) or BRANT_ZERO_COPY_ON (1), not {}",
@@ -224,6 +254,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         ms => Duration::from_millis(ms),
     };
     let some = |value: u64| (value != 0).then_some(value);
+    let micros = |value: u64| some(value).map(Duration::from_micros);
     let total = |value: u64, default: Option<Duration>| match value {
         0 => default,
         BRANT_NO_LIMIT => None,
@@ -233,6 +264,15 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         downtime_limit: ms(p.downtime_limit_ms, d.downtime_limit),
         max_bandwidth: some(p.max_bandwidth),
         switchover_bandwidth: some(p.switchover_bandwidth),
+        expected: Operations {
+            pause: micros(p.expected_pause_us),
+            save: micros(p.expected_save_us),
+            load: micros(p.expected_load_us),
+            release: micros(p.expected_release_us),
+            run: micros(p.expected_run_us),
+            state_bytes: some(p.expected_state_bytes),
+        },
+        overrun,
         total_timeout: total(p.total_timeout_ms, d.total_timeout),
         incoming_timeout: total(p.total_timeout_ms, d.incoming_timeout),
         connect_timeout: ms(p.connect_timeout_ms, d.connect_timeout),

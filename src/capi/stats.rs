@@ -77,7 +77,8 @@ pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
 
 /// The figures of a migration, at either side. Times are nanoseconds, sizes bytes, pages 4 KiB.
 /// Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
-/// `unacknowledged_pages`, `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_ns`,
+/// `unacknowledged_pages`, `unacknowledged_bytes`, `throughput`, `bandwidth`,
+/// `switchover_bandwidth`, `round_trip_ns`, `dirty_pages_per_second`, `time_left_ns`,
 /// `expected_downtime_ns` and `sync_ns`. All others only grow. (`state` is a name and not a figure:
 /// it goes from BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
 /// `brant_outgoing_resolve` cannot resume the guest.)
@@ -120,6 +121,9 @@ pub struct brant_stats {
     pub hole_pages: u64,
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
+    /// Bytes of pages sent that the destination has not acknowledged: they are in buffers on the way.
+    /// Source only.
+    pub unacknowledged_bytes: u64,
     /// Of the data pages, those that went (came) compressed: `compressed_pages` times 4096 bytes
     /// became `compressed_bytes`.
     pub compressed_pages: u64,
@@ -129,10 +133,17 @@ pub struct brant_stats {
     pub elapsed_ns: u64,
     /// Bytes a second over the last second or so, everything included.
     pub throughput: u64,
-    /// Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN until enough
-    /// was sent to measure it. `brant_params.switchover_bandwidth` and `switchover_max_bandwidth` do
+    /// Bytes a second that the link carries, as measured by what the destination acknowledged;
+    /// BRANT_UNKNOWN until enough was sent to measure it. `brant_params.switchover_bandwidth` and `switchover_max_bandwidth` do
     /// not change it.
     pub bandwidth: u64,
+    /// Bytes a second that `expected_downtime_ns` counts with: `brant_params.switchover_bandwidth`, or
+    /// else `bandwidth`; at most `brant_params.switchover_max_bandwidth`. BRANT_UNKNOWN until one is
+    /// known. Source only.
+    pub switchover_bandwidth: u64,
+    /// The time from a message to the destination's answer when nothing else is on its way.
+    /// BRANT_UNKNOWN until it is measured, at the end of the first pass. Source only.
+    pub round_trip_ns: u64,
     /// Pages a second that the guest wrote, as found by syncs that came when all pages of the sync
     /// before had been sent. A page that was written many times between two syncs counts once.
     /// BRANT_UNKNOWN before the first such sync, so during the whole first pass.
@@ -141,15 +152,34 @@ pub struct brant_stats {
     /// while one of the rates is unknown, when the link is not clearly faster than the guest, and
     /// after a failure.
     pub time_left_ns: u64,
-    /// The downtime if the switchover came now: the last harvest of all logs, then sending the
-    /// pending pages and the device state. The VMM's `pause`, `save`, `release`, `load` and `run`
-    /// are not included, because brant does not know beforehand how long they take. BRANT_UNKNOWN
-    /// before the first pass, and until a bandwidth is measured, `brant_params.switchover_bandwidth`
-    /// states one, or a pass has ended.
+    /// The downtime if the switchover came now: everything from the call of `pause` to the
+    /// destination's word that the guest runs. The VMMs' operations and the size of the device state
+    /// count as `brant_params` states them (`expected_pause_us` and so on), and as zero when nothing
+    /// was stated or measured. BRANT_UNKNOWN before the first pass, and until a bandwidth is
+    /// measured, `brant_params.switchover_bandwidth` states one, or a pass has ended.
     pub expected_downtime_ns: u64,
-    /// `expected_downtime_ns` as it was when the guest was about to be paused. Compare it with
-    /// `last_sync_ns` and `last_send_ns`: `downtime_ns` includes the VMM's operations too. 0 before.
+    /// `expected_downtime_ns` as it was when the guest was about to be paused, to compare with
+    /// `downtime_ns`. 0 before. It does not change afterwards. Its parts follow; the part that was
+    /// measured stands in brackets.
     pub promised_downtime_ns: u64,
+    /// Of the promise: the VMM's `pause` (`pause_ns`).
+    pub promised_pause_ns: u64,
+    /// Of the promise: the harvests of all logs (`last_sync_ns`).
+    pub promised_sync_ns: u64,
+    /// Of the promise: the VMM's `save` (`save_ns`).
+    pub promised_save_ns: u64,
+    /// Of the promise: sending the last pages (`memory_ns`).
+    pub promised_memory_ns: u64,
+    /// Of the promise: sending the device state (`state_sent_ns`).
+    pub promised_state_ns: u64,
+    /// Of the promise: the destination's `load` (`load_ns`).
+    pub promised_load_ns: u64,
+    /// Of the promise: the waits for the destination's answers (`round_trips_ns`).
+    pub promised_round_trips_ns: u64,
+    /// Of the promise: the VMM's `release` (`release_ns`).
+    pub promised_release_ns: u64,
+    /// Of the promise: the destination's `run` (`run_ns`).
+    pub promised_run_ns: u64,
     /// How long the guest stood still: from the call of `pause` to the destination's word that the
     /// guest runs, or else to the return of `resume`. 0 before. When the guest still stands
     /// (unanswered, or not resumed), the time ends when that was known.
@@ -158,7 +188,7 @@ pub struct brant_stats {
     pub pause_ns: u64,
     /// Of the downtime: the VMM's `save`.
     pub save_ns: u64,
-    /// Of the downtime: the last harvest of all logs.
+    /// Of the downtime: the harvests of all logs.
     pub last_sync_ns: u64,
     /// Of the downtime: sending the last pages and the state.
     pub last_send_ns: u64,
@@ -172,6 +202,18 @@ pub struct brant_stats {
     pub load_ns: u64,
     /// Destination: the VMM's `run` (told to the source).
     pub run_ns: u64,
+    /// Of the downtime: how long the last pages were on the link. The time from the first of them to
+    /// the destination's READY, less `load_ns` and a round trip, is divided between pages and device
+    /// state by their bytes. Source only.
+    pub memory_ns: u64,
+    /// Of the downtime: how long the device state was on the link. Source only.
+    pub state_sent_ns: u64,
+    /// Of the downtime: the two round trips that the answers READY and RUNNING took. Source only.
+    pub round_trips_ns: u64,
+    /// How much longer than the downtime limit the guest stood still, after a migration that
+    /// completed; 0 when the limit was kept. A BRANT_EVENT_DOWNTIME says which parts took longer than
+    /// promised. Source only.
+    pub overrun_ns: u64,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
     /// Bytes of device state.
@@ -325,15 +367,27 @@ impl From<&Stats> for brant_stats {
             zero_pages: s.zero_pages,
             hole_pages: s.hole_pages,
             unacknowledged_pages: s.unacknowledged_pages,
+            unacknowledged_bytes: s.unacknowledged_bytes,
             compressed_pages: s.compressed_pages,
             compressed_bytes: s.compressed_bytes,
             elapsed_ns: nanos(s.elapsed),
             throughput: s.throughput,
             bandwidth: s.bandwidth.unwrap_or(BRANT_UNKNOWN),
+            switchover_bandwidth: s.switchover_bandwidth.unwrap_or(BRANT_UNKNOWN),
+            round_trip_ns: s.round_trip.map_or(BRANT_UNKNOWN, nanos),
             dirty_pages_per_second: s.dirty_pages_per_second.unwrap_or(BRANT_UNKNOWN),
             time_left_ns: s.time_left.map_or(BRANT_UNKNOWN, nanos),
             expected_downtime_ns: s.expected_downtime.map_or(BRANT_UNKNOWN, nanos),
             promised_downtime_ns: s.promised_downtime.map_or(0, nanos),
+            promised_pause_ns: nanos(s.promised.pause),
+            promised_sync_ns: nanos(s.promised.sync),
+            promised_save_ns: nanos(s.promised.save),
+            promised_memory_ns: nanos(s.promised.memory),
+            promised_state_ns: nanos(s.promised.state),
+            promised_load_ns: nanos(s.promised.load),
+            promised_round_trips_ns: nanos(s.promised.round_trips),
+            promised_release_ns: nanos(s.promised.release),
+            promised_run_ns: nanos(s.promised.run),
             downtime_ns: s.downtime.map_or(0, nanos),
             pause_ns: s.pause.map_or(0, nanos),
             save_ns: s.save.map_or(0, nanos),
@@ -344,6 +398,10 @@ impl From<&Stats> for brant_stats {
             handover_ns: s.handover.map_or(0, nanos),
             load_ns: s.load.map_or(0, nanos),
             run_ns: s.run.map_or(0, nanos),
+            memory_ns: s.memory.map_or(0, nanos),
+            state_sent_ns: s.state_sent.map_or(0, nanos),
+            round_trips_ns: s.round_trips.map_or(0, nanos),
+            overrun_ns: nanos(s.overrun),
             last_pages: s.last_pages,
             state_bytes: s.state_bytes,
             syncs: s.syncs,
@@ -382,7 +440,8 @@ mod tests {
         let unknown = brant_stats::from(&Stats::default());
         let rates = [unknown.bandwidth, unknown.dirty_pages_per_second];
         let times = [unknown.time_left_ns, unknown.expected_downtime_ns];
-        assert_eq!([rates, times], [[BRANT_UNKNOWN; 2]; 2]);
+        let used = [unknown.switchover_bandwidth, unknown.round_trip_ns];
+        assert_eq!([rates, times, used], [[BRANT_UNKNOWN; 2]; 3]);
         assert_eq!((unknown.downtime_ns, unknown.promised_downtime_ns), (0, 0));
         assert_eq!((unknown.pause_ns, unknown.error), (0, 0));
         let known = brant_stats::from(&Stats {

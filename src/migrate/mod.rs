@@ -36,6 +36,7 @@ pub use params::{Compression, PageChecksums, Params};
 pub use report::{LaneState, LaneStats, Stats, ZeroCopyState};
 pub use state::State;
 pub use steering::{Decider, Decision, Facts, FitsDowntime, Moment, Next, PassFacts};
+pub use steering::{Operations, Overrun, Parts, Verdict};
 #[doc(inline)]
 pub use switchover::destination::State as DestinationState;
 #[doc(inline)]

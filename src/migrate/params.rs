@@ -1,5 +1,6 @@
 //! The parameters of a migration and their limits, which are checked once, before anything starts.
 
+use super::steering::{FitsDowntime, Operations, Overrun};
 use crate::error::{Error, Kind, Result};
 use crate::page::compress::{LEVEL_MAX, LEVEL_MIN};
 use crate::runtime::{Limit, Timeout};
@@ -25,9 +26,12 @@ use std::time::{Duration, Instant};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params {
-    /// The longest that the guest shall stand still: 1 ms to 1 h; 300 ms. It is a ceiling for the
-    /// decision to switch over: not a promise, and not a target. When the rest fits, passes go on
-    /// as long as the last pass made the rest smaller.
+    /// The longest that the guest shall stand still: 1 ms to 1 h; 300 ms. It is a ceiling and not a
+    /// target. The guest is paused only when the whole downtime is expected to fit: the rest of the
+    /// pages, the device state, the round trips and the VMMs' operations
+    /// ([`Parts`](crate::migrate::Parts)). When it fits, passes go on as long as the last pass made
+    /// the rest smaller. A limit that the parts without the pages exceed is an error that names the
+    /// longest of them.
     pub downtime_limit: Duration,
     /// Bytes a second that sending may use while the guest runs, all connections together: 64 KiB/s
     /// to 1 TiB/s; `None`, no cap. In each second, the bytes that this kernel was given to send
@@ -40,6 +44,12 @@ pub struct Params {
     /// Bytes a second that the link will carry at the switchover, when the user knows that better
     /// than a measurement: 64 KiB/s to 1 TiB/s; `None`, as measured.
     pub switchover_bandwidth: Option<u64>,
+    /// Source: how long the VMMs' operations will take while the guest stands still, and the size of
+    /// the device state, as far as the VMM knows them beforehand; none. They count in the expected
+    /// downtime. Times up to 1 h; a size up to 1 TiB.
+    pub expected: Operations,
+    /// Source: what becomes of a migration whose downtime limit cannot be kept: it fails.
+    pub overrun: Overrun,
     /// Source: the longest that a migration may take, from its start to the switchover: 1 ms to 30
     /// days; 1 h. `None`, no limit. Every other wait of the migration ends with it too.
     pub total_timeout: Option<Duration>,
@@ -150,6 +160,8 @@ impl Default for Params {
             downtime_limit: Duration::from_millis(300),
             max_bandwidth: None,
             switchover_bandwidth: None,
+            expected: Operations::default(),
+            overrun: Overrun::Fail,
             total_timeout: Some(HOUR),
             incoming_timeout: Some(HOUR * 24),
             connect_timeout: Duration::from_secs(10),
@@ -343,6 +355,7 @@ impl Params {
                 time_within(name, total, HOUR * 24 * 30)?;
             }
         }
+        self.check_expected()?;
         time_within("the connect timeout", self.connect_timeout, HOUR)?;
         time_within("the I/O timeout", self.io_timeout, HOUR)?;
         time_within("the switchover timeout", self.switchover_timeout, HOUR)?;
@@ -370,6 +383,27 @@ impl Params {
             ));
         }
         Ok(())
+    }
+
+    /// The default decider, as these parameters want it.
+    pub(super) fn decider(&self) -> FitsDowntime {
+        FitsDowntime::new(self.downtime_limit, self.total_timeout).on_overrun(self.overrun)
+    }
+
+    fn check_expected(&self) -> Result<()> {
+        let expected = &self.expected;
+        for (name, time) in [
+            ("the expected time of `pause`", expected.pause),
+            ("the expected time of `save`", expected.save),
+            ("the expected time of `load`", expected.load),
+            ("the expected time of `release`", expected.release),
+            ("the expected time of `run`", expected.run),
+        ] {
+            let time = Words(time.unwrap_or_default());
+            within(name, time, Words(Duration::ZERO), Words(HOUR))?;
+        }
+        let bytes = expected.state_bytes.unwrap_or(0);
+        within("the expected size of the device state", bytes, 0, 1 << 40)
     }
 
     /// The level of zstd, the default where none is given.
@@ -490,6 +524,26 @@ mod tests {
                     ..d()
                 },
                 "the incoming timeout is 31 days; it can be 1 ms to 30 days",
+            ),
+            (
+                Params {
+                    expected: Operations {
+                        load: Some(HOUR * 2),
+                        ..Operations::default()
+                    },
+                    ..d()
+                },
+                "the expected time of `load` is 2 h; it can be 0 ms to 1 h",
+            ),
+            (
+                Params {
+                    expected: Operations {
+                        state_bytes: Some(1 << 41),
+                        ..Operations::default()
+                    },
+                    ..d()
+                },
+                "the expected size of the device state is 2199023255552; it can be 0 to",
             ),
             (
                 Params {

@@ -4,14 +4,17 @@
 //! decision how often the figures are renewed.
 
 use super::state::State;
+use super::steering::budget::{millis, ROUND_TRIPS};
+use super::steering::Parts;
 use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
 use serde::{Serialize, Serializer};
 use std::time::{Duration, Instant};
 
 /// The figures of a migration, at either side. Pages are 4 KiB. Figures of the present moment may
-/// fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`, `throughput`, `bandwidth`,
-/// `dirty_pages_per_second`, `time_left`, `expected_downtime` and `sync`. All others only grow.
+/// fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`, `unacknowledged_bytes`,
+/// `throughput`, `bandwidth`, `switchover_bandwidth`, `round_trip`, `dirty_pages_per_second`,
+/// `time_left`, `expected_downtime` and `sync`. All others only grow.
 ///
 /// `None` means that the figure is not known yet, or never known at this side.
 ///
@@ -60,6 +63,9 @@ pub struct Stats {
     pub hole_pages: u64,
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
+    /// Bytes of pages sent that the destination has not acknowledged: they are in buffers on the way.
+    /// Source only.
+    pub unacknowledged_bytes: u64,
     /// Of the data pages, those that were sent (received) compressed.
     pub compressed_pages: u64,
     /// The size of the compressed pages after compression, in bytes.
@@ -74,6 +80,13 @@ pub struct Stats {
     ///
     /// [`Params`]: crate::migrate::Params
     pub bandwidth: Option<u64>,
+    /// Bytes a second that the expected downtime counts with: the stated bandwidth, or else the
+    /// measured one; at most the cap of the switchover. `None` until one is known. Source only.
+    pub switchover_bandwidth: Option<u64>,
+    /// The time from a message to the destination's answer when nothing else is on its way. `None`
+    /// until it is measured, at the end of the first pass. Source only.
+    #[serde(rename = "round_trip_ns", serialize_with = "as_nanos_or_null")]
+    pub round_trip: Option<Duration>,
     /// Pages a second that the guest wrote. Only syncs before which every pending page had been
     /// sent count. A page that was written many times between two syncs counts once. `None` before
     /// the first such sync, so during the whole first pass.
@@ -92,6 +105,11 @@ pub struct Stats {
     /// The downtime that was expected when the guest was paused, to compare with `downtime`.
     #[serde(rename = "promised_downtime_ns", serialize_with = "as_nanos_or_0")]
     pub promised_downtime: Option<Duration>,
+    /// The parts of `promised_downtime`, when the decider is brant's own. Each stands beside what
+    /// happened: `pause`, `last_sync`, `save`, `memory`, `state_sent`, `load`, `round_trips`,
+    /// `release` and `run`. Zero before, and for a part that nobody stated or measured. Source only.
+    #[serde(flatten, serialize_with = "as_promised")]
+    pub promised: Parts,
     /// How long the guest stood still: from the call of `pause` to the destination's word that the
     /// guest runs, or to the return of `resume` after a failure. `None` before. When the guest
     /// still stands (unanswered, or not resumed), the time until this became known.
@@ -103,7 +121,7 @@ pub struct Stats {
     /// Of the downtime: the VMM's `save`.
     #[serde(rename = "save_ns", serialize_with = "as_nanos_or_0")]
     pub save: Option<Duration>,
-    /// Of the downtime: the last harvest of all logs.
+    /// Of the downtime: the harvests of all logs.
     #[serde(rename = "last_sync_ns", serialize_with = "as_nanos_or_0")]
     pub last_sync: Option<Duration>,
     /// Of the downtime: sending the last pages and the state.
@@ -124,6 +142,22 @@ pub struct Stats {
     /// Destination: the VMM's `run` (told to the source).
     #[serde(rename = "run_ns", serialize_with = "as_nanos_or_0")]
     pub run: Option<Duration>,
+    /// Of the downtime: how long the last pages were on the link. The time from the first of them to
+    /// READY, less `load` and a round trip, is divided between pages and device state by their bytes.
+    /// Source only.
+    #[serde(rename = "memory_ns", serialize_with = "as_nanos_or_0")]
+    pub memory: Option<Duration>,
+    /// Of the downtime: how long the device state was on the link. Source only.
+    #[serde(rename = "state_sent_ns", serialize_with = "as_nanos_or_0")]
+    pub state_sent: Option<Duration>,
+    /// Of the downtime: the round trips that READY and RUNNING took, as long as the hand-over's. Source
+    /// only.
+    #[serde(rename = "round_trips_ns", serialize_with = "as_nanos_or_0")]
+    pub round_trips: Option<Duration>,
+    /// How much longer than the downtime limit the guest stood still, after a migration that
+    /// completed. An event says which parts took longer than promised. Source only.
+    #[serde(rename = "overrun_ns", serialize_with = "as_nanos")]
+    pub overrun: Duration,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
     /// Bytes of device state.
@@ -236,6 +270,60 @@ impl Stats {
         serde_json::to_string(self).map_err(|e| Error::new(Kind::Internal, format!("JSON: {e}")))
     }
 
+    /// Divides what happened between `pause` and "running" into the parts that have no clock of their
+    /// own. `pages` is how many bytes were sent after the pause before the device state.
+    pub(super) fn account_for(&mut self, pages: u64) {
+        let known = |part: Option<Duration>| part.unwrap_or_default();
+        let trip = known(self.handover).saturating_sub(known(self.run));
+        let link = (known(self.last_send) + known(self.ready))
+            .saturating_sub(known(self.load))
+            .saturating_sub(trip);
+        let share = pages as f64 / (pages + self.state_bytes).max(1) as f64;
+        let memory = link.mul_f64(share.clamp(0.0, 1.0));
+        self.round_trips = Some(trip * ROUND_TRIPS);
+        self.memory = Some(memory);
+        self.state_sent = Some(link.saturating_sub(memory));
+    }
+
+    /// The parts of the downtime as they were.
+    fn parts(&self) -> Parts {
+        let known = |part: Option<Duration>| part.unwrap_or_default();
+        let mut parts = Parts::default();
+        parts.pause = known(self.pause);
+        parts.sync = known(self.last_sync);
+        parts.save = known(self.save);
+        parts.memory = known(self.memory);
+        parts.state = known(self.state_sent);
+        parts.load = known(self.load);
+        parts.round_trips = known(self.round_trips);
+        parts.release = known(self.release);
+        parts.run = known(self.run);
+        parts
+    }
+
+    /// Which parts of the downtime took longer than promised, the worst first, at most three.
+    pub(super) fn why_longer(&self) -> String {
+        let promised = self.promised.named();
+        let mut longer: Vec<_> = (self.parts().named().into_iter().zip(promised))
+            .map(|((name, took), (_, promised))| {
+                (took.saturating_sub(promised), name, took, promised)
+            })
+            .filter(|(more, ..)| !more.is_zero())
+            .collect();
+        longer.sort_unstable_by_key(|(more, ..)| std::cmp::Reverse(*more));
+        let words = longer.iter().take(3).map(|(_, name, took, promised)| {
+            format!(
+                "{name} took {}, promised were {}",
+                millis(*took),
+                millis(*promised)
+            )
+        });
+        match words.collect::<Vec<_>>() {
+            words if words.is_empty() => "no part took longer than promised".to_owned(),
+            words => words.join("; "),
+        }
+    }
+
     /// Computes the progress anew: the pages done, as a part of these and the pages that remain. It
     /// never falls.
     pub(super) fn advance(&mut self) {
@@ -341,6 +429,26 @@ fn as_nanos_or_null<S: Serializer>(
     to: S,
 ) -> std::result::Result<S::Ok, S::Error> {
     time.map(nanos).serialize(to)
+}
+
+fn as_promised<S: Serializer>(parts: &Parts, to: S) -> std::result::Result<S::Ok, S::Error> {
+    use serde::ser::SerializeMap;
+    let fields = [
+        ("promised_pause_ns", parts.pause),
+        ("promised_sync_ns", parts.sync),
+        ("promised_save_ns", parts.save),
+        ("promised_memory_ns", parts.memory),
+        ("promised_state_ns", parts.state),
+        ("promised_load_ns", parts.load),
+        ("promised_round_trips_ns", parts.round_trips),
+        ("promised_release_ns", parts.release),
+        ("promised_run_ns", parts.run),
+    ];
+    let mut map = to.serialize_map(Some(fields.len()))?;
+    for (name, part) in fields {
+        map.serialize_entry(name, &nanos(part))?;
+    }
+    map.end()
 }
 
 /// How often the figures are renewed and the VMM is notified.
@@ -456,6 +564,40 @@ mod tests {
     }
 
     #[test]
+    fn the_parts_of_a_downtime_are_what_was_measured_and_the_links_time_is_divided_by_bytes() {
+        let ms = |ms| Some(Duration::from_millis(ms));
+        let mut stats = Stats {
+            pause: ms(1),
+            last_sync: ms(2),
+            save: ms(3),
+            // 100 ms of pages, 300 ms of state, `load` and a round trip.
+            last_send: ms(250),
+            ready: ms(250),
+            load: ms(80),
+            release: ms(4),
+            // A round trip and `run`.
+            handover: ms(25),
+            run: ms(5),
+            state_bytes: 3_000_000,
+            ..Stats::default()
+        };
+        stats.account_for(1_000_000);
+        assert_eq!((stats.memory, stats.state_sent), (ms(100), ms(300)));
+        assert_eq!(stats.round_trips, ms(40));
+        let sum = stats.parts().total();
+        assert_eq!(sum, Duration::from_millis(1 + 2 + 3 + 500 + 4 + 25));
+        stats.promised.state = Duration::from_millis(310);
+        stats.promised.load = Duration::from_millis(10);
+        stats.promised.round_trips = Duration::from_millis(30);
+        stats.promised.memory = Duration::from_millis(100);
+        assert_eq!(
+            stats.why_longer(),
+            "`load` took 80.0 ms, promised were 10.0 ms; the round trips took 40.0 ms, promised \
+             were 30.0 ms; `run` took 5.0 ms, promised were 0.0 ms"
+        );
+    }
+
+    #[test]
     fn json_has_every_field_and_null_for_what_is_unknown() {
         let json = Stats::default().to_json().unwrap();
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -465,6 +607,8 @@ mod tests {
             "dirty_pages_per_second",
             "time_left_ns",
             "expected_downtime_ns",
+            "switchover_bandwidth",
+            "round_trip_ns",
         ];
         for (name, value) in value.as_object().unwrap() {
             match name.as_str() {
@@ -473,7 +617,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 52);
+        assert_eq!(value.as_object().unwrap().len(), 68);
     }
 
     #[test]

@@ -73,7 +73,7 @@ fn a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed() {
     inc.start(AcceptFrom::Connected(b)).unwrap();
     let decider = Scripted(|facts: &Facts| match facts.moment {
         Moment::Synced => panic!("planted"),
-        Moment::Walking => Next::GoOn,
+        _ => Next::GoOn,
     });
     out.start_with(ConnectTo::Connected(a), Box::new(decider))
         .unwrap();

@@ -2,10 +2,13 @@
 
 use crate::dirty::tracker::ConsumerStats;
 use crate::migrate::steering::bandwidth::{Bandwidth, DirtyRate};
+use crate::migrate::steering::delivery::{Carried, Delivery};
 use crate::migrate::steering::passes::Passes;
+use crate::migrate::steering::round_trip::RoundTrip;
 use crate::migrate::steering::PassFacts;
 use crate::units::{Pages, PAGE_SIZE};
 use crate::walk::Put;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// See the file's description.
@@ -13,14 +16,20 @@ use std::time::{Duration, Instant};
 pub(super) struct Course {
     pub(super) bandwidth: Bandwidth,
     pub(super) passes: Passes,
+    pub(super) round_trip: RoundTrip,
+    delivery: Delivery,
     dirtied: DirtyRate,
     this_pass: PassSoFar,
     last_pass: Option<PassFacts>,
     last_sync: Option<Instant>,
     /// The consumer's totals as of the last sync.
     tracked: ConsumerStats,
-    sync_time: Duration,
+    /// How long the last syncs took, the newest last.
+    sync_times: VecDeque<Duration>,
 }
+
+/// So many syncs tell how long the next one takes.
+const SYNCS: usize = 3;
 
 /// What the current pass has sent.
 #[derive(Debug, Default)]
@@ -50,6 +59,21 @@ impl Course {
         self.this_pass.pages += put.read_pages();
         self.this_pass.data += put.data_pages;
         self.this_pass.saved += put.delta_saved;
+    }
+
+    /// Something is being sent from `now` on, a time since the migration's start.
+    pub(super) fn sends(&mut self, now: Duration) {
+        self.delivery.begins(now);
+    }
+
+    /// At `now`, `acknowledged` is all that the destination has acknowledged. `on_the_way` says
+    /// whether more was sent.
+    pub(super) fn delivered(&mut self, now: Duration, acknowledged: Carried, on_the_way: bool) {
+        let trip = self.round_trip.estimate();
+        let found = self.delivery.seen(now, acknowledged, on_the_way, trip);
+        if let Some((bytes, time)) = found {
+            self.bandwidth.delivered(bytes, time);
+        }
     }
 
     /// A cap of the bandwidth made this pass wait.
@@ -91,7 +115,10 @@ impl Course {
             self.dirtied.found(found, since, all_sent);
         }
         self.last_sync = Some(now);
-        self.sync_time = took;
+        if self.sync_times.len() == SYNCS {
+            self.sync_times.pop_front();
+        }
+        self.sync_times.push_back(took);
         found
     }
 
@@ -109,9 +136,13 @@ impl Course {
         self.last_pass
     }
 
-    /// How long the last sync took.
+    /// How long the next sync will take: the median of the last three, or the shorter of two. One
+    /// sync may have waited for a busy machine.
     pub(super) fn sync_time(&self) -> Duration {
-        self.sync_time
+        let mut times: Vec<Duration> = self.sync_times.iter().copied().collect();
+        times.sort_unstable();
+        let middle = times.len().saturating_sub(1) / 2;
+        times.get(middle).copied().unwrap_or_default()
     }
 }
 

@@ -16,7 +16,8 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::common::{Common, Migration};
 use crate::migrate::control::{self, Blobs};
 use crate::migrate::report::{LaneState, LaneStats, ZeroCopyState, RENEW};
-use crate::migrate::steering::{Decider, Moment};
+use crate::migrate::steering::budget::millis;
+use crate::migrate::steering::{Decider, Moment, Operations};
 use crate::migrate::switchover::source::{Action, Event, State};
 use crate::migrate::switchover::window::MARGIN;
 use crate::migrate::work::Work;
@@ -27,7 +28,7 @@ use crate::vmm::EventKind;
 use crate::walk::{self, Outlet, Put, Walk, BATCH_PAGES};
 use crate::wire::{self, Record, Token};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The time between two looks at whether the removal of a block has ended.
@@ -78,7 +79,7 @@ pub(super) struct Leaving {
     /// Holds all lanes together to the cap on the bandwidth.
     pub(super) pacer: Arc<Pacer>,
     /// When `pause` was called.
-    pub(super) paused_at: OnceLock<Instant>,
+    pub(super) paused_at: Mutex<Option<Instant>>,
     /// A consumer of the caller's, which the migration uses instead of one of its own. Nobody else
     /// takes pages from it until the migration is over.
     pub(super) lent: Mutex<Option<Arc<Consumer>>>,
@@ -87,7 +88,12 @@ pub(super) struct Leaving {
 impl Leaving {
     /// How long the guest has stood still, when it was paused.
     pub(super) fn stood(&self) -> Option<Duration> {
-        self.paused_at.get().map(Instant::elapsed)
+        let paused_at = *self.paused_at();
+        paused_at.map(|at| at.elapsed())
+    }
+
+    fn paused_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.paused_at.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub(super) fn lent(&self) -> MutexGuard<'_, Option<Arc<Consumer>>> {
@@ -116,6 +122,12 @@ pub(super) struct Driver {
     /// Whether the VMM was told that pages are copied although zero-copy sending was asked for.
     told_copies: bool,
     course: Course,
+    /// How long the destination took to answer HELLO: a bound of the round trip.
+    greeted: Duration,
+    /// How long the operations of both VMMs take, as stated or measured.
+    operations: Operations,
+    /// Bytes that were sent after the pause, before the device state.
+    last_bytes: u64,
     /// The warnings of the last sync.
     warned: Vec<String>,
     blobs: Blobs,
@@ -160,13 +172,14 @@ impl Work for Driver {
             }
             Action::CallPause => {
                 let begun = Instant::now();
-                let _ = self.common.shared.guest.paused_at.set(begun);
+                *self.common.shared.guest.paused_at() = Some(begun);
                 let params = &self.common.shared.params;
                 self.switchover = params.switchover().from_now();
                 let pacer = &self.common.shared.guest.pacer;
                 pacer.override_rate(params.switchover_max_bandwidth);
                 self.common.vmm.call("pause", |vmm| vmm.pause())?;
                 self.common.stats.pause = Some(begun.elapsed());
+                self.operations.pause = self.common.stats.pause;
                 self.check_gate()?;
                 Some(Event::Paused)
             }
@@ -176,6 +189,8 @@ impl Work for Driver {
                 self.common.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
                 self.common.stats.save = Some(begun.elapsed());
                 self.common.stats.state_bytes = blobs.bytes();
+                self.operations.save = self.common.stats.save;
+                self.operations.state_bytes = Some(blobs.bytes());
                 self.blobs = blobs;
                 self.check_gate()?;
                 Some(Event::Saved)
@@ -247,6 +262,7 @@ impl Work for Driver {
                 self.common.stats.run = Some(Duration::from_micros(run?));
                 self.common.done = Some(Event::PeerRunning);
                 self.stood_until_now();
+                self.account_for();
                 self.common.done
             }
             Action::WaitOut => {
@@ -325,6 +341,7 @@ impl Driver {
         let route = to.route(shared.params.channels)?;
         let walk = Walk::over(shared.guest.tracker.memory())?;
         let lent = shared.guest.lent().clone();
+        let operations = shared.params.expected;
         Ok(Driver {
             lent: lent.is_some(),
             consumer: lent.unwrap_or_else(|| Arc::new(shared.guest.tracker.consumer())),
@@ -340,6 +357,9 @@ impl Driver {
             told_poisoned: 0,
             told_copies: false,
             course: Course::default(),
+            greeted: Duration::ZERO,
+            operations,
+            last_bytes: 0,
             warned: Vec::new(),
             blobs: Blobs::default(),
             switchover: Limit::never(),
@@ -436,14 +456,19 @@ impl Driver {
             self.common.shared.handle.publish(stats);
             return;
         }
-        if self.common.shared.guest.paused_at.get().is_none() {
-            // The cap of the switchover alone is no measure of the bandwidth: the link may be
-            // slower.
-            let link = measured.is_some() || facts.stated || facts.last_pass.is_some();
-            if stats.pass > 0 && link {
+        stats.unacknowledged_bytes = facts.unacknowledged.0;
+        stats.round_trip = facts.round_trip;
+        // The cap of the switchover alone is no measure of the bandwidth: the link may be slower.
+        let link = measured.is_some() || facts.stated;
+        stats.switchover_bandwidth = facts.bandwidth.filter(|_| link).map(|used| used as u64);
+        if self.common.shared.guest.stood().is_none() {
+            let parts = facts.parts();
+            if stats.pass > 0 && (link || facts.last_pass.is_some()) {
                 stats.expected_downtime = facts.expected_downtime().or(stats.expected_downtime);
             }
-            stats.predict(self.common.shared.params.downtime_limit, facts.bandwidth);
+            let fixed = parts.unwrap_or_default().fixed().total();
+            let limit = self.common.shared.params.downtime_limit;
+            stats.predict(limit.saturating_sub(fixed), facts.bandwidth);
         }
         stats.advance();
         self.common.shared.handle.publish(stats);
@@ -454,6 +479,26 @@ impl Driver {
         if let Some(stood) = self.common.shared.guest.stood() {
             self.common.stats.downtime = Some(stood);
         }
+    }
+
+    /// Divides the downtime into its parts, and tells the VMM when it was longer than the limit. By
+    /// now nothing can be undone, because the destination was ready.
+    fn account_for(&mut self) {
+        let limit = self.common.shared.params.downtime_limit;
+        let stats = &mut self.common.stats;
+        stats.account_for(self.last_bytes);
+        let stood = stats.downtime.unwrap_or_default();
+        let Some(over) = stood.checked_sub(limit).filter(|over| !over.is_zero()) else {
+            return;
+        };
+        stats.overrun = over;
+        let text = format!(
+            "the guest stood still for {}, {} longer than the downtime limit: {}",
+            millis(stood),
+            millis(over),
+            stats.why_longer()
+        );
+        self.common.vmm.event(EventKind::Downtime, text);
     }
 
     /// What ends a wait for the destination: a cancel, or an error on another channel.
@@ -620,6 +665,7 @@ impl Driver {
             .within(self.switchover)
             .of("the last pages");
         let before = self.pages_sent();
+        let bytes = self.sent();
         self.walk.restart();
         let mut batch_pages = BATCH_PAGES;
         // Until two walks in a row find nothing: the first of them may have begun in the middle of
@@ -632,7 +678,7 @@ impl Driver {
                 Err(e) => return Err(self.explain(e)),
             }
         }
-        let result = self.send_end(&io).map_err(|e| self.explain(e));
+        let result = self.send_end(bytes, &io).map_err(|e| self.explain(e));
         self.common.stats.last_send = Some(begun.elapsed());
         self.common.stats.last_pages = self.pages_sent() - before;
         result
@@ -643,8 +689,9 @@ impl Driver {
         put.data_pages + put.zero_pages
     }
 
-    fn send_end(&mut self, io: &Io<'_>) -> Result<()> {
+    fn send_end(&mut self, before: u64, io: &Io<'_>) -> Result<()> {
         self.sending(io)?.2.finish()?;
+        self.last_bytes = self.sent().saturating_sub(before);
         // The destination needs the limit before its READY: from that record on it counts the time
         // in which a hand-over counts.
         let limit = self.common.shared.params.handover_timeout;

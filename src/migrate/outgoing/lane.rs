@@ -15,6 +15,7 @@ use crate::memory::access::{self, Access};
 use crate::migrate::control::{self, Blobs, TELL};
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::{self, Params};
+use crate::migrate::steering::delivery::Carried;
 use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::Put;
 use crate::wire::Record;
@@ -116,6 +117,16 @@ impl Lane {
         self.ledger.unacknowledged()
     }
 
+    /// See [`Ledger::delivered`].
+    pub(super) fn delivered(&self) -> Carried {
+        self.ledger.delivered()
+    }
+
+    /// See [`Ledger::on_the_way`].
+    pub(super) fn on_the_way(&self) -> u64 {
+        self.ledger.on_the_way()
+    }
+
     /// See [`Ledger::silent_since`].
     pub(super) fn silent_since(&self) -> Option<Instant> {
         self.ledger.silent_since()
@@ -205,7 +216,7 @@ impl Lane {
                     // acknowledged.
                     taken.unpin();
                     let (data, zero) = (put.data_pages, put.zero_pages);
-                    self.ledger.sent(taken, count, data, zero);
+                    self.ledger.sent(taken, count, data, zero, carried(&put));
                 }
                 return Err(error);
             }
@@ -228,7 +239,7 @@ impl Lane {
         let _planted = crate::migrate::planted::point("the ledger");
         taken.unpin();
         self.ledger
-            .sent(taken, count, put.data_pages, put.zero_pages);
+            .sent(taken, count, put.data_pages, put.zero_pages, carried(&put));
         self.put += put;
         if rest.is_none() {
             self.encoder.sent(&put, self.channel.held(), put.time);
@@ -382,6 +393,15 @@ impl Lane {
     /// Ends the connection.
     pub(super) fn close(&self) {
         let _ = self.channel.shutdown();
+    }
+}
+
+/// What the link carries of a batch.
+fn carried(put: &Put) -> Carried {
+    Carried {
+        bytes: put.carried(),
+        read: put.read_pages(),
+        whole: put.data_pages - put.delta_pages,
     }
 }
 

@@ -24,6 +24,7 @@ use crate::migrate::control::TELL;
 use crate::migrate::failure::{Cause, Failure};
 use crate::migrate::params::Params;
 use crate::migrate::report::{LaneState, LaneStats};
+use crate::migrate::steering::delivery::Carried;
 use crate::runtime::{wait_ready_or, Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::{Outlet, Put};
 use std::sync::Arc;
@@ -215,6 +216,19 @@ impl Lanes {
     /// How many pages were sent and are not acknowledged.
     pub(super) fn unacknowledged(&self) -> u64 {
         self.figures().map(|lane| lane.unacknowledged).sum()
+    }
+
+    /// All that was acknowledged on all lanes.
+    pub(super) fn delivered(&self) -> Carried {
+        self.figures().fold(Carried::default(), |mut all, lane| {
+            all += lane.delivered;
+            all
+        })
+    }
+
+    /// Bytes of pages that were sent and are not acknowledged.
+    pub(super) fn on_the_way(&self) -> u64 {
+        self.figures().map(|lane| lane.on_the_way).sum()
     }
 
     /// The longest time, over all lanes, for which the destination has had markers to acknowledge

@@ -4,14 +4,18 @@
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
+use crate::migrate::steering::delivery::Carried;
 use crate::wire::{Marker, MARKER_FLAG_FINAL};
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// After this many pages a marker is due, so that the account stays short.
 const MARKER_PAGES: u64 = 16 << 10;
 /// After this many runs a marker is due as well.
 const MARKER_RUNS: usize = 4096;
+/// After this time a marker is due when anything was sent. On a slow link, acknowledgements thus come
+/// often enough to measure it.
+const MARKER_TIME: Duration = Duration::from_millis(100);
 
 /// See the file's description. When it is dropped, pages that were not acknowledged are put back.
 #[derive(Debug)]
@@ -19,13 +23,18 @@ pub(super) struct Ledger {
     /// The last marker, and what the next one will say: the totals of all that was sent so far.
     marker: Marker,
     /// Each batch of sent pages, with the number of the first marker behind it.
-    lots: VecDeque<(u64, Taken)>,
+    lots: VecDeque<(u64, Taken, Carried)>,
     /// How many pages `lots` holds.
     pages: u64,
+    /// All that was sent, and all that was acknowledged.
+    loaded: Carried,
+    delivered: Carried,
     /// The newest marker that was acknowledged.
     acknowledged: u64,
     /// Pages and runs sent since the last marker.
     since_marker: (u64, usize),
+    /// When the first page after the last marker was sent.
+    unmarked_since: Instant,
     /// The moment since which the destination has had markers to acknowledge and has acknowledged
     /// none.
     silent_since: Option<Instant>,
@@ -44,8 +53,11 @@ impl Ledger {
             },
             lots: VecDeque::new(),
             pages: 0,
+            loaded: Carried::default(),
+            delivered: Carried::default(),
             acknowledged: 0,
             since_marker: (0, 0),
+            unmarked_since: Instant::now(),
             silent_since: None,
         }
     }
@@ -56,17 +68,39 @@ impl Ledger {
         fallible::reserve_back(&mut self.lots, 1, "the account of what is sent")
     }
 
-    /// Records that pages have been sent in `records` records. [`Ledger::make_room`] has made the
-    /// room.
-    pub(super) fn sent(&mut self, taken: Taken, records: u64, data_pages: u64, zero_pages: u64) {
+    /// Records that pages have been sent in `records` records, and that the link carried `carried` for
+    /// them. [`Ledger::make_room`] has made the room.
+    pub(super) fn sent(
+        &mut self,
+        taken: Taken,
+        records: u64,
+        data_pages: u64,
+        zero_pages: u64,
+        carried: Carried,
+    ) {
         let pages = taken.pages().0;
         self.marker.records += records;
         self.marker.data_pages += data_pages;
         self.marker.zero_pages += zero_pages;
+        if self.since_marker.0 == 0 {
+            self.unmarked_since = Instant::now();
+        }
         self.since_marker.0 += pages;
         self.since_marker.1 += taken.run_count();
         self.pages += pages;
-        self.lots.push_back((self.marker.number + 1, taken));
+        self.loaded += carried;
+        self.lots
+            .push_back((self.marker.number + 1, taken, carried));
+    }
+
+    /// All that the destination has acknowledged so far.
+    pub(super) fn delivered(&self) -> Carried {
+        self.delivered
+    }
+
+    /// Bytes that were sent and are not acknowledged.
+    pub(super) fn on_the_way(&self) -> u64 {
+        self.loaded.bytes - self.delivered.bytes
     }
 
     /// How many pages were sent and are not acknowledged.
@@ -88,7 +122,9 @@ impl Ledger {
     /// Whether so much was sent since the last marker that another is due.
     pub(super) fn marker_is_due(&self) -> bool {
         let (pages, runs) = self.since_marker;
-        pages >= MARKER_PAGES || runs >= MARKER_RUNS
+        pages >= MARKER_PAGES
+            || runs >= MARKER_RUNS
+            || pages > 0 && self.unmarked_since.elapsed() >= MARKER_TIME
     }
 
     /// Makes the next marker. The destination acknowledges the marker when everything before it is
@@ -119,9 +155,10 @@ impl Ledger {
             ));
         }
         self.acknowledged = number;
-        while self.lots.front().is_some_and(|(n, _)| *n <= number) {
-            if let Some((_, taken)) = self.lots.pop_front() {
+        while self.lots.front().is_some_and(|(n, ..)| *n <= number) {
+            if let Some((_, taken, carried)) = self.lots.pop_front() {
                 self.pages -= taken.pages().0;
+                self.delivered += carried;
                 taken.delivered();
             }
         }
@@ -133,5 +170,6 @@ impl Ledger {
     pub(super) fn give_up(&mut self) {
         self.lots.clear();
         self.pages = 0;
+        self.loaded = self.delivered;
     }
 }

@@ -30,7 +30,7 @@ use crate::migrate::callbacks::check_not_inside;
 use crate::migrate::common::Migration;
 use crate::migrate::params::{check_max_bandwidth, Params};
 use crate::migrate::report::LaneStats;
-use crate::migrate::steering::{Decider, FitsDowntime};
+use crate::migrate::steering::Decider;
 use crate::migrate::switchover::source::{step, Action, Event, Resolution, State};
 use crate::migrate::watching::watching;
 use crate::migrate::work;
@@ -38,7 +38,7 @@ use crate::migrate::Blockers;
 use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
 use driver::{Driver, Leaving};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// A migration of the guest from this host to another. One object serves one migration.
@@ -139,7 +139,7 @@ impl Outgoing {
             tracker,
             blockers,
             pacer: Arc::new(Pacer::new(params.max_bandwidth)),
-            paused_at: OnceLock::new(),
+            paused_at: Mutex::default(),
             lent: Mutex::new(lent),
         };
         Ok(Outgoing {
@@ -163,13 +163,7 @@ impl Outgoing {
     /// [`Kind::State`] when the guest was handed over and not taken back, or has to be resolved.
     /// [`Kind::Busy`] when another migration of the same guest is in progress, in either direction.
     pub fn start(&self, to: ConnectTo) -> Result<()> {
-        self.start_with(
-            to,
-            Box::new(FitsDowntime::new(
-                self.shared.params.downtime_limit,
-                self.shared.params.total_timeout,
-            )),
-        )
+        self.start_with(to, Box::new(self.shared.params.decider()))
     }
 
     /// As [`Outgoing::start`], with a decider of the caller's.

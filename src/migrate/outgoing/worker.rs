@@ -12,6 +12,7 @@ use crate::memory::Memory;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::failure::{Cause, Failure};
 use crate::migrate::params::Params;
+use crate::migrate::steering::delivery::Carried;
 use crate::runtime::thread::{catch, spawn, Join, Role};
 use crate::runtime::{Recall, Wake};
 use crate::walk::Put;
@@ -27,6 +28,10 @@ pub(super) struct Figures {
     pub(super) sent: u64,
     /// How many pages were sent and are not acknowledged.
     pub(super) unacknowledged: u64,
+    /// All that was acknowledged.
+    pub(super) delivered: Carried,
+    /// Bytes that were sent and are not acknowledged.
+    pub(super) on_the_way: u64,
     /// The moment since which the destination has had markers and has acknowledged none.
     pub(super) silent_since: Option<Instant>,
     /// How long the lane had nothing to send.
@@ -45,6 +50,8 @@ impl Figures {
             put: lane.put(),
             sent: lane.sent(),
             unacknowledged: lane.unacknowledged(),
+            delivered: lane.delivered(),
+            on_the_way: lane.on_the_way(),
             silent_since: lane.silent_since(),
             idle: Duration::ZERO,
             waited: lane.waited(),

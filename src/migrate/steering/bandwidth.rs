@@ -1,10 +1,11 @@
-//! Two estimates: the link's bandwidth, from bytes sent and the time of sending; and the dirty
-//! rate, from the pages that syncs found. Pure.
+//! Two estimates: the link's bandwidth, from bytes delivered and the time of delivering; and the
+//! dirty rate, from the pages that syncs found. Pure.
 //!
-//! Only the time of sending counts, not that of a sync or of a scan for zero pages. A sync of a
-//! terabyte guest takes as long as thousands of pages. Several windows are remembered, so the
-//! newest does not decide alone. But a link that has just become slow must show at once, so the
-//! estimate is the lower of the long and the short view.
+//! Only the time counts in which something was on its way ([`super::delivery`]), not that of a sync
+//! or of a scan for zero pages. A sync of a terabyte guest takes as long as thousands of pages.
+//! Several windows are remembered, and their medians count: one window that stalled or burst changes
+//! nothing. But a link that has become slow must show soon, so the estimate is the lower of the long
+//! and the short view.
 //!
 //! A cap on the bandwidth hides the link. Sending at the cap shows only the cap, and the time in
 //! which a small batch leaves is that of a copy into the socket. So with a cap some batches are
@@ -16,14 +17,14 @@ use crate::units::Pages;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Length of a window, in time spent sending.
+/// Length of a window, in time in which something was on its way.
 const WINDOW: Duration = Duration::from_millis(100);
 /// How many windows, or timed batches, are remembered.
 const REMEMBERED: usize = 20;
 /// How many windows make the short view.
 const SHORT: usize = 3;
-/// Fewer bytes than this, sent in less than a window, do not measure the link. Many of them went
-/// into socket buffers at the speed of a copy; both ends' buffers have 10 MiB on a usual host.
+/// Fewer bytes than this, delivered in less than a window, do not measure the link: the time is
+/// mostly that of the two threads.
 const LEAST_BYTES: u64 = 32 << 20;
 /// After a timed batch no batch is timed for this many times as long, because the link is idle
 /// while the sender waits for an answer.
@@ -47,26 +48,29 @@ impl Samples {
         self.0.push_back(sample);
     }
 
-    /// Bytes a second: the lower of two rates, that of all samples with `current`, and that of the
-    /// newest ones. A sum that is not `enough` does not count.
-    fn rate(&self, current: Sample, enough: impl Fn(&Sample) -> bool) -> Option<f64> {
-        let rate = |samples: &mut dyn Iterator<Item = &Sample>| {
-            let sum = samples.fold(Sample::default(), |a, b| Sample {
-                bytes: a.bytes + b.bytes,
-                time: a.time + b.time,
-            });
-            (enough(&sum) && !sum.time.is_zero()).then(|| sum.bytes as f64 / sum.time.as_secs_f64())
-        };
-        let long = rate(&mut self.0.iter().chain([&current]));
-        let short = rate(&mut self.0.iter().rev().take(SHORT));
-        match (long, short) {
-            (Some(long), Some(short)) => Some(long.min(short)),
-            (long, short) => long.or(short),
-        }
+    /// Bytes a second: the lower of two medians, that of all samples and that of the newest ones.
+    fn rate(&self) -> Option<f64> {
+        let rates = |samples: &mut dyn Iterator<Item = &Sample>| median(samples.map(Sample::rate));
+        let long = rates(&mut self.0.iter());
+        let short = rates(&mut self.0.iter().rev().take(SHORT));
+        long.zip(short).map(|(long, short)| long.min(short))
     }
 }
 
-/// The estimate of the link's bandwidth. It is fed by [`Bandwidth::sent`] and, when there is a cap,
+impl Sample {
+    fn rate(&self) -> f64 {
+        self.bytes as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+}
+
+/// The median; the lower one of the two in the middle.
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len().checked_sub(1)? / 2).copied()
+}
+
+/// The estimate of the link's bandwidth. It is fed by [`Bandwidth::delivered`] and, when there is a cap,
 /// by [`Bandwidth::timed`].
 #[derive(Debug, Default, Clone)]
 pub struct Bandwidth {
@@ -78,8 +82,9 @@ pub struct Bandwidth {
 }
 
 impl Bandwidth {
-    /// Records that `bytes` went out in `time` spent sending, waits for a cap included.
-    pub fn sent(&mut self, bytes: u64, time: Duration) {
+    /// Records that `bytes` were acknowledged, and that something was on its way for `time` until
+    /// then. Waits for a cap are included.
+    pub fn delivered(&mut self, bytes: u64, time: Duration) {
         self.current.bytes += bytes;
         self.current.time += time;
         if self.current.time >= WINDOW {
@@ -102,11 +107,12 @@ impl Bandwidth {
 
     /// Bytes a second; `None` until enough was sent for an estimate.
     pub fn estimate(&self) -> Option<f64> {
-        let sent = self.windows.rate(self.current, |sum| {
-            sum.bytes >= LEAST_BYTES || sum.time >= WINDOW
-        });
+        let current = &self.current;
+        let enough = current.bytes >= LEAST_BYTES || current.time >= WINDOW;
+        let sent = self.windows.rate();
+        let sent = sent.or_else(|| enough.then(|| current.rate()));
+        let timed = self.timed.rate();
         // The link has reached both rates, so the higher one counts.
-        let timed = self.timed.rate(Sample::default(), |_| true);
         match (sent, timed) {
             (Some(sent), Some(timed)) => Some(sent.max(timed)),
             (sent, timed) => sent.or(timed),
@@ -163,7 +169,7 @@ mod tests {
     fn fed(windows: &[(u64, u64)]) -> Bandwidth {
         let mut b = Bandwidth::default();
         for &(bytes, ms) in windows {
-            b.sent(bytes, Duration::from_millis(ms));
+            b.delivered(bytes, Duration::from_millis(ms));
         }
         b
     }
@@ -187,12 +193,12 @@ mod tests {
     #[test]
     fn one_fast_window_does_not_raise_it_and_a_slow_link_is_believed_at_once() {
         let mut b = fed(&[(50 * MB, 100); 10]);
-        b.sent(500 * MB, Duration::from_millis(100));
+        b.delivered(500 * MB, Duration::from_millis(100));
         let steady = 500e6;
         assert!(b.estimate().unwrap() < 2.0 * steady);
         let mut b = fed(&[(100 * MB, 100); 20]);
         for _ in 0..SHORT {
-            b.sent(10 * MB, Duration::from_millis(100));
+            b.delivered(10 * MB, Duration::from_millis(100));
         }
         assert!(b.estimate().unwrap() <= 100e6 * 1.01);
     }
@@ -232,7 +238,7 @@ mod tests {
             if b.wants_timed(now) {
                 b.timed(now + took, batch, took);
             }
-            b.sent(batch, Duration::from_millis(50));
+            b.delivered(batch, Duration::from_millis(50));
         }
         let link = b.estimate().unwrap();
         // The time includes a round trip of 200 us. So the estimate is lower than the link, and far
@@ -243,7 +249,7 @@ mod tests {
         for i in 0..100u32 {
             let now = Duration::from_millis(50) * i;
             b.timed(now, batch, Duration::from_millis(90));
-            b.sent(batch, Duration::from_millis(50));
+            b.delivered(batch, Duration::from_millis(50));
         }
         assert!((b.estimate().unwrap() - 3e6).abs() < 1.0);
     }

@@ -3,8 +3,10 @@
 //! A [`Decider`] is shown [`Facts`] and answers with a [`Decision`]. It is asked at two
 //! moments: while a pass is being sent, whether to end it early with a sync, and right after
 //! a sync, what to do next. Everything that steers a migration comes through here: throttling
-//! the guest, deadlines and forecasts answer through the same [`Decision`].
+//! the guest, deadlines and forecasts answer through the same [`Decision`]. When the guest stands
+//! still, the decider may still have it resumed: that is its [`Verdict`].
 
+use super::operations::Operations;
 use crate::error::Error;
 use crate::units::{Bytes, Pages};
 use std::time::Duration;
@@ -17,6 +19,11 @@ pub enum Moment {
     /// Right after a sync. `remaining` includes every page written until then.
     #[default]
     Synced,
+    /// The guest stands still: right after the first sync that followed `pause`.
+    Paused,
+    /// The guest stands still and its state is saved: right after the last sync. `remaining` is all
+    /// that will be sent.
+    Saved,
 }
 
 /// A pass that has ended: everything that was sent in it is acknowledged.
@@ -52,6 +59,9 @@ pub struct Facts {
     pub total: Bytes,
     /// Bytes pending.
     pub remaining: Bytes,
+    /// Bytes of pages that were sent and that the destination has not acknowledged. They are in
+    /// buffers on the way, and still have to be delivered.
+    pub unacknowledged: Bytes,
     /// The last pass that sent anything and has ended.
     pub last_pass: Option<PassFacts>,
     /// Bytes a second that the link carries, as measured or as the user stated for the switchover.
@@ -65,68 +75,35 @@ pub struct Facts {
     pub dirty_rate: Option<f64>,
     /// How long the last sync took.
     pub sync_time: Duration,
-    /// Bytes of device state to expect; 0 when unknown.
-    pub state: Bytes,
+    /// The time from a message to its answer, when nothing else is on its way. `None` before a
+    /// measurement.
+    pub round_trip: Option<Duration>,
+    /// Whether `round_trip` was measured several times.
+    pub round_trip_certain: bool,
+    /// How long the operations of both VMMs take, and how large the device state is.
+    pub operations: Operations,
+    /// How long the guest has stood still; zero while it runs.
+    pub stood: Duration,
+    /// How many pauses were aborted so far.
+    pub aborted_pauses: u32,
 }
 
 impl Facts {
-    /// The downtime if the switchover came now: the last sync, then the rest and the state. The
-    /// time of the VMM's operations and of loading is not known beforehand and not included.
+    /// The downtime if the switchover came now: everything from the call of `pause` to "running".
+    /// [`Facts::parts`] has its parts.
     pub fn expected_downtime(&self) -> Option<Duration> {
-        Some(self.sync_time.saturating_add(self.sending()?))
-    }
-
-    /// The time to send the rest and the state while the guest stands still.
-    ///
-    /// The longer of two estimates counts. The first divides the bytes by the link's bandwidth. The
-    /// second takes the time a page from the last pass. The bandwidth alone misses zero pages,
-    /// which take no bandwidth but the destination's time. The last pass alone is one sample.
-    /// `None` as long as neither is known.
-    pub(super) fn sending(&self) -> Option<Duration> {
-        let last = self.last_pass.filter(|pass| pass.pages.0 > 0);
-        let similar = last.filter(|pass| self.resembles(pass));
-        let by_link = self.link().map(|bandwidth| {
-            // The next pages are expected to have the same share of zero pages as those of the last
-            // pass. The first pass does not count: it sent pages that the guest never touched.
-            let share = match similar {
-                Some(pass) if pass.number > 1 && !self.stated => {
-                    pass.data.0 as f64 / pass.pages.0 as f64
-                }
-                _ => 1.0,
-            };
-            (self.remaining.0 as f64 * share + self.state.0 as f64) / bandwidth
-        });
-        let by_pass = match by_link {
-            None => last,
-            Some(_) => similar.filter(|_| !self.stated),
-        };
-        let by_pass = by_pass.map(|pass| {
-            let bytes = self.remaining.0.saturating_add(self.state.0) as f64;
-            pass.time.as_secs_f64() * (bytes / pass.pages.bytes().0 as f64)
-        });
-        let longer = match (by_link, by_pass) {
-            (Some(link), Some(pass)) => Some(link.max(pass)),
-            (link, pass) => link.or(pass),
-        };
-        Some(seconds(longer?))
+        Some(self.stood.saturating_add(self.parts()?.total()))
     }
 
     /// The time that a further pass over the rest would take, a sync included.
     pub(super) fn further_pass(&self) -> Option<Duration> {
         let capped = self.cap.filter(|cap| *cap > 0.0);
         let capped = capped.map_or(0.0, |cap| self.remaining.0 as f64 / cap);
-        let sending = self.sending()?.max(seconds(capped));
-        Some(self.sync_time.saturating_add(sending))
-    }
-
-    fn link(&self) -> Option<f64> {
-        self.bandwidth.filter(|bandwidth| *bandwidth > 0.0)
-    }
-
-    /// Whether a pass was long enough to predict the time of the rest from it. A pass of three
-    /// pages measures a round trip only.
-    fn resembles(&self, pass: &PassFacts) -> bool {
-        pass.pages.bytes().0 >= self.remaining.0 / 4
+        let sending = self.sending_pages()?.max(seconds(capped));
+        let answered = self
+            .sync_time
+            .saturating_add(self.round_trip.unwrap_or_default());
+        Some(answered.saturating_add(sending))
     }
 }
 
@@ -163,6 +140,17 @@ impl From<Next> for Decision {
     fn from(next: Next) -> Self {
         Decision { next }
     }
+}
+
+/// The answer about a guest that stands still.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// Go through with the switchover.
+    GoThrough,
+    /// Abort the pause: the guest is resumed, and passes go on.
+    Resume,
+    /// Fail. The guest is resumed.
+    GiveUp(Error),
 }
 
 /// Steers a migration. Called on the migration's thread; must not block.
@@ -216,4 +204,13 @@ pub trait Decider: Send {
     /// Decides what to do next, given `facts`. A panic fails the migration with
     /// [`Kind::Vmm`](crate::Kind::Vmm) and a message that names the decider.
     fn decide(&mut self, facts: &Facts) -> Decision;
+
+    /// Judges a pause, given `facts` with [`Moment::Paused`] or [`Moment::Saved`]. Nothing has been
+    /// sent since the guest was paused, so the pause can still be aborted. Whoever does not
+    /// implement this goes through with every switchover. A panic fails the migration, as one in
+    /// [`Decider::decide`] does.
+    fn judge(&mut self, facts: &Facts) -> Verdict {
+        let _ = facts;
+        Verdict::GoThrough
+    }
 }

@@ -1,14 +1,20 @@
 //! The default decider, with a downtime limit and a total timeout. It switches over when the rest
 //! fits the limit. Pure.
 
-use super::facts::{Decider, Decision, Facts, Moment, Next};
+use super::budget::{millis, Parts, ROUND_TRIPS};
+use super::facts::{Decider, Decision, Facts, Moment, Next, Verdict};
 use crate::error::{Error, Kind};
 use crate::units::Pages;
 use std::time::Duration;
 
-/// The default decider. It switches over when the rest fits the downtime limit. Otherwise the
-/// migration goes on until its total timeout, and then ends with an error that says what was
-/// missing.
+/// The default decider. It switches over when the whole downtime fits the limit: the rest of the
+/// pages and every other part ([`Parts`]). Otherwise the migration goes on until its total timeout,
+/// and then ends with an error that says what was missing.
+///
+/// **A limit that cannot be kept ends the migration at once.** Further passes make the pages fewer
+/// and nothing else. So when the other parts alone exceed the limit, the error names the longest of
+/// them: a round trip of 100 ms keeps no limit of 50 ms. With [`Overrun::CarryOn`] the limit then
+/// counts for the pages alone.
 ///
 /// **The limit is a ceiling and not a target.** Example: an idle guest of 2 GiB fits a limit of 300
 /// ms when 700 MB of its first pass are left. Paused then, it would stand still while all of them
@@ -19,11 +25,36 @@ use std::time::Duration;
 pub struct FitsDowntime {
     limit: Duration,
     total: Option<Duration>,
+    slack: Duration,
+    overrun: Overrun,
+    /// How many syncs in a row have found that the fixed parts exceed the limit.
+    beyond: u32,
+    /// The guest is paused although the limit cannot be kept.
+    knowingly: bool,
     /// The current pass is sent although the rest fitted before it.
     further: bool,
     /// A pass after a fitting rest did not make the rest smaller, so no more such passes follow.
     settled: bool,
 }
+
+/// What becomes of a migration whose downtime limit cannot be kept. The numbers are part of the C
+/// ABI.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Overrun {
+    /// The migration fails and the guest runs on at the source.
+    #[default]
+    Fail = 0,
+    /// The guest is switched over and stands still for longer than the limit.
+    CarryOn = 1,
+}
+
+/// The most pauses that are aborted, because each one interrupts the guest.
+pub const ABORTED_PAUSES_MAX: u32 = 3;
+
+/// So many syncs in a row must find the fixed parts beyond the limit. One sync may have been slow
+/// because the machine was busy.
+const BEYOND: u32 = 3;
 
 /// A rest that takes less time than this is not made smaller, because hardly anybody notices the
 /// pause.
@@ -35,9 +66,87 @@ impl FitsDowntime {
         FitsDowntime {
             limit,
             total,
+            slack: Duration::ZERO,
+            overrun: Overrun::Fail,
+            beyond: 0,
+            knowingly: false,
             further: false,
             settled: false,
         }
+    }
+
+    /// A pause is aborted only when the downtime would exceed the limit by more than `slack`.
+    #[must_use]
+    pub fn with_slack(self, slack: Duration) -> Self {
+        FitsDowntime { slack, ..self }
+    }
+
+    /// Sets what becomes of a migration whose limit cannot be kept.
+    #[must_use]
+    pub fn on_overrun(self, overrun: Overrun) -> Self {
+        FitsDowntime { overrun, ..self }
+    }
+
+    /// Whether no answer of the destination can come within the limit, whatever remains.
+    fn too_far(&self, facts: &Facts) -> bool {
+        let trips = facts.round_trip.unwrap_or_default();
+        facts.round_trip_certain && trips.saturating_mul(ROUND_TRIPS) > self.limit
+    }
+
+    /// Counts the syncs that find the fixed parts beyond the limit. Returns whether these are enough
+    /// to say that the limit cannot be kept.
+    fn cannot_be_kept(&mut self, facts: &Facts, parts: &Parts) -> bool {
+        self.beyond = match parts.fixed().total() > self.limit {
+            true => self.beyond + 1,
+            false => 0,
+        };
+        self.beyond >= BEYOND || self.too_far(facts)
+    }
+
+    /// The error for a limit that the fixed parts alone exceed.
+    fn impossible(&self, facts: &Facts, parts: &Parts) -> Error {
+        let fixed = parts.fixed();
+        let (name, longest) = fixed.longest();
+        let limit = self.limit.as_millis();
+        let mut message = format!("the downtime limit of {limit} ms cannot be kept: ");
+        message += &match longest > self.limit {
+            true => format!("{name} alone take{} {}", plural(name), millis(longest)),
+            false => format!(
+                "what no further pass makes smaller takes {} ({})",
+                millis(fixed.total()),
+                fixed.describe()
+            ),
+        };
+        if let (true, Some(trip)) = (longest == fixed.round_trips, facts.round_trip) {
+            message += &format!(" ({ROUND_TRIPS} of {})", millis(trip));
+        }
+        if let (true, Some(bytes), Some(link)) = (
+            longest == fixed.state,
+            facts.operations.state_bytes,
+            facts.bandwidth,
+        ) {
+            let (bytes, link) = (bytes as f64 / 1e6, link / 1e6);
+            message += &format!(" ({bytes:.1} MB at {link:.1} MB/s)");
+        }
+        message += ". A higher downtime limit would do";
+        Error::new(Kind::NotConverged, message)
+    }
+
+    /// The error for a guest that stands still, and for longer than the limit if it is not resumed.
+    fn broken(&self, facts: &Facts, expected: Duration) -> Error {
+        let parts = facts.parts().unwrap_or_default();
+        Error::new(
+            Kind::NotConverged,
+            format!(
+                "the downtime limit of {} ms is not kept: {} pauses were aborted, and this one would \
+                 take {} ({} so far, then {}). A higher downtime limit or more slack would do",
+                self.limit.as_millis(),
+                facts.aborted_pauses,
+                millis(expected),
+                millis(facts.stood),
+                parts.describe()
+            ),
+        )
     }
 
     /// Judges a pass that was to make a fitting rest smaller. If it did not, no such pass is tried
@@ -53,7 +162,7 @@ impl FitsDowntime {
     /// If each pass makes the rest a quarter smaller, all passes together take four times the first
     /// rest. So the number of passes needs no other bound.
     fn worth_another(&self, facts: &Facts) -> bool {
-        let (Some(sending), Some(pass)) = (facts.sending(), facts.further_pass()) else {
+        let (Some(sending), Some(pass)) = (facts.sending_pages(), facts.further_pass()) else {
             return false;
         };
         let in_time = |total| facts.elapsed.saturating_add(pass.saturating_mul(2)) < total;
@@ -76,7 +185,8 @@ impl FitsDowntime {
         );
         match facts.bandwidth {
             Some(bandwidth) => {
-                let fits = mb(bandwidth * self.limit.saturating_sub(facts.sync_time).as_secs_f64());
+                let fixed = facts.parts().unwrap_or_default().fixed().total();
+                let fits = mb(bandwidth * self.limit.saturating_sub(fixed).as_secs_f64());
                 message += &format!(
                     "{fits:.1} MB fit the downtime limit of {limit} ms at {:.1} MB/s",
                     mb(bandwidth)
@@ -125,26 +235,69 @@ fn shrank(facts: &Facts) -> bool {
 impl Decider for FitsDowntime {
     fn decide(&mut self, facts: &Facts) -> Decision {
         let time_is_up = self.total.is_some_and(|total| facts.elapsed >= total);
+        let fails = self.overrun == Overrun::Fail;
         let next = match facts.moment {
             Moment::Walking if time_is_up => Next::GiveUp(self.shortfall(facts)),
+            Moment::Walking if fails && self.too_far(facts) => {
+                let round_trips = facts.round_trip.unwrap_or_default() * ROUND_TRIPS;
+                let parts = Parts {
+                    round_trips,
+                    ..Parts::default()
+                };
+                Next::GiveUp(self.impossible(facts, &parts))
+            }
             Moment::Walking => Next::GoOn,
-            Moment::Synced => {
+            Moment::Synced | Moment::Paused | Moment::Saved => {
                 self.settle(facts);
-                // An empty rest fits whatever the link does.
-                let empty = (facts.remaining.0 == 0).then_some(facts.sync_time);
-                match facts.expected_downtime().or(empty) {
-                    Some(expected) if expected <= self.limit => {
-                        self.further = self.worth_another(facts);
-                        match self.further {
-                            true => Next::GoOn,
-                            false => Next::SwitchOver { expected },
-                        }
+                let Some(parts) = facts.parts() else {
+                    return match time_is_up {
+                        true => Next::GiveUp(self.shortfall(facts)).into(),
+                        false => Next::GoOn.into(),
+                    };
+                };
+                let beyond = self.cannot_be_kept(facts, &parts);
+                if beyond && fails {
+                    return Next::GiveUp(self.impossible(facts, &parts)).into();
+                }
+                self.knowingly = beyond;
+                let counts = match beyond {
+                    true => parts.memory,
+                    false => parts.total(),
+                };
+                if counts <= self.limit {
+                    self.further = self.worth_another(facts);
+                    let expected = parts.total();
+                    match self.further {
+                        true => Next::GoOn,
+                        false => Next::SwitchOver { expected },
                     }
-                    _ if time_is_up => Next::GiveUp(self.shortfall(facts)),
-                    _ => Next::GoOn,
+                } else if time_is_up {
+                    Next::GiveUp(self.shortfall(facts))
+                } else {
+                    Next::GoOn
                 }
             }
         };
         next.into()
+    }
+
+    fn judge(&mut self, facts: &Facts) -> Verdict {
+        let most = self.limit.saturating_add(self.slack);
+        match facts.expected_downtime() {
+            Some(expected) if expected > most && !self.knowingly => match self.overrun {
+                _ if facts.aborted_pauses < ABORTED_PAUSES_MAX => Verdict::Resume,
+                Overrun::Fail => Verdict::GiveUp(self.broken(facts, expected)),
+                Overrun::CarryOn => Verdict::GoThrough,
+            },
+            _ => Verdict::GoThrough,
+        }
+    }
+}
+
+/// The ending of the verb behind a part's name: "`load` takes", "the round trips take".
+fn plural(name: &str) -> &'static str {
+    match name.starts_with("the ") {
+        true => "",
+        false => "s",
     }
 }

@@ -3,14 +3,20 @@
 
 #[doc(hidden)]
 pub mod bandwidth;
+pub mod budget;
 pub(super) mod compressing;
+pub(super) mod delivery;
 pub(super) mod delta_pays;
 pub mod facts;
 pub mod fits_downtime;
+pub mod operations;
 pub(super) mod passes;
+pub(super) mod round_trip;
 #[cfg(test)]
 mod tests;
 
+pub use budget::Parts;
 pub(super) use compressing::{Batch, Compressing};
-pub use facts::{Decider, Decision, Facts, Moment, Next, PassFacts};
-pub use fits_downtime::FitsDowntime;
+pub use facts::{Decider, Decision, Facts, Moment, Next, PassFacts, Verdict};
+pub use fits_downtime::{FitsDowntime, Overrun};
+pub use operations::Operations;

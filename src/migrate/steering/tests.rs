@@ -34,7 +34,7 @@ fn facts() -> Facts {
         cap: None,
         dirty_rate: Some(1000.0),
         sync_time: ms(10),
-        state: Bytes(0),
+        ..Facts::default()
     }
 }
 
@@ -66,17 +66,20 @@ fn a_rest_that_gets_no_smaller_is_taken_exactly_when_it_and_the_sync_fit_the_lim
         remaining: Bytes(bytes),
         last_pass: pass(3, bytes, bytes, ms(1)),
         sync_time: sync,
-        state: Bytes(state),
+        operations: Operations {
+            state_bytes: Some(state),
+            ..Operations::default()
+        },
         ..facts()
     };
-    let fits = decide(&steady(290_000_000, ms(10), 0));
+    let fits = decide(&steady(280_000_000, ms(10), 0));
     assert!(matches!(fits, Next::SwitchOver { expected } if expected.as_millis() == 300));
     let table = [
-        (290_000_000, ms(10), 0, true),
-        (291_000_000, ms(10), 0, false),
-        (100_000_000, ms(250), 0, false),
+        (280_000_000, ms(10), 0, true),
+        (281_000_000, ms(10), 0, false),
+        (100_000_000, ms(125), 0, false),
         (100_000_000, ms(10), 300_000_000, false),
-        (100_000_000, ms(10), 180_000_000, true),
+        (100_000_000, ms(10), 170_000_000, true),
     ];
     for (bytes, sync, state, fits) in table {
         let facts = steady(bytes, sync, state);
@@ -203,7 +206,7 @@ fn an_idle_guest_is_switched_over_after_one_pass_whatever_is_known_of_the_link()
                 ..facts()
             };
             let next = decide(&idle);
-            assert!(matches!(next, Next::SwitchOver { expected } if expected == ms(10)));
+            assert!(matches!(next, Next::SwitchOver { expected } if expected == ms(20)));
         }
     }
 }
@@ -218,7 +221,7 @@ fn without_a_known_bandwidth_the_last_pass_tells_how_long_the_rest_takes() {
     assert_eq!(decide(&unknown(None)), Next::GoOn);
     // Only zero pages, so no bandwidth will ever be known.
     let zeros = unknown(pass(3, 100_000_000, 0, ms(40)));
-    assert_eq!(zeros.expected_downtime().unwrap().as_millis(), 50);
+    assert_eq!(zeros.expected_downtime().unwrap().as_millis(), 60);
     assert!(switches_over(&zeros));
     // If the destination needs long for zero pages, they do not fit.
     let slow = unknown(pass(3, 100_000_000, 0, ms(400)));
@@ -228,31 +231,31 @@ fn without_a_known_bandwidth_the_last_pass_tells_how_long_the_rest_takes() {
 #[test]
 fn what_is_expected_is_the_longer_of_what_the_link_and_the_last_pass_say() {
     let expected = |facts: Facts| facts.expected_downtime().unwrap().as_millis();
-    // 10 ms for the sync, and the data at the link's rate, although the last pass was faster.
+    // 20 ms for the two syncs, and the data at the link's rate, although the last pass was faster.
     let fast = pass(3, 100_000_000, 100_000_000, ms(20));
     let link = Facts {
         last_pass: fast,
         ..facts()
     };
-    assert_eq!(expected(link), 110);
+    assert_eq!(expected(link), 120);
     // Zero pages take time at the destination, and no bandwidth.
     let zeros = Facts {
         last_pass: pass(3, 100_000_000, 0, ms(20)),
         ..facts()
     };
-    assert_eq!(expected(zeros), 30);
+    assert_eq!(expected(zeros), 40);
     // The first pass tells nothing about the guest's dirty rate.
     let first = Facts {
         last_pass: pass(1, 100_000_000, 0, ms(20)),
         ..facts()
     };
-    assert_eq!(expected(first), 110);
+    assert_eq!(expected(first), 120);
     // A pass of a few pages tells nothing either.
     let few = Facts {
         last_pass: pass(3, 20_000, 0, ms(20)),
         ..facts()
     };
-    assert_eq!(expected(few), 110);
+    assert_eq!(expected(few), 120);
     // A bandwidth that the user has set is used.
     let stated = Facts {
         stated: true,
@@ -260,7 +263,7 @@ fn what_is_expected_is_the_longer_of_what_the_link_and_the_last_pass_say() {
         last_pass: pass(3, 100_000_000, 0, ms(900)),
         ..facts()
     };
-    assert_eq!(expected(stated), 60);
+    assert_eq!(expected(stated), 70);
 }
 
 #[test]
@@ -376,9 +379,9 @@ fn simulate(world: &World, decider: &mut dyn Decider) -> Outcome {
             cap: world.cap,
             dirty_rate: Some(rest / 4096.0 / took),
             sync_time: seconds(world.sync),
-            state: Bytes(0),
+            ..Facts::default()
         };
-        let stood = world.sync + world.time(rest, zeros, world.link);
+        let stood = 2.0 * world.sync + world.time(rest, zeros, world.link);
         let (passes, paused) = match decider.decide(&facts).next {
             Next::SwitchOver { .. } => (number, Some((elapsed, stood))),
             Next::GiveUp(_) => (number, None),
@@ -431,7 +434,7 @@ fn in_simulation_it_converges_below_the_link_and_gives_up_above() {
     let run = |world: World| simulate(&world, &mut FitsDowntime::new(LIMIT, Some(total)));
     let converges = run(HUGE);
     let (_, stood) = converges.paused.unwrap();
-    assert!(stood < 0.040, "{converges:?}: twice the sync");
+    assert!(stood < 0.060, "{converges:?}: three times the sync");
     let small = World {
         writes: 5e9,
         hot: 0.2e9,
@@ -529,7 +532,7 @@ proptest! {
             // The first rest only seemed to fit, and a further pass showed how long such a rest
             // takes. The pass's time also has its acknowledgement's round trip, for which the guest
             // does not stand still twice. So a rest that narrowly fits may be refused.
-            let shown = stood + 2.0 * world.round_trip + world.sync;
+            let shown = stood + 2.0 * world.round_trip + 2.0 * world.sync;
             prop_assert!(shown > LIMIT.as_secs_f64(), "{:?} against {:?}", ours, first);
             return Ok(());
         };
@@ -544,5 +547,205 @@ proptest! {
         let rest = LIMIT.as_secs_f64().max(stood);
         let most = if cap.is_some() { dear.max(4.0 * rest + fixed) } else { 4.0 * rest + fixed };
         prop_assert!(our_at <= at + most, "{:?} against {:?}", ours, first);
+    }
+}
+
+// --- the limit is kept, or cannot be ----------------------------------------------------------
+
+/// An empty rest, and parts that no pass makes smaller.
+fn idle(operations: Operations, round_trip: Option<Duration>) -> Facts {
+    Facts {
+        remaining: Bytes(0),
+        sync_time: ms(1),
+        operations,
+        round_trip,
+        round_trip_certain: round_trip.is_some(),
+        ..facts()
+    }
+}
+
+/// The error after so many syncs that found nothing to send.
+fn given_up(decider: &mut FitsDowntime, facts: &Facts, syncs: u32) -> String {
+    for sync in 1..syncs {
+        assert_eq!(decider.decide(facts).next, Next::GoOn, "after {sync}");
+    }
+    match decider.decide(facts).next {
+        Next::GiveUp(error) => {
+            assert_eq!(error.kind(), Kind::NotConverged);
+            error.message().to_owned()
+        }
+        next => panic!("{next:?}"),
+    }
+}
+
+#[test]
+fn a_part_that_alone_exceeds_the_limit_ends_the_migration_after_three_syncs_and_is_named() {
+    let none = Operations::default();
+    let long = Some(ms(400));
+    let table = [
+        (
+            Operations {
+                pause: long,
+                ..none
+            },
+            "`pause` alone takes 400.0 ms",
+        ),
+        (
+            Operations { save: long, ..none },
+            "`save` alone takes 400.0 ms",
+        ),
+        (
+            Operations { load: long, ..none },
+            "`load` alone takes 400.0 ms",
+        ),
+        (
+            Operations {
+                release: long,
+                ..none
+            },
+            "`release` alone takes 400.0 ms",
+        ),
+        (
+            Operations { run: long, ..none },
+            "`run` alone takes 400.0 ms",
+        ),
+        (
+            Operations {
+                state_bytes: Some(3_000_000_000),
+                ..none
+            },
+            "sending the device state alone takes 3000.0 ms (3000.0 MB at 1000.0 MB/s)",
+        ),
+        (
+            Operations {
+                load: Some(ms(200)),
+                save: Some(ms(200)),
+                ..none
+            },
+            "what no further pass makes smaller takes 402.0 ms (`save` 200.0 ms, `load` 200.0 ms)",
+        ),
+    ];
+    for (operations, says) in table {
+        let message = given_up(&mut decider(), &idle(operations, None), 3);
+        assert!(
+            message.contains("the downtime limit of 300 ms cannot be kept"),
+            "{message}"
+        );
+        assert!(message.contains(says), "{says} in: {message}");
+    }
+    let slow_sync = Facts {
+        sync_time: ms(160),
+        ..idle(none, None)
+    };
+    let message = given_up(&mut decider(), &slow_sync, 3);
+    assert!(
+        message.contains("the syncs alone take 320.0 ms"),
+        "{message}"
+    );
+}
+
+#[test]
+fn one_slow_sync_does_not_end_a_migration() {
+    let mut decider = decider();
+    let slow = Facts {
+        sync_time: ms(160),
+        ..idle(Operations::default(), None)
+    };
+    assert_eq!(decider.decide(&slow).next, Next::GoOn);
+    assert_eq!(decider.decide(&slow).next, Next::GoOn);
+    let quick = idle(Operations::default(), None);
+    assert!(matches!(
+        decider.decide(&quick).next,
+        Next::SwitchOver { .. }
+    ));
+    assert_eq!(decider.decide(&slow).next, Next::GoOn);
+}
+
+#[test]
+fn a_limit_below_the_round_trips_is_refused_at_once_even_in_the_middle_of_a_pass() {
+    let far = idle(Operations::default(), Some(ms(200)));
+    let walking = Facts {
+        moment: Moment::Walking,
+        remaining: Bytes(1 << 40),
+        ..far
+    };
+    for facts in [far, walking] {
+        let message = given_up(&mut decider(), &facts, 1);
+        let says = "the round trips alone take 400.0 ms (2 of 200.0 ms)";
+        assert!(message.contains(says), "{message}");
+    }
+    // One measurement is not enough.
+    let guessed = Facts {
+        round_trip_certain: false,
+        ..walking
+    };
+    assert_eq!(decide(&guessed), Next::GoOn);
+}
+
+#[test]
+fn who_carries_on_gives_up_the_limit_for_the_parts_that_no_pass_makes_smaller() {
+    let mut decider = decider().on_overrun(Overrun::CarryOn);
+    let slow_load = Operations {
+        load: Some(ms(400)),
+        ..Operations::default()
+    };
+    let facts = idle(slow_load, None);
+    assert_eq!(decider.decide(&facts).next, Next::GoOn);
+    assert_eq!(decider.decide(&facts).next, Next::GoOn);
+    let expected = ms(402);
+    assert_eq!(decider.decide(&facts).next, Next::SwitchOver { expected });
+    // The pause is not aborted for what was known before it.
+    let saved = Facts {
+        moment: Moment::Saved,
+        stood: ms(10),
+        ..facts
+    };
+    assert_eq!(decider.judge(&saved), Verdict::GoThrough);
+    // For the pages the limit still counts.
+    let more = Facts {
+        remaining: Bytes(400_000_000),
+        last_pass: pass(3, 400_000_000, 400_000_000, ms(400)),
+        ..facts
+    };
+    assert_eq!(decider.decide(&more).next, Next::GoOn);
+}
+
+#[test]
+fn a_pause_is_aborted_when_the_limit_and_the_slack_are_exceeded_and_at_most_three_times() {
+    // 250 ms of pages, beside what has passed.
+    let at = |moment, stood: u64, aborted_pauses| Facts {
+        moment,
+        stood: ms(stood),
+        aborted_pauses,
+        remaining: Bytes(250_000_000),
+        sync_time: ms(0),
+        last_pass: None,
+        ..facts()
+    };
+    for moment in [Moment::Paused, Moment::Saved] {
+        let judged = |decider: FitsDowntime, stood, aborted| {
+            let mut decider = decider;
+            decider.judge(&at(moment, stood, aborted))
+        };
+        assert_eq!(judged(decider(), 50, 0), Verdict::GoThrough, "it fits");
+        for aborted in 0..3 {
+            assert_eq!(judged(decider(), 51, aborted), Verdict::Resume);
+        }
+        assert_eq!(
+            judged(decider().with_slack(ms(1)), 51, 0),
+            Verdict::GoThrough
+        );
+        assert_eq!(judged(decider().with_slack(ms(1)), 52, 0), Verdict::Resume);
+        let Verdict::GiveUp(error) = judged(decider(), 51, 3) else {
+            panic!("expected to give up");
+        };
+        let message = error.message();
+        assert!(message.contains("3 pauses were aborted"), "{message}");
+        assert!(
+            message.contains("301.0 ms (51.0 ms so far, then sending pages"),
+            "{message}"
+        );
+        let carries_on = decider().on_overrun(Overrun::CarryOn);
+        assert_eq!(judged(carries_on, 51, 3), Verdict::GoThrough);
     }
 }

@@ -10,6 +10,7 @@ use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::outgoing::asking::ask;
 use crate::migrate::outgoing::lanes::Lanes;
+use crate::migrate::steering::budget::ROUND_TRIPS;
 use crate::migrate::steering::{Facts, Moment, Next};
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::EventKind;
@@ -42,6 +43,7 @@ impl Driver {
                 .event(EventKind::Warning, warning.to_owned());
         }
         self.course.begin(Instant::now(), self.consumer.stats());
+        self.check_distance()?;
         let mut told_again = 0;
         loop {
             self.common.stats.pass += 1;
@@ -71,6 +73,8 @@ impl Driver {
                     if took <= shared.params.downtime_limit && !again {
                         // The promise is kept unchanged, to be compared with the real downtime.
                         self.common.stats.promised_downtime = Some(expected);
+                        let parts = self.facts(Moment::Synced).parts();
+                        self.common.stats.promised = parts.unwrap_or_default();
                         return Ok(());
                     }
                     told_again += 1;
@@ -172,6 +176,7 @@ impl Driver {
         let bandwidth = stated
             .map(|stated| stated as f64)
             .or_else(|| self.course.bandwidth.estimate());
+        let lanes = self.lanes.as_ref();
         Facts {
             moment,
             elapsed: now - self.common.begun,
@@ -179,6 +184,7 @@ impl Driver {
             pass: self.common.stats.pass,
             total: Bytes(self.common.stats.total_bytes),
             remaining: self.consumer.to_read().bytes(),
+            unacknowledged: Bytes(lanes.map_or(0, Lanes::on_the_way)),
             last_pass: self.course.last_pass(),
             // What the link could carry above the switchover's cap does not shorten the downtime.
             bandwidth: match params.switchover_max_bandwidth {
@@ -195,7 +201,11 @@ impl Driver {
                 .map(|cap| cap as f64),
             dirty_rate: self.course.dirty_rate(),
             sync_time: self.course.sync_time(),
-            state: Bytes(self.common.stats.state_bytes),
+            round_trip: self.course.round_trip.estimate(),
+            round_trip_certain: self.course.round_trip.is_certain(),
+            operations: self.operations,
+            stood: self.common.shared.guest.stood().unwrap_or_default(),
+            aborted_pauses: 0,
         }
     }
 
@@ -210,21 +220,71 @@ impl Driver {
         self.course.begin_pass();
         let begun = Instant::now();
         let walked = self.send_pass(&io).and_then(|all| {
+            let waits = Instant::now();
             self.acknowledge_all(&io)?;
             let rest = self.lanes()?.sent_since_put();
             self.course.sent(&rest);
+            self.delivered();
+            self.course
+                .end_pass(self.common.stats.pass, begun.elapsed());
+            self.measure_round_trip(waits.elapsed(), &io)?;
             Ok(all)
         });
-        let all = walked.map_err(|e| {
+        walked.map_err(|e| {
             let e = self.explain(e);
             match (e.kind(), total.expired()) {
                 (Kind::Timeout, true) => self.out_of_time(e),
                 _ => e,
             }
-        })?;
-        self.course
-            .end_pass(self.common.stats.pass, begun.elapsed());
-        Ok(all)
+        })
+    }
+
+    /// Tells the course what the destination has acknowledged.
+    fn delivered(&mut self) {
+        if let Some(lanes) = &self.lanes {
+            let (delivered, left) = (lanes.delivered(), lanes.on_the_way() > 0);
+            let now = self.common.begun.elapsed();
+            self.course.delivered(now, delivered, left);
+        }
+    }
+
+    /// Measures the round trip, when nothing is on its way and `bound` is all that is known of it.
+    /// A round trip that keeps no downtime limit is measured several times, because the migration
+    /// ends by it.
+    fn measure_round_trip(&mut self, bound: Duration, io: &Io<'_>) -> Result<()> {
+        let now = self.common.begun.elapsed();
+        if !self.course.round_trip.at_most(now, bound) {
+            return Ok(());
+        }
+        let limit = self.common.shared.params.downtime_limit;
+        loop {
+            let (begun, paced) = (Instant::now(), self.paced());
+            self.acknowledge_all(io)?;
+            let held = self.paced().saturating_sub(paced);
+            let took = begun.elapsed().saturating_sub(held);
+            let trip = &mut self.course.round_trip;
+            trip.measured(self.common.begun.elapsed(), took);
+            let trips = trip.estimate().unwrap_or_default() * ROUND_TRIPS;
+            if trips <= limit || trip.is_certain() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Measures the round trip before the first page, when the handshake was so slow that the
+    /// downtime limit may not be kept. So the migration does not send all of memory in vain.
+    fn check_distance(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.common.shared);
+        let limit = shared.params.downtime_limit;
+        if self.greeted.saturating_mul(ROUND_TRIPS) <= limit {
+            return Ok(());
+        }
+        let stop = self.stop();
+        let io = Io::until(&stop, shared.params.io())
+            .within(self.total())
+            .of("an acknowledgement");
+        self.measure_round_trip(self.greeted, &io)
+            .map_err(|e| self.explain(e))
     }
 
     /// The error of a migration whose total time ran out in a wait, which failed with `error`. In
@@ -284,32 +344,30 @@ impl Driver {
                 batch_pages = capped_batch(cap, timing);
             }
             let (begun, paced, sent) = (Instant::now(), self.paced(), self.sent());
+            self.course.sends(self.common.begun.elapsed());
             let Some(batch) = self.step(batch_pages, io)? else {
                 return Ok(true);
             };
             self.course.sent(&batch);
+            self.delivered();
             self.course.waited(self.paced().saturating_sub(paced));
             batch_pages = walk::next_size(&batch, batch_pages);
             contents = batch.measures_the_link();
-            if contents {
-                // Under a cap, the waits for the cap count too.
-                let time = cap.map_or(batch.time, |_| begun.elapsed());
-                self.course.bandwidth.sent(batch.carried(), time);
-                if timing {
-                    self.acknowledge_all(io)?;
-                    let (now, took) = (self.common.begun.elapsed(), begun.elapsed());
-                    let bytes = self.sent().saturating_sub(sent);
-                    // In the unit of the other figures: bytes of pages without compression.
-                    let bytes = bytes + batch.carried().saturating_sub(batch.bytes);
-                    self.course.bandwidth.timed(now, bytes, took);
-                }
+            if contents && timing {
+                self.acknowledge_all(io)?;
+                self.delivered();
+                let (now, took) = (self.common.begun.elapsed(), begun.elapsed());
+                let bytes = self.sent().saturating_sub(sent);
+                // In the unit of the other figures: bytes of pages without compression.
+                let bytes = bytes + batch.carried().saturating_sub(batch.bytes);
+                self.course.bandwidth.timed(now, bytes, took);
             }
             self.renew(false);
         }
     }
 
     /// Bytes that went over the connections.
-    fn sent(&self) -> u64 {
+    pub(super) fn sent(&self) -> u64 {
         self.lanes.as_ref().map_or(0, Lanes::sent)
     }
 
@@ -331,6 +389,7 @@ impl Driver {
             return Ok(false);
         }
         self.acknowledge_all(io)?;
+        self.delivered();
         let shared = &self.common.shared;
         let wait = shared.guest.pacer.until_full();
         shared.handle.cancel.wait(wait);

@@ -15,6 +15,7 @@ use crate::sys::mem;
 use crate::units::PAGE_SHIFT;
 use crate::wire::{self, Hello, HelloReply, Record};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// One call sends at most about this many bytes of BLOCK records.
 const LAYOUT_BYTES: usize = 32 << 10;
@@ -53,6 +54,7 @@ impl Driver {
         let shared = Arc::clone(&self.common.shared);
         let ours = shared.params.ours(Side::Source);
         let token = self.token;
+        let begun = Instant::now();
         let lanes = self.lanes()?;
         for (channel, lane) in (0..).zip(lanes.all()) {
             let hello = Hello {
@@ -70,11 +72,13 @@ impl Driver {
             lane.say(&Record::Hello(hello), &io.of("HELLO"))?;
         }
         let mut first: Option<HelloReply> = None;
+        let mut greeted = Duration::MAX;
         for (channel, lane) in lanes.all().enumerate() {
             let reply = match lane.hear(&io.of("HELLO_REPLY"))? {
                 Record::HelloReply(reply) => reply,
                 other => return Err(control::unexpected(other.record_type(), "HELLO_REPLY")),
             };
+            greeted = greeted.min(begun.elapsed());
             wire::check_reply(&reply, &ours)?;
             let packing = match reply.features & wire::FEATURE_ZSTD {
                 0 => None,
@@ -90,6 +94,7 @@ impl Driver {
                 Some(first) => return Err(unlike(channel, first, &reply)),
             }
         }
+        self.greeted = greeted;
         Ok(())
     }
 
