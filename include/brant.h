@@ -986,6 +986,11 @@ typedef struct brant_state_blob {
 #define BRANT_EVENT_FAILED 5
 /** The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`. */
 #define BRANT_EVENT_UNANSWERED 6
+/**
+ * Source: about the time in which the guest stands still. The downtime was longer than
+ * `brant_params.downtime_limit_ms`: the message says which parts took longer than promised.
+ */
+#define BRANT_EVENT_DOWNTIME 8
 
 /** Something that happened. Valid during the callback only. */
 typedef struct brant_event {
@@ -2940,7 +2945,7 @@ typedef struct brant_stats {
     uint64_t round_trips_ns;
     /**
      * How much longer than the downtime limit the guest stood still, after a migration that
-     * completed; 0 when the limit was kept. A BRANT_EVENT_WARNING says which parts took longer than
+     * completed; 0 when the limit was kept. A BRANT_EVENT_DOWNTIME says which parts took longer than
      * promised. Source only.
      */
     uint64_t overrun_ns;

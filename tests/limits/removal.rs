@@ -226,6 +226,8 @@ fn a_slow_link_is_no_idle_peer() {
     set_send_buffer(&a, 1 << 20);
     let patient = || Params {
         io_timeout: Duration::from_millis(1500),
+        // The link passes a piece on every 0.1 s, in each direction.
+        downtime_limit: Duration::from_secs(5),
         ..params()
     };
     let out = Outgoing::new(
