@@ -36,7 +36,10 @@ const CHANGES: [(&str, usize, usize); 8] = [
     ("all", 1, PAGE),
 ];
 
-type Page = [u8; PAGE];
+/// Aligned to a cache line, as kept copies are.
+#[repr(align(64))]
+#[derive(Clone, Copy)]
+struct Page([u8; PAGE]);
 
 struct Pages {
     base: Vec<Page>,
@@ -52,15 +55,17 @@ impl Pages {
             state ^= state << 17;
             state
         };
-        let mut base = vec![[0; PAGE]; PAGES];
-        for word in base.as_flattened_mut().chunks_exact_mut(8) {
-            word.copy_from_slice(&random().to_le_bytes());
+        let mut base = vec![Page([0; PAGE]); PAGES];
+        for page in &mut base {
+            for word in page.0.chunks_exact_mut(8) {
+                word.copy_from_slice(&random().to_le_bytes());
+            }
         }
         let mut now = base.clone();
         for page in &mut now {
             for _ in 0..places {
                 let at = random() as usize % (PAGE - length + 1) / length.min(8) * length.min(8);
-                page[at..at + length].iter_mut().for_each(|b| *b = !*b);
+                page.0[at..at + length].iter_mut().for_each(|b| *b = !*b);
             }
         }
         Pages { base, now }
@@ -111,10 +116,16 @@ fn encoding(report: &mut Report) {
             let mut size = 0;
             for (base, page) in pages.base.iter().zip(&pages.now) {
                 let length = match contender {
-                    0 => delta::encode(base, page, &mut out),
+                    0 => delta::encode(&base.0, &page.0, &mut out),
                     // SAFETY: two pages, and room as long as is said.
                     _ => usize::try_from(unsafe {
-                        theirs(base.as_ptr(), page.as_ptr(), PAGE, out.as_mut_ptr(), PAGE)
+                        theirs(
+                            base.0.as_ptr(),
+                            page.0.as_ptr(),
+                            PAGE,
+                            out.as_mut_ptr(),
+                            PAGE,
+                        )
                     })
                     .ok(),
                 };

@@ -36,37 +36,97 @@ const GROUPS: usize = PAGE / GROUP;
 
 /// A bit for each byte of a page.
 type Mask = [u64; GROUPS];
+/// A bit for each group of a page: as many as a word has.
+type Groups = u64;
+
+const _: () = assert!(GROUPS == Groups::BITS as usize);
 
 /// Writes the encoding of `page`, as a change of `base`, to the beginning of `out`, and returns its
 /// length. `None` when the encoding is longer than `out`. All of `out` may be overwritten.
 pub fn encode(base: &[u8; PAGE], page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
-    write(&closed(Level::best().differing(base, page)), page, out)
-}
-
-/// `differing`, in which each single clear bit between two set bits is set.
-fn closed(differing: Mask) -> Mask {
-    let mut closed = differing;
-    for (i, word) in differing.iter().enumerate() {
-        let before = match i {
-            0 => 0,
-            _ => differing[i - 1] >> 63,
-        };
-        let after = differing.get(i + 1).map_or(0, |next| next << 63);
-        closed[i] |= (word << 1 | before) & (word >> 1 | after);
+    let (mask, some) = Level::best().differing(base, page);
+    match some {
+        0 => Some(0),
+        _ => write(&Given::of(mask, some), page, out),
     }
-    closed
 }
 
-/// Writes the encoding that gives the bytes of `page` whose bits are set in `given`.
-fn write(given: &Mask, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
+/// The bytes that an encoding gives. The summaries by group let long runs of alike groups be passed
+/// over at once: reading the mask of an unchanged page word by word would cost as much as making it.
+struct Given {
+    mask: Mask,
+    /// The groups with a set bit.
+    some: Groups,
+    /// The groups whose bits are all set.
+    all: Groups,
+}
+
+impl Given {
+    /// The bytes that differ, and each single byte between two of them. `some` has the groups in
+    /// which bytes differ.
+    fn of(mut mask: Mask, some: Groups) -> Given {
+        let (mut all, mut left) = (0, some);
+        while left != 0 {
+            let group = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let word = mask[group];
+            if word != u64::MAX {
+                // A single clear bit has a set neighbour in its own group, so groups without one
+                // need no look. The last bit of the group before may have been set just now, but
+                // only when the first bit of this one is set, and then nothing asks for it.
+                let before = group.checked_sub(1).map_or(0, |last| mask[last] >> 63);
+                let after = mask.get(group + 1).map_or(0, |next| next << 63);
+                mask[group] |= (word << 1 | before) & (word >> 1 | after);
+            }
+            all |= Groups::from(mask[group] == u64::MAX) << group;
+        }
+        Given { mask, some, all }
+    }
+
+    /// The first byte at `from` or later that is given, or [`PAGE`].
+    #[inline]
+    fn next(&self, from: usize) -> usize {
+        self.first(from, 0, self.some)
+    }
+
+    /// The first byte at `from` or later that is not given, or [`PAGE`].
+    #[inline]
+    fn end(&self, from: usize) -> usize {
+        self.first(from, u64::MAX, !self.all)
+    }
+
+    /// The first bit at `from` or later that differs from those of `flip`, which is all zeros or all
+    /// ones. `groups` has the groups with such a bit.
+    #[inline]
+    fn first(&self, from: usize, flip: u64, groups: Groups) -> usize {
+        let group = from / GROUP;
+        let Some(word) = self.mask.get(group) else {
+            return PAGE;
+        };
+        let here = (word ^ flip) & (u64::MAX << (from % GROUP));
+        if here != 0 {
+            return group * GROUP + here.trailing_zeros() as usize;
+        }
+        // Two shifts: one of 64 bits would be no shift.
+        let later = groups & (Groups::MAX << group << 1);
+        let group = later.trailing_zeros() as usize;
+        match self.mask.get(group) {
+            Some(word) => group * GROUP + (word ^ flip).trailing_zeros() as usize,
+            None => PAGE,
+        }
+    }
+}
+
+/// Writes the encoding that gives the bytes of `page` that `given` says.
+fn write(given: &Given, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
     let (mut length, mut end) = (0, 0);
     loop {
-        let start = next(given, end, 0);
+        let start = given.next(end);
         if start == PAGE {
             return Some(length);
         }
         let skipped = start - end;
-        end = next(given, start, u64::MAX);
+        end = given.end(start);
         let bytes = end - start;
         if size(skipped) + size(bytes) + bytes > out.len() - length {
             return None;
@@ -87,25 +147,6 @@ fn write(given: &Mask, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
 }
 
 const SHORT: usize = 16;
-
-/// The first bit of `mask` at `from` or later that is set, or, when `flip` is all ones, that is
-/// clear. [`PAGE`] when there is none.
-#[inline]
-fn next(mask: &Mask, from: usize, flip: u64) -> usize {
-    let mut group = from / GROUP;
-    let Some(first) = mask.get(group) else {
-        return PAGE;
-    };
-    let mut word = (first ^ flip) & (u64::MAX << (from % GROUP));
-    while word == 0 {
-        group += 1;
-        match mask.get(group) {
-            Some(next) => word = next ^ flip,
-            None => return PAGE,
-        }
-    }
-    group * GROUP + word.trailing_zeros() as usize
-}
 
 /// The number of bytes that an encoded length takes.
 #[inline]
@@ -198,9 +239,10 @@ fn length(encoding: &[u8], at: &mut usize) -> Result<usize, Corrupt> {
 }
 
 impl Level {
-    /// Which bytes of two pages differ. The machine has to have the instructions of the level.
+    /// Which bytes of two pages differ, and the groups that have such a byte. The machine has to have
+    /// the instructions of the level.
     #[inline]
-    fn differing(self, a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
+    fn differing(self, a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
         match self {
             // SAFETY: `best`, and in tests the list of levels, give only levels that the machine
             // has.
@@ -217,9 +259,9 @@ impl Level {
 }
 
 /// The loop for machines without vector instructions of their own below.
-fn differing_words(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
+fn differing_words(a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
     const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
-    let mut mask = [0; GROUPS];
+    let (mut mask, mut some) = ([0; GROUPS], 0);
     for (group, bits) in mask.iter_mut().enumerate() {
         let at = group * GROUP..(group + 1) * GROUP;
         let (a, _) = a[at.clone()].as_chunks::<8>();
@@ -231,15 +273,16 @@ fn differing_words(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
             let high = (((x & LOW) + LOW) | x) & !LOW;
             *bits |= ((high >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
         }
+        some |= Groups::from(*bits != 0) << group;
     }
-    mask
+    (mask, some)
 }
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86 {
     //! The comparison for each width of vector.
 
-    use super::{Mask, GROUP, GROUPS, PAGE};
+    use super::{Groups, Mask, GROUP, GROUPS, PAGE};
     use std::arch::x86_64::*;
 
     /// The groups of 64 bytes of two pages, in pairs.
@@ -254,9 +297,9 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) fn differing_avx512(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
-        let mut mask = [0; GROUPS];
-        for (bits, (a, b)) in mask.iter_mut().zip(groups(a, b)) {
+    pub(super) fn differing_avx512(a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
+        let (mut mask, mut some) = ([0; GROUPS], 0);
+        for (group, (a, b)) in groups(a, b).enumerate() {
             // SAFETY: 64 bytes each, and the loads need no alignment.
             let (a, b) = unsafe {
                 (
@@ -264,15 +307,17 @@ mod x86 {
                     _mm512_loadu_si512(b.as_ptr().cast()),
                 )
             };
-            *bits = _mm512_cmpneq_epi8_mask(a, b);
+            let bits = _mm512_cmpneq_epi8_mask(a, b);
+            mask[group] = bits;
+            some |= Groups::from(bits != 0) << group;
         }
-        mask
+        (mask, some)
     }
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn differing_avx2(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
-        let mut mask = [0; GROUPS];
-        for (bits, (a, b)) in mask.iter_mut().zip(groups(a, b)) {
+    pub(super) fn differing_avx2(a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
+        let (mut mask, mut some) = ([0; GROUPS], 0);
+        for (group, (a, b)) in groups(a, b).enumerate() {
             let half = |half: usize| {
                 let (a, b) = (&a[32 * half..][..32], &b[32 * half..][..32]);
                 // SAFETY: 32 bytes each, and the loads need no alignment.
@@ -284,15 +329,18 @@ mod x86 {
                 };
                 u64::from(!_mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b)) as u32)
             };
-            *bits = half(0) | half(1) << 32;
+            let bits = half(0) | half(1) << 32;
+            mask[group] = bits;
+            some |= Groups::from(bits != 0) << group;
         }
-        mask
+        (mask, some)
     }
 
     /// Every x86-64 machine has SSE2.
-    pub(super) fn differing_sse2(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
-        let mut mask = [0; GROUPS];
-        for (bits, (a, b)) in mask.iter_mut().zip(groups(a, b)) {
+    pub(super) fn differing_sse2(a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
+        let (mut mask, mut some) = ([0; GROUPS], 0);
+        for (group, (a, b)) in groups(a, b).enumerate() {
+            let mut bits = 0;
             for quarter in 0..4 {
                 let (a, b) = (&a[16 * quarter..][..16], &b[16 * quarter..][..16]);
                 // SAFETY: 16 bytes each, the loads need no alignment, and every x86-64 machine has
@@ -302,10 +350,12 @@ mod x86 {
                     let b = _mm_loadu_si128(b.as_ptr().cast());
                     _mm_movemask_epi8(_mm_cmpeq_epi8(a, b))
                 };
-                *bits |= u64::from(!equal as u16) << (16 * quarter);
+                bits |= u64::from(!equal as u16) << (16 * quarter);
             }
+            mask[group] = bits;
+            some |= Groups::from(bits != 0) << group;
         }
-        mask
+        (mask, some)
     }
 }
 
