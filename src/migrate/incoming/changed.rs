@@ -16,12 +16,13 @@ use crate::wire::Delta;
 /// Changes the page `at` of `block` as `delta` says. The page must have contents.
 ///
 /// # Errors
-/// [`Kind::Protocol`] when the page is another version, when its contents were lost here, or when
-/// the encoding is invalid. The page is unchanged then. Also every error of [`access::writable`].
+/// [`Kind::Protocol`] when the page is another version, or when the encoding is invalid.
+/// [`Kind::Memory`] when the page's contents were declared lost here, so that there is no version to
+/// change. The page is unchanged then. Also every error of [`access::writable`].
 pub(super) fn apply(block: &BlockPin, at: PageRun, delta: &Delta<'_>) -> Result<()> {
-    let refuse = |what: String| {
+    let refuse = |kind, what: String| {
         Error::new(
-            Kind::Protocol,
+            kind,
             format!(
                 "DELTA: block `{}`: page {}: {what}",
                 block.name(),
@@ -30,9 +31,8 @@ pub(super) fn apply(block: &BlockPin, at: PageRun, delta: &Delta<'_>) -> Result<
         )
     };
     if block.poisoned().next(at.range()).is_some() {
-        return Err(refuse(
-            "the version that the source sent last has been declared lost here".into(),
-        ));
+        let what = "the version that the source sent last has been declared lost here";
+        return Err(refuse(Kind::Memory, what.into()));
     }
     access::writable(block, at.range())?;
     let memory = block.slice(at.first(), at.count())?;
@@ -40,14 +40,17 @@ pub(super) fn apply(block: &BlockPin, at: PageRun, delta: &Delta<'_>) -> Result<
     memory.copy_to(&mut page[..]);
     let found = crc32fast::hash(&page);
     if found != delta.base {
-        return Err(refuse(format!(
+        let what = format!(
             "expected in memory the version that the source sent last, with the checksum {:#010x}, \
              found one with {found:#010x}: something else has written to the page",
             delta.base
-        )));
+        );
+        return Err(refuse(Kind::Protocol, what));
     }
-    delta::decode(delta.encoding, &mut page)
-        .map_err(|corrupt| refuse(format!("the encoding is none: {corrupt}")))?;
+    delta::decode(delta.encoding, &mut page).map_err(|corrupt| {
+        let what = format!("the encoding is none: {corrupt}");
+        refuse(Kind::Protocol, what)
+    })?;
     memory.copy_from(&page);
     Ok(())
 }
