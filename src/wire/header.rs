@@ -242,6 +242,13 @@ impl Header {
                 let list = list_len(self.count) as u32;
                 if kind == RecordType::ZerosList {
                     (list, list)
+                } else if kind == RecordType::CompressedList {
+                    // The list says how many pages the frame stands for.
+                    let pages = LIST_PAGES_MAX * PAGE_SIZE as u32;
+                    (
+                        list + CHECKSUM_LEN as u32 + 1,
+                        list + CHECKSUM_LEN as u32 + pages - 1,
+                    )
                 } else {
                     // Whole pages, at least one for each run. A payload of no such length is refused
                     // by both limits.
@@ -355,6 +362,9 @@ impl Header {
         match RecordType::from_number(self.kind) {
             Some(RecordType::PagesList) => {
                 format!("{} pages from page {first} on", self.data_pages())
+            }
+            Some(RecordType::CompressedList) => {
+                format!("{count} runs of pages from page {first} on")
             }
             _ => format!(
                 "pages {first} to {}",

@@ -17,9 +17,9 @@ pub const SKIPPED_PAYLOAD_MAX: u32 = 64 << 10;
 /// "page-checksums" was agreed on.
 pub const CHECKSUM_LEN: usize = 4;
 
-/// The most runs in one PAGES_LIST or ZEROS_LIST.
+/// The most runs in one PAGES_LIST, ZEROS_LIST or COMPRESSED_LIST.
 pub const LIST_RUNS_MAX: u32 = 256;
-/// The most pages in one PAGES_LIST or ZEROS_LIST.
+/// The most pages in one PAGES_LIST, ZEROS_LIST or COMPRESSED_LIST.
 pub const LIST_PAGES_MAX: u32 = 512;
 
 /// Bytes of a list of this many runs: 8 for each run, and a checksum.
@@ -105,6 +105,8 @@ const CHECKSUM: u32 = CHECKSUM_LEN as u32;
 /// A checksum, and at least a byte of a frame, which is shorter than its pages.
 const PACKED_LEAST: u32 = CHECKSUM + 1;
 const PACKED_MOST: u32 = CHECKSUM + PAGE * STRETCH_PAGES as u32 - 1;
+const PACKED_LIST_LEAST: u32 = list_len(1) as u32 + PACKED_LEAST;
+const PACKED_LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32 + CHECKSUM + LIST_PAGES_MAX * PAGE - 1;
 const RUN_MOST: u32 = PAGE * STRETCH_PAGES as u32 + CHECKSUM;
 
 record_types! {
@@ -160,6 +162,8 @@ record_types! {
     Compressed = 25, "COMPRESSED", ToDestination, PACKED_LEAST, PACKED_MOST;
     /// Pages as what has changed in them since they were sent last.
     Delta = 26, "DELTA", ToDestination, DELTA_LEAST, DELTA_MOST;
+    /// Short runs of pages that lie apart, whose bytes are compressed together.
+    CompressedList = 28, "COMPRESSED_LIST", ToDestination, PACKED_LIST_LEAST, PACKED_LIST_MOST;
 }
 
 impl RecordType {
@@ -190,7 +194,10 @@ impl RecordType {
 
     /// Whether this is a list of runs of pages ([`super::decode_list`]).
     pub fn is_list(self) -> bool {
-        matches!(self, RecordType::PagesList | RecordType::ZerosList)
+        matches!(
+            self,
+            RecordType::PagesList | RecordType::ZerosList | RecordType::CompressedList
+        )
     }
 
     /// Whether this is a blob: a prefix ([`super::Blob`]), then data.

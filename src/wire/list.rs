@@ -1,8 +1,9 @@
-//! PAGES_LIST and ZEROS_LIST: short runs of pages that lie apart, in one record.
+//! PAGES_LIST, ZEROS_LIST and COMPRESSED_LIST: short runs of pages that lie apart, in one record.
 //!
 //! A guest that writes here and there leaves single dirty pages. With one record for each page, the
 //! destination would make one read for each. So the record begins with a list of runs. In a
-//! PAGES_LIST the contents of all runs follow in the same order; the pages of a ZEROS_LIST are zero.
+//! PAGES_LIST the contents of all runs follow in the same order, in a COMPRESSED_LIST one frame of
+//! them; the pages of a ZEROS_LIST are zero.
 //! The list has a checksum of its own, because it decides where contents go. The contents have one
 //! if the sides agreed on it, as in PAGES. The encoder and the page sink use this file.
 
@@ -17,14 +18,12 @@ const CHECKSUM: usize = 4;
 
 impl Header {
     /// How many pages' contents this record carries: 0 unless it is a PAGES, PAGES_LIST, COMPRESSED or
-    /// DELTA.
+    /// DELTA. Also 0 for a COMPRESSED_LIST: only its list tells ([`listed_pages`]).
     pub fn data_pages(&self) -> u64 {
-        if self.kind == RecordType::Compressed.number() {
-            return u64::from(self.count);
-        }
         let list = match RecordType::from_number(self.kind) {
+            Some(RecordType::CompressedList) => return 0,
+            Some(RecordType::Compressed | RecordType::Delta) => return u64::from(self.count),
             Some(kind) if kind.is_list() => list_len(self.count) as u64,
-            Some(RecordType::Delta) => return u64::from(self.count),
             _ => 0,
         };
         u64::from(self.payload).saturating_sub(list) / PAGE_SIZE
@@ -71,6 +70,22 @@ pub fn encode_zeros_list(
     encode(RecordType::ZerosList, block, runs, 0, out)
 }
 
+/// Appends header and list of a COMPRESSED_LIST record to `out`. The caller sends the CRC-32 of the
+/// contents of all runs behind them, and then the zstd frame of these contents, `frame` bytes, fewer
+/// than the pages have. The runs keep to the rules of [`encode_list`].
+///
+/// # Errors
+/// [`Kind::NoMemory`].
+pub fn encode_compressed_list(
+    block: u32,
+    runs: impl ExactSizeIterator<Item = (Pages, u32)>,
+    frame: u32,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let behind = frame.saturating_add(CHECKSUM_LEN as u32);
+    encode(RecordType::CompressedList, block, runs, behind, out)
+}
+
 fn encode(
     kind: RecordType,
     block: u32,
@@ -93,7 +108,7 @@ fn encode(
     out.extend_from_slice(&sum.to_le_bytes());
     let contents = match kind {
         RecordType::PagesList => pages * PAGE_SIZE as u32 + behind,
-        _ => 0,
+        _ => behind,
     };
     let header = Header {
         kind: kind.number(),
@@ -101,7 +116,7 @@ fn encode(
         block,
         count,
         first_page: base.unwrap_or(0),
-        payload: list_len(count) as u32 + contents,
+        payload: (list_len(count) as u32).saturating_add(contents),
     };
     out[start..start + HEADER_LEN].copy_from_slice(&header.encode());
     Ok(())
@@ -187,18 +202,27 @@ pub fn decode_list(
             "run {i}: expected {what}, found {length} pages from page {first}"
         )));
     }
-    let right = match kind {
-        Some(RecordType::PagesList) => pages == header.data_pages(),
-        _ => pages <= u64::from(LIST_PAGES_MAX),
-    };
-    if right {
-        return Ok(());
+    if kind == Some(RecordType::PagesList) {
+        return match pages == header.data_pages() {
+            true => Ok(()),
+            false => Err(refuse(format!(
+                "expected runs of {} pages, as many as the payload has, found {pages}",
+                header.data_pages()
+            ))),
+        };
     }
-    Err(refuse(match kind {
-        Some(RecordType::PagesList) => format!(
-            "expected runs of {} pages, as many as the payload has, found {pages}",
-            header.data_pages()
-        ),
-        _ => format!("expected runs of at most {LIST_PAGES_MAX} pages, found {pages}"),
-    }))
+    if pages > u64::from(LIST_PAGES_MAX) {
+        return Err(refuse(format!(
+            "expected runs of at most {LIST_PAGES_MAX} pages, found {pages}"
+        )));
+    }
+    // The header's check left room for list and checksum.
+    let frame = (header.payload as usize).saturating_sub(list.len() + CHECKSUM_LEN) as u64;
+    if kind == Some(RecordType::CompressedList) && frame >= pages * PAGE_SIZE {
+        return Err(refuse(format!(
+            "expected a frame that is shorter than the list's {pages} pages, found one of {frame} \
+             bytes"
+        )));
+    }
+    Ok(())
 }

@@ -13,8 +13,9 @@
 //!   memory;
 //! - a run of compressed pages ([`RecordType::Compressed`]) is a header, a checksum and a frame, which
 //!   is decoded first;
-//! - a list of page runs ([`RecordType::PagesList`], [`RecordType::ZerosList`]) is a header, the list
-//!   ([`decode_list`]), and in a PAGES_LIST raw bytes for all runs;
+//! - a list of page runs ([`RecordType::PagesList`], [`RecordType::ZerosList`],
+//!   [`RecordType::CompressedList`]) is a header, the list ([`decode_list`]), and in a PAGES_LIST raw
+//!   bytes for all runs, in a COMPRESSED_LIST a checksum and a frame of them;
 //! - changed pages ([`RecordType::Delta`]) are a header, a table and encodings ([`decode_delta`]);
 //! - blobs ([`RecordType::State`], [`RecordType::Early`]) begin with a short prefix, [`Blob`], so
 //!   that the data can be read in parts;
@@ -36,7 +37,10 @@ pub use kind::{
     delta_table_len, list_len, Direction, RecordType, CHECKSUM_LEN, DELTA_PAGES_MAX,
     LIST_PAGES_MAX, LIST_RUNS_MAX, PAYLOAD_MAX, SKIPPED_PAYLOAD_MAX,
 };
-pub use list::{decode_list, encode_checked_list, encode_list, encode_zeros_list, listed_pages};
+pub use list::{
+    decode_list, encode_checked_list, encode_compressed_list, encode_list, encode_zeros_list,
+    listed_pages,
+};
 pub use negotiate::{
     check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_BALLOONED,
     FEATURE_DELTA, FEATURE_PAGE_CHECKSUMS, FEATURE_ZERO_RUNS, FEATURE_ZSTD, VERSION_MAX,

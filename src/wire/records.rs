@@ -702,6 +702,7 @@ impl Record {
             | RecordType::ZerosList
             | RecordType::Delta
             | RecordType::Compressed
+            | RecordType::CompressedList
             | RecordType::State
             | RecordType::Early => {
                 return Err(Error::new(

@@ -78,9 +78,17 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
         } else {
             header.check_run(Pages(u64::MAX))?;
         }
-        if kind == RecordType::Compressed {
-            let (sum, frame) = payload.split_first_chunk::<CHECKSUM_LEN>().unwrap();
-            let mut contents = vec![0; header.count as usize * 4096];
+        let packed = match kind {
+            RecordType::Compressed => Some((u64::from(header.count), &payload[..])),
+            RecordType::CompressedList => {
+                let (list, packed) = payload.split_at(list_len(header.count));
+                Some((listed_pages(list), packed))
+            }
+            _ => None,
+        };
+        if let Some((pages, packed)) = packed {
+            let (sum, frame) = packed.split_first_chunk::<CHECKSUM_LEN>().unwrap();
+            let mut contents = vec![0; pages as usize * 4096];
             Decompressor::new()?.decompress(frame, &mut contents)?;
             let (expected, found) = (u32::from_le_bytes(*sum), crc32fast::hash(&contents));
             if expected != found {
@@ -104,12 +112,14 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
     Record::decode(&header, payload).map(|record| Some(Any::Control(record)))
 }
 
-/// A list of these runs, and contents for them if it is a PAGES_LIST.
+/// A list of these runs, and contents for them if its type has contents: those of a COMPRESSED_LIST are
+/// no frame.
 fn list(kind: RecordType, block: u32, runs: &[(u64, u32)]) -> Any {
     let mut bytes = Vec::new();
     let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
     match kind {
         RecordType::ZerosList => encode_zeros_list(block, each, &mut bytes),
+        RecordType::CompressedList => encode_compressed_list(block, each, 1, &mut bytes),
         _ => encode_list(block, each, &mut bytes),
     }
     .unwrap();
@@ -144,6 +154,18 @@ fn checked_list(block: u32, runs: &[(u64, u32)]) -> Any {
     let contents = crc32fast::hash(&payload[list_len(header.count)..]);
     payload.extend(contents.to_le_bytes());
     Any::Run(header, payload)
+}
+
+/// A list of runs of zero pages, 64 pages in all, and their frame.
+fn packed_list(block: u32, runs: &[(u64, u32)]) -> Any {
+    let mut bytes = Vec::new();
+    let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
+    let frame = ZEROS_PACKED.len() - CHECKSUM_LEN;
+    encode_compressed_list(block, each, frame as u32, &mut bytes).unwrap();
+    let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
+    let list = &bytes[HEADER_LEN..];
+    assert_eq!(listed_pages(list), 64);
+    Any::Run(header, [list, &ZEROS_PACKED].concat())
 }
 
 /// Contents with a checksum behind them.
@@ -312,6 +334,10 @@ fn examples() -> Vec<(&'static str, Any)> {
                 Header::compressed(1, Pages(0x1_0000_0100), 64, 26),
                 ZEROS_PACKED.to_vec(),
             ),
+        ),
+        (
+            "compressed_list",
+            packed_list(5, &[(510, 2), (513, 1), (9000, 61)]),
         ),
     ]
 }

@@ -108,6 +108,8 @@ fn the_seeds_of_the_fuzz_targets_are_of_this_wire() {
     write("incoming", "packed", &whole(&packed));
     assert_eq!(fuzz::destination(&packed.concat()).result, Ok(()));
     write("decoder", "compressed", &sample(RecordType::Compressed));
+    let list = sample(RecordType::CompressedList);
+    write("decoder", "compressed_list", &list);
     // Without the pages, which take most of the bytes and teach a fuzzer nothing.
     let mut small = session.clone();
     small.retain(|r| !r.starts_with(b"BRNT\x06\x00") && !r.starts_with(b"BRNT\x17\x00"));

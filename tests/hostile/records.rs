@@ -71,6 +71,7 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
         R::ZerosList => return list_bytes(kind, &[(1, 2), (4, 1)]),
         R::Delta => return delta_bytes(&[(1, 0, &[0, 1, 7]), (4, 0, &[])]),
         R::Compressed => return compressed_bytes(),
+        R::CompressedList => return fuzz::packed_list_bytes(4, &[(1, 60), (70, 4)]),
         R::Marker => Record::Marker(marker(1, 0, 0, 0, 0)),
         R::Ack => Record::Ack(wire::Ack { number: 1 }),
         R::State | R::Early => return blob_bytes(kind, "x", &[1; 5]),

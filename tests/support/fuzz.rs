@@ -136,6 +136,11 @@ fn one_list(header: &Header, payload: &[u8]) {
         let (mut again, runs) = (Vec::new(), runs.into_iter());
         let whole = match header.record_type().unwrap().unwrap() {
             RecordType::ZerosList => wire::encode_zeros_list(header.block, runs, &mut again),
+            RecordType::CompressedList => {
+                let frame = header.payload as usize - list.len() - wire::CHECKSUM_LEN;
+                assert!(frame < sum as usize * PAGE, "{header:?}");
+                wire::encode_compressed_list(header.block, runs, frame as u32, &mut again)
+            }
             _ if header.is_checked() => wire::encode_checked_list(header.block, runs, &mut again),
             _ => wire::encode_list(header.block, runs, &mut again),
         };
@@ -515,6 +520,16 @@ pub fn list_bytes(kind: RecordType, block: u32, runs: &[(u64, u32)]) -> Vec<u8> 
     bytes
 }
 
+/// 64 pages of zeros in these runs of a block, compressed together.
+pub fn packed_list_bytes(block: u32, runs: &[(u64, u32)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
+    let frame = (ZEROS_PACKED.len() - wire::CHECKSUM_LEN) as u32;
+    wire::encode_compressed_list(block, each, frame, &mut bytes).unwrap();
+    bytes.extend(ZEROS_PACKED);
+    bytes
+}
+
 /// A whole session as a source sends it, with a record of each type that it has.
 pub fn session() -> Vec<Vec<u8>> {
     let token = *b"the sessions own";
@@ -587,7 +602,8 @@ pub const ZEROS_PACKED: [u8; 30] = [
     57, 192, 2, 3, 0, 16, 0,
 ];
 
-/// The same session with a checksum behind all contents, and a run of pages that comes compressed.
+/// The same session with a checksum behind all contents, a run of pages that comes compressed, and
+/// two runs that come compressed together.
 pub fn packed_session() -> Vec<Vec<u8>> {
     let mut session = session();
     let mut frame = Header::compressed(1, Pages(0), 64, ZEROS_PACKED.len() as u32 - 4)
@@ -595,6 +611,7 @@ pub fn packed_session() -> Vec<Vec<u8>> {
         .to_vec();
     frame.extend(ZEROS_PACKED);
     session.insert(8, frame);
+    session.insert(9, packed_list_bytes(1, &[(0, 30), (30, 34)]));
     for record in &mut session {
         let header = Header::decode(record.first_chunk().unwrap()).unwrap();
         let list = match header.record_type() {
@@ -606,10 +623,10 @@ pub fn packed_session() -> Vec<Vec<u8>> {
                 mend(record);
                 continue;
             }
-            // One record more, and its pages.
+            // Two records more, and their pages.
             Ok(Some(RecordType::Marker)) if record[HEADER_LEN] == 2 => {
-                record[HEADER_LEN + 16] += 1;
-                record[HEADER_LEN + 24] += 64;
+                record[HEADER_LEN + 16] += 2;
+                record[HEADER_LEN + 24] += 128;
                 mend(record);
                 continue;
             }

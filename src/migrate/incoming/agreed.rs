@@ -9,7 +9,7 @@ pub(super) struct Agreed {
     pub(super) token: Token,
     /// Whether BALLOONED records may come.
     pub(super) ballooned: bool,
-    /// Whether COMPRESSED records may come.
+    /// Whether COMPRESSED and COMPRESSED_LIST records may come.
     pub(super) zstd: bool,
     /// Whether DELTA records may come.
     pub(super) delta: bool,
@@ -22,7 +22,7 @@ impl Agreed {
     pub(super) fn check(&self, kind: RecordType, header: &Header) -> Result<()> {
         let (name, agreed) = match kind {
             RecordType::Ballooned if !self.ballooned => ("ballooned", false),
-            RecordType::Compressed if !self.zstd => ("zstd", false),
+            RecordType::Compressed | RecordType::CompressedList if !self.zstd => ("zstd", false),
             RecordType::Delta if !self.delta => ("delta", false),
             RecordType::Pages | RecordType::PagesList if header.is_checked() != self.checksums => {
                 ("page-checksums", self.checksums)
@@ -30,9 +30,13 @@ impl Agreed {
             _ => return Ok(()),
         };
         let what = match (kind, agreed) {
-            (RecordType::Ballooned | RecordType::Compressed | RecordType::Delta, _) => "",
-            (_, true) => " with no checksum behind its contents",
-            (_, false) => " with a checksum behind its contents",
+            (RecordType::Pages | RecordType::PagesList, true) => {
+                " with no checksum behind its contents"
+            }
+            (RecordType::Pages | RecordType::PagesList, false) => {
+                " with a checksum behind its contents"
+            }
+            _ => "",
         };
         let agreed = if agreed { "is" } else { "is not" };
         Err(Error::new(

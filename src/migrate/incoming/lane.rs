@@ -11,7 +11,7 @@ use crate::migrate::control;
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
 use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall, Timeout};
-use crate::wire::{Header, Marker, Record, RecordType, HEADER_LEN};
+use crate::wire::{list_len, Header, Marker, Record, RecordType, HEADER_LEN};
 use std::time::Duration;
 
 /// The pause between two looks, when there is something to acknowledge and something to read.
@@ -364,10 +364,20 @@ impl Lane {
         }
     }
 
-    /// Counts `pages` zero pages of a list that have reached their places.
-    pub(super) fn taken_zeros(&mut self, pages: u64) {
-        self.counts.records += 1;
-        self.counts.zero_pages += pages;
+    /// Counts a list of runs whose `pages` pages have reached their places.
+    pub(super) fn taken_list(&mut self, kind: RecordType, header: &Header, pages: u64) {
+        let counts = &mut self.counts;
+        counts.records += 1;
+        match kind {
+            RecordType::ZerosList => counts.zero_pages += pages,
+            RecordType::CompressedList => {
+                let list = list_len(header.count) as u64;
+                counts.data_pages += pages;
+                counts.compressed_pages += pages;
+                counts.compressed_bytes += u64::from(header.payload).saturating_sub(list);
+            }
+            _ => counts.data_pages += pages,
+        }
     }
 
     /// Compares the source's count of what it sent on this lane with what came, and acknowledges

@@ -14,8 +14,8 @@ use crate::memory::access::{self, Access};
 use crate::memory::{BlockPin, PageRun};
 use crate::page::compress::Decompressor;
 use crate::runtime::Recall;
-use crate::units::{Bytes, PAGE_SIZE};
-use crate::wire::{list_len, Header, RecordType, CHECKSUM_LEN, LIST_RUNS_MAX};
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use crate::wire::{self, list_len, Header, RecordType, CHECKSUM_LEN, LIST_RUNS_MAX};
 
 /// The ways of placing contents, as the file's description says.
 pub(super) struct Placement {
@@ -33,6 +33,15 @@ struct Staged {
     contents: Vec<u8>,
     /// Made when the first compressed contents come.
     decompressor: Option<Decompressor>,
+}
+
+/// A record with a list of runs, which was checked.
+struct List<'a> {
+    header: &'a Header,
+    /// The runs in our block; none when the block is gone here.
+    runs: &'a [PageRun],
+    /// The pages of all runs in the list.
+    pages: u64,
 }
 
 /// Room of at least `length` bytes, which may hold bytes of an earlier record.
@@ -66,24 +75,23 @@ impl Staged {
         Ok(&self.payload[..length])
     }
 
-    /// Decodes the contents of a COMPRESSED record, whose payload is the first `length` bytes.
-    fn unpack(&mut self, header: &Header, length: usize) -> Result<&[u8]> {
+    /// Decodes the contents of `pages` compressed pages, which are checksum and frame in the first
+    /// `length` bytes of what was read.
+    fn unpack(&mut self, header: &Header, pages: u64, length: usize) -> Result<&[u8]> {
+        let name = RecordType::from_number(header.kind).map_or("a record", RecordType::name);
         let payload = self.payload.get(..length).unwrap_or_default();
         let Some((sum, frame)) = payload.split_first_chunk::<CHECKSUM_LEN>() else {
-            return Err(Error::new(Kind::Protocol, "COMPRESSED: no checksum"));
+            return Err(Error::new(Kind::Protocol, format!("{name}: no checksum")));
         };
-        // The run lies inside one stretch: its header was checked.
-        let contents = room(
-            &mut self.contents,
-            header.count as usize * PAGE_SIZE as usize,
-        )?;
+        // The pages lie inside one stretch, or are in a list of limited length: both were checked.
+        let contents = room(&mut self.contents, Pages(pages).bytes().0 as usize)?;
         let decompressor = match &mut self.decompressor {
             Some(decompressor) => decompressor,
             none => none.insert(Decompressor::new()?),
         };
         decompressor
             .decompress(frame, contents)
-            .map_err(|e| e.context(format_args!("COMPRESSED: {}", header.pages_in_words())))?;
+            .map_err(|e| e.context(format_args!("{name}: {}", header.pages_in_words())))?;
         let (expected, found) = (u32::from_le_bytes(*sum), crc32fast::hash(contents));
         match expected == found {
             true => Ok(contents),
@@ -150,8 +158,9 @@ impl Placement {
         placed
     }
 
-    /// The same for a list of short runs. One call reads all of their contents, as far as they have
-    /// arrived, into their places. `runs` is a buffer that is kept from one record to the next.
+    /// The same for a list of short runs with contents; returns the number of their pages. One call
+    /// reads all of their contents, as far as they have arrived, into their places. `runs` is a
+    /// buffer that is kept from one record to the next.
     pub(super) fn place_list(
         &mut self,
         lane: &mut Lane,
@@ -160,16 +169,23 @@ impl Placement {
         runs: &mut Vec<PageRun>,
         recall: &Recall,
         io: &Io<'_>,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let mut list = [0; list_len(LIST_RUNS_MAX)];
         let list = &mut list[..list_len(header.count)];
         // No pin is held during the read, because the source may take long.
         lane.payload_begins(list, io)?;
         recall.lower();
         let block = account.list(header, list, runs)?;
-        let placed = if header.is_checked() {
+        let pages = wire::listed_pages(list);
+        let packed = header.kind == RecordType::CompressedList.number();
+        let placed = if packed || header.is_checked() {
             drop(block);
-            self.place_checked_list(lane, account, header, runs, recall, io)
+            let list = List {
+                header,
+                runs,
+                pages,
+            };
+            self.place_staged_list(lane, account, &list, recall, io)
         } else {
             each(lane, account, header, block, runs, recall, io)
         };
@@ -177,7 +193,7 @@ impl Placement {
         for run in &*runs {
             account.arrived(run);
         }
-        placed
+        placed.map(|()| pages)
     }
 
     /// The same for changed pages (DELTA).
@@ -206,7 +222,7 @@ impl Placement {
         let payload = self.staged.read(lane, length, recall, io)?;
         let contents = match header.is_checked() {
             true => header.check_contents(payload),
-            false => self.staged.unpack(header, length),
+            false => self.staged.unpack(header, u64::from(header.count), length),
         };
         let contents = contents.map_err(|e| named(account, header, e))?;
         match account.pin(header)? {
@@ -215,23 +231,26 @@ impl Placement {
         }
     }
 
-    fn place_checked_list(
+    fn place_staged_list(
         &mut self,
         lane: &mut Lane,
         account: &mut LaneAccount,
-        header: &Header,
-        runs: &[PageRun],
+        list: &List<'_>,
         recall: &Recall,
         io: &Io<'_>,
     ) -> Result<()> {
+        let header = list.header;
         let length = header.payload as usize - list_len(header.count);
         let payload = self.staged.read(lane, length, recall, io)?;
-        let contents = header.check_contents(payload);
+        let contents = match header.is_checked() {
+            true => header.check_contents(payload),
+            false => self.staged.unpack(header, list.pages, length),
+        };
         let mut contents = contents.map_err(|e| named(account, header, e))?;
         let Some(block) = account.pin_block(header) else {
             return Ok(());
         };
-        for run in runs {
+        for run in list.runs {
             let (first, rest) = contents.split_at(run.count().bytes().0 as usize);
             write(&block, *run, first)?;
             contents = rest;

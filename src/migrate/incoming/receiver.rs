@@ -114,12 +114,14 @@ impl Receiver {
                 let io = waits.record(header, Limit::never());
                 lane.payload_begins(list, &io)?;
                 account.zeros_list(header, list, listed)?;
-                lane.taken_zeros(wire::listed_pages(list));
+                lane.taken_list(kind, header, wire::listed_pages(list));
                 return Ok(());
             }
-            RecordType::PagesList => {
+            RecordType::PagesList | RecordType::CompressedList => {
                 let io = waits.record(header, Limit::never());
-                placement.place_list(lane, account, header, listed, recall, &io)?;
+                let pages = placement.place_list(lane, account, header, listed, recall, &io)?;
+                lane.taken_list(kind, header, pages);
+                return Ok(());
             }
             RecordType::Delta => {
                 let io = waits.record(header, Limit::never());

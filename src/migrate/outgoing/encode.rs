@@ -6,6 +6,7 @@
 //! of computing on such copies. Computing on guest memory itself would be wrong, because the guest
 //! writes meanwhile.
 
+mod packed;
 mod resent;
 
 use super::deltas::Deltas;
@@ -21,7 +22,7 @@ use crate::memory::contents::{Contents, Held};
 use crate::memory::{BlockPin, PageRun};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::walk::{Put, BATCH_PAGES};
-use crate::wire::{self, Header, CHECKSUM_LEN, HEADER_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX};
+use crate::wire::{self, Header, HEADER_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -78,7 +79,8 @@ impl Encoder {
     /// bytes.
     pub(super) fn sent(&mut self, put: &Put, held: u64, time: Duration) {
         if let Some(packing) = &mut self.packing {
-            let contents = Pages(put.data_pages).bytes().0;
+            // A delta is as long in either way.
+            let contents = Pages(put.data_pages - put.delta_pages).bytes().0;
             packing.sent(contents, put.bytes, held, time);
         }
     }
@@ -194,6 +196,8 @@ const OWN_KEPT: usize = (BATCH_PAGES.0 * PAGE_SIZE) as usize + (64 << 10);
 struct Own {
     bytes: Vec<u8>,
     used: usize,
+    /// Room for one frame: compressed contents.
+    frame: Vec<u8>,
 }
 
 impl Own {
@@ -221,29 +225,6 @@ impl Own {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.room(bytes.len())?.copy_from_slice(bytes);
         Ok(())
-    }
-
-    /// Compresses a copy of pages into a checksum of the contents and a frame. `None` when that is
-    /// not worth it; no room is used then.
-    fn pack(&mut self, run: PinnedRun<'_>, packing: &mut Packing) -> Result<Option<Range<usize>>> {
-        let from = self.used;
-        self.copy(run)?;
-        let contents = self.used - from;
-        let room = CHECKSUM_LEN + Packing::room(contents);
-        self.room(room)?;
-        let (copy, room) = self.bytes[from..self.used].split_at_mut(contents);
-        let (sum, room) = room.split_at_mut(CHECKSUM_LEN);
-        let Some(frame) = packing.pack(copy, room) else {
-            self.used = from;
-            return Ok(None);
-        };
-        sum.copy_from_slice(&crc32fast::hash(copy).to_le_bytes());
-        // The contents as sent are kept. The next copy reuses the place of this one.
-        let (packed, end) = (from + contents, from + CHECKSUM_LEN + frame);
-        self.bytes
-            .copy_within(packed..packed + CHECKSUM_LEN + frame, from);
-        self.used = end;
-        Ok(Some(from..end))
     }
 
     /// Copies pages as they are now. They are readable: [`Contents::split`] read them a moment ago.
@@ -323,7 +304,7 @@ fn fits(mut runs: impl ExactSizeIterator<Item = PageRun>, pages: u64, run: PageR
 /// Runs in the form of a list record, and their block.
 fn lists<I: ExactSizeIterator<Item = PageRun> + Clone>(
     runs: I,
-) -> Option<(u32, impl ExactSizeIterator<Item = (Pages, u32)>)> {
+) -> Option<(u32, impl ExactSizeIterator<Item = (Pages, u32)> + Clone)> {
     let first = runs.clone().next()?;
     let runs = runs.map(|run| (run.first(), run.count().0 as u32));
     Some((first.block().0, runs))
@@ -422,13 +403,18 @@ impl<'a> Records<'a> {
         while first < run.end() {
             let end = (first + Pages(OWN_PAGES)).min(run.end());
             let part = run.part(first..end);
-            if !self.packed((block, part)) {
-                match self.agreed.checksums {
-                    true => self.sealed((block, part)),
-                    false => self.plain((block, part)),
-                }
+            if !self.packed(&[(block, part)]) {
+                self.unpacked((block, part));
             }
             first = end;
+        }
+    }
+
+    /// Adds contents that are not compressed.
+    fn unpacked(&mut self, run: PinnedRun<'a>) {
+        match self.agreed.checksums {
+            true => self.sealed(run),
+            false => self.plain(run),
         }
     }
 
@@ -446,32 +432,6 @@ impl<'a> Records<'a> {
             self.contents.push(Source::Own(own));
             self.record(run.count().0, 0);
         }
-    }
-
-    /// Adds compressed contents. Returns false when contents are not to be compressed, or when
-    /// compression is not worth it.
-    fn packed(&mut self, (block, run): PinnedRun<'a>) -> bool {
-        let Some(packing) = &mut self.packing else {
-            return false;
-        };
-        let own = match self.own.pack((block, run), packing) {
-            Ok(Some(own)) => own,
-            Ok(None) => return false,
-            Err(e) => {
-                self.failed.get_or_insert(e);
-                return true;
-            }
-        };
-        let pages = run.count().0;
-        let frame = own.len() - CHECKSUM_LEN;
-        let (block, first) = (run.block().0, run.first());
-        let head = Header::compressed(block, first, pages as u32, frame as u32);
-        self.heads.extend(head.encode());
-        self.put.compressed_pages += pages;
-        self.put.compressed_bytes += own.len() as u64;
-        self.contents.push(Source::Own(own));
-        self.record(pages, 0);
-        true
     }
 
     /// Copies the contents of `runs` and computes the checksum. `None` after an error, which is
@@ -549,10 +509,20 @@ impl<'a> Records<'a> {
         self.zeros.clear();
 
         let short = std::mem::take(&mut self.short);
-        let pages = std::mem::take(&mut self.short_pages);
+        self.short_pages = 0;
+        match self.packing {
+            Some(_) => self.packed_short(&short),
+            None => self.unpacked_short(&short),
+        }
+        self.short = short;
+        self.short.clear();
+    }
+
+    /// Makes records of short runs that are not compressed: a list, or one record for each.
+    fn unpacked_short(&mut self, short: &[PinnedRun<'a>]) {
+        let pages = short.iter().map(|(_, run)| run.count().0).sum();
         let checksums = self.agreed.checksums;
-        // Compression works run by run, so compressed runs are not listed.
-        let listed = short.len() >= WORTH_A_LIST && self.packing.is_none() && {
+        let listed = short.len() >= WORTH_A_LIST && {
             let runs = short.iter().map(|(_, run)| *run);
             // There is room, because a list is shorter than the headers that it replaces.
             match (lists(runs), checksums) {
@@ -566,7 +536,7 @@ impl<'a> Records<'a> {
             }
         };
         if listed && checksums {
-            if let Some(own) = self.checked(&short) {
+            if let Some(own) = self.checked(short) {
                 self.contents.push(Source::Own(own));
                 self.record(pages, 0);
             }
@@ -575,10 +545,8 @@ impl<'a> Records<'a> {
                 .extend(short.iter().map(|run| Source::Guest(*run)));
             self.record(pages, 0);
         } else {
-            short.iter().for_each(|run| self.data_record(*run));
+            short.iter().for_each(|run| self.unpacked(*run));
         }
-        self.short = short;
-        self.short.clear();
     }
 
     /// Adds poisoned pages. Their contents are lost, so they become zero.

@@ -53,6 +53,7 @@ fn the_specification_lists_the_types_as_they_are() {
             (RecordType::Pages, _) => "count × 4096".to_string(),
             (RecordType::Compressed, _) => "4 + frame".to_string(),
             (RecordType::PagesList, _) => "count × 8 + 4 + pages × 4096".to_string(),
+            (RecordType::CompressedList, _) => "count × 8 + 8 + frame".to_string(),
             (RecordType::ZerosList, _) => "count × 8 + 4".to_string(),
             (RecordType::Delta, _) => "count × 10 + 4 + encodings".to_string(),
             (_, (least, PAYLOAD_MAX)) => format!("{least} to 2^30"),

@@ -144,7 +144,7 @@ fn an_unknown_type_is_skipped_with_the_flag_and_refused_without() {
             ..unknown
         }
         .classify(),
-        &["999", "1 to 26"],
+        &["999", "1 to 28"],
     );
     refused(
         Header {
@@ -204,7 +204,10 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
             RecordType::Compressed => Header::compressed(0, Pages(0), 512, 1),
             RecordType::Zeros => Header::zeros(0, Pages(0), 1),
             RecordType::Ballooned => Header::ballooned(0, Pages(0), 1),
-            RecordType::PagesList | RecordType::ZerosList | RecordType::Delta => Header {
+            RecordType::PagesList
+            | RecordType::ZerosList
+            | RecordType::CompressedList
+            | RecordType::Delta => Header {
                 count: 1,
                 ..Header::control(kind, 0, 0)
             },

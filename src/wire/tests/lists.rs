@@ -2,7 +2,11 @@
 
 use super::*;
 
-const LISTS: [RecordType; 2] = [RecordType::PagesList, RecordType::ZerosList];
+const LISTS: [RecordType; 3] = [
+    RecordType::PagesList,
+    RecordType::ZerosList,
+    RecordType::CompressedList,
+];
 
 /// What a receiver decodes from a list with these entries, in a block of `pages`.
 fn decoded(
@@ -19,6 +23,8 @@ fn decoded(
     let contents: u32 = entries.iter().map(|(_, count)| count % 512).sum();
     let contents = match kind {
         RecordType::PagesList => contents.max(entries.len() as u32) * 4096,
+        // A checksum, and a byte of a frame.
+        RecordType::CompressedList => 5,
         _ => 0,
     };
     let header = Header {
@@ -69,7 +75,7 @@ fn a_list_ascends_inside_its_block_and_each_run_inside_one_stretch() {
 
 #[test]
 fn a_list_that_is_damaged_or_of_another_length_is_refused() {
-    for kind in LISTS {
+    for kind in [RecordType::PagesList, RecordType::ZerosList] {
         let Any::Run(header, payload) = list(kind, 5, &[(510, 2), (513, 1), (9000, 1)]) else {
             unreachable!()
         };
@@ -121,6 +127,47 @@ fn a_list_that_is_damaged_or_of_another_length_is_refused() {
     refused(runs(&run, &[], u64::MAX), &["found type 7"]);
 }
 
+/// The header alone cannot tell how many pages the frame of a COMPRESSED_LIST stands for.
+#[test]
+fn the_frame_of_a_list_is_shorter_than_the_pages_of_the_list() {
+    let of = |given: &[(u64, u32)], frame| {
+        let mut bytes = Vec::new();
+        let each = given.iter().map(|(first, count)| (Pages(*first), *count));
+        encode_compressed_list(5, each, frame, &mut bytes).unwrap();
+        let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
+        assert_eq!(header.data_pages(), 0);
+        assert!(!header.is_checked());
+        let found = header
+            .classify()
+            .and_then(|_| runs(&header, &bytes[HEADER_LEN..], u64::MAX));
+        found.map(|found| assert_eq!(found, given))
+    };
+    let three = &[(510, 2), (513, 1)];
+    for frame in [1, 4096, 3 * 4096 - 1] {
+        of(three, frame).unwrap();
+    }
+    of(&[(0, 512)], 512 * 4096 - 1).unwrap();
+    for frame in [3 * 4096, 3 * 4096 + 1, 512 * 4096 - 1] {
+        let words = ["COMPRESSED_LIST", "block 5", "3 pages", &frame.to_string()];
+        refused(of(three, frame), &words);
+    }
+    for frame in [0, 512 * 4096, u32::MAX] {
+        refused(of(three, frame), &["COMPRESSED_LIST", "payload"]);
+    }
+    let more = [(0, 512), (512, 1)];
+    refused(of(&more, 9), &["COMPRESSED_LIST", "at most 512 pages"]);
+    let damaged = |bit: usize| {
+        let Any::Run(header, mut payload) = packed_list(5, &[(510, 2), (513, 62)]) else {
+            unreachable!()
+        };
+        payload[bit / 8] ^= 1 << (bit % 8);
+        runs(&header, &payload[..list_len(header.count)], u64::MAX)
+    };
+    for bit in 0..list_len(2) * 8 {
+        refused(damaged(bit), &["COMPRESSED_LIST", "checksum"]);
+    }
+}
+
 #[test]
 fn a_list_of_zeros_has_no_more_pages_than_a_list_with_contents_may_have() {
     let whole = [(0, 256), (256, 256)];
@@ -156,7 +203,7 @@ proptest! {
         for kind in LISTS {
             let given: Vec<(u64, u32)> = match kind {
                 // At most 512 pages.
-                RecordType::ZerosList => given.iter().map(|(first, _)| (*first, 1)).collect(),
+                RecordType::ZerosList | RecordType::CompressedList => given.iter().map(|(first, _)| (*first, 1)).collect(),
                 _ => given.clone(),
             };
             let Any::Run(header, payload) = list(kind, 1, &given) else {

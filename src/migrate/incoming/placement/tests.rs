@@ -8,6 +8,7 @@ use crate::memory::{Block, BlockDescription, BlockFlags, HostMemory, Memory, Pin
 use crate::migrate::incoming::account::Account;
 use crate::migrate::incoming::lane::Waits;
 use crate::migrate::Params;
+use crate::page::compress::Compressor;
 use crate::runtime::{Cancel, Limit, Timeout};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::wire::{self, RecordType};
@@ -38,10 +39,23 @@ struct World {
 enum How {
     Plain,
     Checked,
+    Packed,
+}
+
+/// The checksum of contents, and a frame of them.
+fn packed(contents: &[u8]) -> Vec<u8> {
+    let mut room = vec![0; contents.len()];
+    let mut compressor = Compressor::new(1).unwrap();
+    let length = compressor.compress(contents, &mut room).unwrap();
+    [
+        &crc32fast::hash(contents).to_le_bytes()[..],
+        &room[..length],
+    ]
+    .concat()
 }
 
 impl How {
-    const ALL: [How; 2] = [How::Plain, How::Checked];
+    const ALL: [How; 3] = [How::Plain, How::Checked, How::Packed];
 
     /// The header of a run whose pages are filled with `byte`, and the bytes that follow the
     /// header.
@@ -52,6 +66,11 @@ impl How {
             How::Checked => {
                 contents.extend(crc32fast::hash(&contents).to_le_bytes());
                 Header::checked_pages(THEIRS, Pages(first), count)
+            }
+            How::Packed => {
+                contents = packed(&contents);
+                let frame = (contents.len() - CHECKSUM_LEN) as u32;
+                Header::compressed(THEIRS, Pages(first), count, frame)
             }
         };
         (header, contents)
@@ -208,24 +227,29 @@ fn a_run_outside_its_block_is_refused_before_its_payload_is_read() {
 fn list(how: How, runs: &[(u64, u32)]) -> (Header, Vec<u8>) {
     let mut bytes = Vec::new();
     let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
+    let pages: u32 = runs.iter().map(|(_, count)| count).sum();
+    let contents = (0..pages).flat_map(|page| [page as u8 + 1; PAGE_SIZE as usize]);
+    let mut contents: Vec<u8> = contents.collect();
     match how {
         How::Plain => wire::encode_list(THEIRS, each, &mut bytes).unwrap(),
-        How::Checked => wire::encode_checked_list(THEIRS, each, &mut bytes).unwrap(),
+        How::Checked => {
+            contents.extend(crc32fast::hash(&contents).to_le_bytes());
+            wire::encode_checked_list(THEIRS, each, &mut bytes).unwrap();
+        }
+        How::Packed => {
+            contents = packed(&contents);
+            let frame = (contents.len() - CHECKSUM_LEN) as u32;
+            wire::encode_compressed_list(THEIRS, each, frame, &mut bytes).unwrap();
+        }
     }
     let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
     let mut payload = bytes.split_off(wire::HEADER_LEN);
-    let list = payload.len();
-    for page in 0..header.data_pages() {
-        payload.extend([page as u8 + 1; PAGE_SIZE as usize]);
-    }
-    if header.is_checked() {
-        payload.extend(crc32fast::hash(&payload[list..]).to_le_bytes());
-    }
+    payload.extend(contents);
     (header, payload)
 }
 
 impl World {
-    fn place_list(&mut self, header: &Header) -> Result<()> {
+    fn place_list(&mut self, header: &Header) -> Result<u64> {
         let World {
             account,
             lane,
@@ -253,7 +277,7 @@ fn the_contents_of_a_list_go_to_its_pages_and_nothing_between_them_is_written() 
                     std::thread::yield_now();
                 }
             });
-            world.place_list(&header).unwrap();
+            assert_eq!(world.place_list(&header).unwrap(), 4, "pages of the list");
         });
         let pages: Vec<u8> = (1..11).map(|page| world.page(page)).collect();
         let expected = [0x11, 1, 0x11, 0x11, 2, 3, 0x11, 0x11, 4, 0x11];
@@ -267,7 +291,7 @@ fn a_block_is_removed_while_the_contents_of_a_list_are_waited_for() {
     for how in How::ALL {
         let mut world = World::new();
         let (header, payload) = list(how, &[(2, 1), (5, 2), (9, 1)]);
-        let (first, rest) = payload.split_at(payload.len() - 5000);
+        let (first, rest) = payload.split_at(payload.len() - 5000.min(payload.len() - 40));
         world.source.write_all(first).unwrap();
         let (memory, mut source) = (Arc::clone(&world.memory), world.source.try_clone().unwrap());
         std::thread::scope(|scope| {
@@ -302,16 +326,21 @@ fn a_list_that_names_a_page_outside_its_block_writes_nothing_at_all() {
 
 #[test]
 fn a_list_whose_contents_are_damaged_writes_nothing_at_all() {
-    let mut world = World::new();
-    let (header, mut payload) = list(How::Checked, &[(2, 1), (5, 2), (9, 1)]);
-    let at = payload.len() - 100;
-    payload[at] ^= 1;
-    world.source.write_all(&payload).unwrap();
-    let error = world.place_list(&header).unwrap_err();
-    assert_eq!(error.kind(), Kind::Protocol);
-    assert!(error.message().contains("block `ram`"), "{error}");
-    assert!(error.message().contains("4 pages from page 2"), "{error}");
-    assert!((0..PAGES).all(|page| world.page(page) == 0x11));
+    for (how, words) in [
+        (How::Checked, "4 pages from page 2"),
+        (How::Packed, "3 runs of pages from page 2"),
+    ] {
+        let mut world = World::new();
+        let (header, mut payload) = list(how, &[(2, 1), (5, 2), (9, 1)]);
+        let at = payload.len() - 10;
+        payload[at] ^= 1;
+        world.source.write_all(&payload).unwrap();
+        let error = world.place_list(&header).unwrap_err();
+        assert_eq!(error.kind(), Kind::Protocol);
+        assert!(error.message().contains("block `ram`"), "{error}");
+        assert!(error.message().contains(words), "{error}");
+        assert!((0..PAGES).all(|page| world.page(page) == 0x11));
+    }
 }
 
 /// A DELTA record as it travels: page, checksum of the base, encoding.
@@ -413,6 +442,7 @@ fn a_changed_page_whose_base_is_not_in_memory_is_an_error_that_names_block_and_p
         .mark_poisoned(id, Bytes(2 * PAGE_SIZE), Bytes(PAGE_SIZE))
         .unwrap();
     let error = world.place_changed(&[(2, base, &[5, 1, 9])]).unwrap_err();
+    assert_eq!(error.kind(), Kind::Memory, "{error}");
     assert!(error.message().contains("page 2: the version"), "{error}");
 }
 

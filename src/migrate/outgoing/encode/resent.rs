@@ -4,7 +4,7 @@
 
 use super::super::deltas::Resent;
 use super::super::waiting::{Changed, Copied, Waiting};
-use super::{PinnedRun, Records, Source, OWN_PAGES, SHORT, WORTH_A_LIST};
+use super::{packed, PinnedRun, Records, Source, OWN_PAGES, WORTH_A_LIST};
 use crate::error::Result;
 use crate::fallible;
 use crate::memory::{BlockPin, PageRun};
@@ -110,13 +110,9 @@ impl<'a> Records<'a> {
             wire::encode_delta(block, pages, &mut self.heads)?;
             self.record(changed.len() as u64, 0);
         }
-        let short = copies.iter().all(|copied| copied.count <= SHORT);
-        if short && copies.len() >= WORTH_A_LIST {
-            self.list_of_copies(block, &copies)?;
-        } else {
-            for copied in &copies {
-                self.run_of_copies(block, copied)?;
-            }
+        match self.packing {
+            Some(_) => self.packed_copies(block, &copies)?,
+            None => self.unpacked_copies(block, &copies)?,
         }
         // The room of the lists is kept.
         if let Some(waiting) = &mut self.waiting {
@@ -126,6 +122,52 @@ impl<'a> Records<'a> {
             waiting.copies.clear();
         }
         Ok(())
+    }
+
+    /// Makes records of pages that go whole where contents are compressed. The copies stay in the
+    /// cache as they are: the frames take their place among the bytes that are sent.
+    fn packed_copies(&mut self, block: u32, mut copies: &[Copied]) -> Result<()> {
+        while !copies.is_empty() {
+            let (these, rest) = packed::one_frame(copies, |copied| copied.count);
+            copies = rest;
+            match these.len() {
+                0..packed::WORTH_A_LIST => {
+                    for copied in these {
+                        self.packed_or_not(block, std::slice::from_ref(copied))?;
+                    }
+                }
+                _ => self.packed_or_not(block, these)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one record of `copies`, or several when they are not compressed.
+    fn packed_or_not(&mut self, block: u32, copies: &[Copied]) -> Result<()> {
+        let together = copies
+            .windows(2)
+            .all(|two| two[0].own.end == two[1].own.start);
+        let ends = copies.first().zip(copies.last()).filter(|_| together);
+        if let (Some((first, last)), Some(packing)) = (ends, &mut self.packing) {
+            let own = first.own.start..last.own.end;
+            if let Some(own) = self.own.squeeze(own, packing)? {
+                let runs = copies
+                    .iter()
+                    .map(|copied| (copied.first, copied.count as u32));
+                return self.frame(block, runs, own);
+            }
+        }
+        self.unpacked_copies(block, copies)
+    }
+
+    fn unpacked_copies(&mut self, block: u32, copies: &[Copied]) -> Result<()> {
+        // Copies are not sent from guest memory, so long runs gain nothing from records of their own.
+        if copies.len() >= WORTH_A_LIST {
+            return self.list_of_copies(block, copies);
+        }
+        copies
+            .iter()
+            .try_for_each(|copied| self.run_of_copies(block, copied))
     }
 
     fn run_of_copies(&mut self, block: u32, copied: &Copied) -> Result<()> {

@@ -3,6 +3,7 @@
 //! sent is right.
 
 mod lists;
+mod packed;
 
 use super::*;
 use crate::channel::IoPart as _;

@@ -4,20 +4,27 @@ use super::super::*;
 use crate::dirty::consumer::{Consumer, Cursor};
 use crate::dirty::testing::Guest;
 use crate::dirty::tracker::{Clearing, StartWith, Tracker};
-use crate::wire::{list_len, RecordType};
+use crate::page::compress::Decompressor;
+use crate::wire::{list_len, RecordType, CHECKSUM_LEN};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-const PAGES: u64 = 400;
+pub(super) const PAGES: u64 = 400;
 
 /// A guest with one block whose pages are all pending.
 fn guest() -> (Guest, Consumer) {
+    let (guest, _, consumer) = tracked();
+    (guest, consumer)
+}
+
+/// The same, and its tracker.
+pub(super) fn tracked() -> (Guest, Arc<Tracker>, Consumer) {
     let guest = Guest::new(PAGES as usize);
     guest.block("ram", PAGES);
     let tracker = Tracker::new(Arc::clone(&guest.memory), Clearing::default()).unwrap();
     let consumer = tracker.consumer();
     consumer.start(StartWith::Everything).unwrap();
-    (guest, consumer)
+    (guest, tracker, consumer)
 }
 
 /// Writes `value` to pages.
@@ -33,13 +40,13 @@ fn write(guest: &Guest, pages: impl Iterator<Item = u64>, value: u8) {
     }
 }
 
-fn take(consumer: &Consumer) -> Taken {
+pub(super) fn take(consumer: &Consumer) -> Taken {
     let all = consumer.take(&mut Cursor::default(), 256, Pages(PAGES));
     all.unwrap()
 }
 
 /// What a destination reads from the records: their types, and the first byte of each page.
-fn received(records: &Records<'_>) -> (Vec<RecordType>, BTreeMap<u64, u8>) {
+pub(super) fn received(records: &Records<'_>) -> (Vec<RecordType>, BTreeMap<u64, u8>) {
     let bytes = records.copy_rest(&[], 0).unwrap();
     assert_eq!(bytes.len() as u64, records.put().bytes);
     let (mut kinds, mut pages) = (Vec::new(), BTreeMap::new());
@@ -61,6 +68,18 @@ fn received(records: &Records<'_>) -> (Vec<RecordType>, BTreeMap<u64, u8>) {
         } else {
             header.check_run(Pages(PAGES)).unwrap();
             runs.push((header.first_page, header.count));
+        }
+        let mut decoded = Vec::new();
+        if matches!(kind, RecordType::Compressed | RecordType::CompressedList) {
+            let (sum, frame) = contents.split_first_chunk::<CHECKSUM_LEN>().unwrap();
+            let pages: u32 = runs.iter().map(|(_, count)| count).sum();
+            decoded.resize((u64::from(pages) * PAGE_SIZE) as usize, 0);
+            let mut decompressor = Decompressor::new().unwrap();
+            decompressor.decompress(frame, &mut decoded).unwrap();
+            assert_eq!(u32::from_le_bytes(*sum), crc32fast::hash(&decoded));
+            contents = &decoded;
+        } else if header.is_checked() {
+            contents = header.check_contents(contents).unwrap();
         }
         for page in runs.iter().flat_map(|(f, c)| *f..*f + u64::from(*c)) {
             let (byte, behind) = match contents.split_at_checked(PAGE_SIZE as usize) {
