@@ -1,4 +1,5 @@
-//! The two guests and their VMMs, and a migration that has every type of record.
+//! The two guests and their VMMs, and a migration that has every type of record: deltas and
+//! compression are on.
 
 use super::killing::die;
 use crate::support::deciders::Scripted;
@@ -11,7 +12,7 @@ use crate::support::vmm::{blob, TestVmm};
 use brant::dirty::tracker::StartWith;
 use brant::memory::map::{SlotDescription, NO_SLOT};
 use brant::migrate::steering::{Facts, Moment, Next};
-use brant::migrate::{Blockers, Decider, Incoming, Outgoing, Params};
+use brant::migrate::{Blockers, Compression, Decider, Incoming, Outgoing, Params};
 use brant::units::{Bytes, PAGE_SIZE};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -58,9 +59,18 @@ pub fn guests() -> (Arc<Guest>, Arc<Guest>) {
             }
         }
     }
-    // Single pages that lie apart, enough for a list of them.
-    for page in (100..140).step_by(2) {
+    // Single pages that lie apart, enough for a list of them, in a stretch of their own: next to
+    // pages that compress they would go with these.
+    for page in (1600..1640).step_by(2) {
         source.ram("ram").fill(page, &mut random);
+    }
+    // Pages that compress, neighbours and apart.
+    for page in (300..312).chain((330..350).step_by(3)) {
+        for word in 0..512 {
+            let at = page * 4096 + word * 8;
+            let value = (page + word % 5) as u64;
+            source.ram("shm").word(at).store(value, Ordering::Relaxed);
+        }
     }
     // Some of the destination's memory has old contents.
     for (_, ram) in destination.rams() {
@@ -135,6 +145,8 @@ pub fn limits(limit: Duration) -> Params {
         // The wait for a missing answer takes this long and one second more.
         handover_timeout: MS * 1500,
         switchover_bandwidth: Some(1 << 30),
+        delta_cache_bytes: Some(1 << 20),
+        compression: Compression::Always,
         ..Params::default()
     }
 }

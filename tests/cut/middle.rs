@@ -3,7 +3,7 @@
 
 use brant::units::Pages;
 use brant::wire::{
-    decode_list, list_len, Header, Record, RecordType, HEADER_LEN, MARKER_FLAG_FINAL,
+    decode_delta, decode_list, list_len, Header, Record, RecordType, HEADER_LEN, MARKER_FLAG_FINAL,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Write};
@@ -40,6 +40,9 @@ pub enum Cut {
     Before(Place),
     /// Both directions end as soon as the first record of this type has gone through.
     AfterFirst(RecordType),
+    /// Both directions end inside the first record of this type, behind this many of its bytes, or
+    /// before its last byte.
+    Inside(RecordType, usize),
     /// Both directions end as soon as this many bytes have been passed on.
     Byte(Place),
     /// After this many records nothing is passed on any more, in either direction, and no side is
@@ -138,7 +141,8 @@ impl Middle {
         if kind == RecordType::Handover {
             self.log.lock().unwrap().handover = true;
         }
-        if kind.is_page_run() && !kind.is_list() {
+        let in_payload = kind.is_list() || kind == RecordType::Delta;
+        if kind.is_page_run() && !in_payload {
             let mut log = self.log.lock().unwrap();
             let next = log.markers + 1;
             for page in 0..header.count as usize {
@@ -149,9 +153,16 @@ impl Middle {
         bytes.resize(HEADER_LEN + header.payload as usize, 0);
         self.from.read_exact(&mut bytes[HEADER_LEN..]).ok()?;
         let mut log = self.log.lock().unwrap();
+        let next = log.markers + 1;
+        if kind == RecordType::Delta {
+            let payload = &bytes[HEADER_LEN..];
+            for delta in decode_delta(&header, payload, Pages(u64::MAX)).unwrap() {
+                let page = (header.block, delta.page.0 as usize);
+                log.pages.insert(page, next);
+            }
+        }
         if kind.is_list() {
             let list = &bytes[HEADER_LEN..][..list_len(header.count)];
-            let next = log.markers + 1;
             decode_list(&header, list, Pages(u64::MAX), |first, count| {
                 for page in 0..count as usize {
                     log.pages
@@ -184,6 +195,13 @@ impl Middle {
             let left = left.filter(|_| place.way == self.way);
             if let Some((_, left)) = left.filter(|(_, left)| *left < bytes.len() as u64) {
                 let _ = self.to.write_all(&bytes[..left as usize]);
+                self.end_both();
+                return false;
+            }
+        }
+        if let Cut::Inside(wanted, length) = self.cut {
+            if wanted == kind {
+                let _ = self.to.write_all(&bytes[..length.min(bytes.len() - 1)]);
                 self.end_both();
                 return false;
             }

@@ -7,6 +7,7 @@
 //! not the network's.
 
 mod afterwards;
+mod anew;
 mod cases;
 mod cutting;
 mod guests;

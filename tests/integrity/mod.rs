@@ -7,3 +7,4 @@
 mod checksums;
 mod compression;
 mod damage;
+mod every_way;

@@ -3,6 +3,7 @@
 use super::random::Random;
 use brant::memory::block::{BackingFile, BlockDescription, BlockFlags};
 use brant::units::{Bytes, PAGE_SIZE};
+use std::any::Any;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -50,6 +51,8 @@ pub struct Ram {
     pub spec: Spec,
     host: *mut u8,
     fd: Option<OwnedFd>,
+    /// The owner of the mapping, when that is not this object.
+    owner: Option<Box<dyn Any + Send + Sync>>,
 }
 
 // SAFETY: a mapping that is this object's own; accesses go through atomics while others write.
@@ -60,8 +63,10 @@ unsafe impl Sync for Ram {}
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length, and not used any more.
-        unsafe { libc::munmap(self.host.cast(), self.spec.pages * PAGE) };
+        if self.owner.is_none() {
+            // SAFETY: mapped in `new` with this length, and not used any more.
+            unsafe { libc::munmap(self.host.cast(), self.spec.pages * PAGE) };
+        }
     }
 }
 
@@ -99,6 +104,23 @@ impl Ram {
             spec: spec.clone(),
             host: host.cast(),
             fd,
+            owner: None,
+        }
+    }
+
+    /// Memory of any other kind: a mapping at `host` with the length of `spec`, which `owner` keeps
+    /// for as long as this object lives.
+    pub fn over(
+        spec: &Spec,
+        host: *mut u8,
+        fd: Option<OwnedFd>,
+        owner: impl Any + Send + Sync,
+    ) -> Ram {
+        Ram {
+            spec: spec.clone(),
+            host,
+            fd,
+            owner: Some(Box::new(owner)),
         }
     }
 
