@@ -13,6 +13,7 @@ mod damaged;
 mod destination_fields;
 mod floods;
 mod fuzz_targets;
+mod in_the_middle;
 mod misplaced;
 mod params;
 mod records;
