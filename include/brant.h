@@ -1792,7 +1792,13 @@ typedef struct brant_vhost_memory {
 } brant_vhost_memory;
 
 /**
- * Back ends of vhost and vhost-user that share one log.
+ * Back ends of vhost and vhost-user that share one log. All back ends of a guest share one as a
+ * rule: a sync reads each log once, however many back ends set bits in it.
+ *
+ * A back end may come or go while logging is on, and brant need not be told. One that comes: give
+ * it the log of the last `log_on`, of which keep a duplicate descriptor, before it writes. One
+ * that goes: stop its rings, and leave it out of later operations. The next sync finds the bits
+ * that it has set.
  *
  * brant calls the operations on the thread that starts or stops tracking or changes the guest's
  * memory, under brant's own locks. So inside them call no function of brant's but marks and

@@ -74,8 +74,9 @@ pub struct SyncReport {
     pub written: Pages,
     /// The number of pages for which a write since the last sync could be found. The other pages
     /// were found before, and their protection has not been restored since. In the manual-protect
-    /// modes of KVM's log these are the pages that nobody has taken yet. The pages that a guest
-    /// wrote since the last sync are estimated as `written` over `observed` times its memory.
+    /// modes of KVM's log, and in vhost logs, these are the pages that nobody has taken yet. The
+    /// pages that a guest wrote since the last sync are estimated as `written` over `observed`
+    /// times its memory.
     pub observed: Pages,
     /// Pages that became pending because they became ballooned since the last sync: the holder of a
     /// copy has to learn of it. 0 unless ballooned pages are skipped.

@@ -3,9 +3,13 @@
 //!
 //! brant makes the memory, and the VMM passes it to its back ends ([`VhostBackEnds`]): the kernel's
 //! vhost takes the address of the mapping, vhost-user the descriptor. A back end writes guest
-//! memory first, and then sets the bit by an atomic OR. A harvest takes each word that is not zero
-//! by an atomic exchange. The exchange acquires what the OR released, so a page whose bit was taken
-//! is read with that write in it.
+//! memory first, and then sets the bit by an atomic OR. A harvest reads and reports the bits, and
+//! each bit is cleared before its page is handed out ([`bits`]). What reads and clears acquires what
+//! the OR released, so a page whose bit was reported is read with that write in it.
+//!
+//! **One log for all.** A harvest reads each log once, however many back ends set bits in it. So
+//! back ends that can share a log do. A back end that goes away leaves its bits in the log, where
+//! the next harvest finds them; brant need not be told of it.
 //!
 //! **Growing.** When guest memory comes to reach further than the log, a longer log is made and all
 //! back ends are moved to it. Only then is the old log read a last time, because bits arrive in it
@@ -19,95 +23,23 @@
 //! A log's memory is backed for the addresses at which RAM is. The rest, which stands for holes in
 //! guest memory, takes no memory until a back end writes there.
 
-use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
-use crate::bits::words;
-use crate::error::{Error, Kind, Result};
-use crate::memory::{Map, Slot};
-use crate::sys::{mem, shm::Shm};
-use crate::units::{Pages, PAGE_SIZE};
-use std::ops::Range;
-use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
-use vm_memory::GuestAddress;
+mod bits;
+mod memory;
 
-/// The highest guest address that a log can reach: 2^48, a log of 8 GiB (of address space).
-pub const REACH_MAX: u64 = 1 << 48;
-/// Words in one page of the log. They stand for 128 MiB of guest memory.
-const PAGE_WORDS: usize = 512;
-/// Words that are looked at together: one cache line.
-const LINE: usize = 8;
+pub use memory::{LogMemory, REACH_MAX};
+
+use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Rearmed, Sink, When};
+use crate::error::{Error, Kind, Result};
+use crate::memory::{BlockId, Map, Slot};
+use crate::units::PAGE_SIZE;
+use bits::LogBits;
+use memory::{log_bytes, pages_of};
+use std::ops::Range;
+use std::sync::Arc;
+
 /// The most logs that are kept because the VMM could not move or stop all back ends, and some may
 /// still write to them.
 const REFUSED_MAX: usize = 4;
-
-/// The memory of a log, which the VMM passes to back ends.
-#[derive(Debug)]
-pub struct LogMemory(Shm);
-
-impl LogMemory {
-    fn new(reach: u64) -> Result<LogMemory> {
-        if reach > REACH_MAX {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!(
-                    "a vhost log reaches to guest address {REACH_MAX:#x} at most, and {reach:#x} \
-                     was asked for"
-                ),
-            ));
-        }
-        let length = log_bytes(reach).max(PAGE_SIZE);
-        Ok(LogMemory(Shm::new(c"brant-vhost-log", length)?))
-    }
-
-    /// A memfd of exactly [`LogMemory::length`] bytes, sealed against shrinking and growing. It is
-    /// the descriptor that vhost-user's `SET_LOG_BASE` carries, with offset 0. The VMM may keep a
-    /// duplicate.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.0.fd()
-    }
-
-    /// The address of the mapping in this process, for the kernel's `VHOST_SET_LOG_BASE`.
-    pub fn address(&self) -> *mut u8 {
-        self.0.address()
-    }
-
-    /// The length in bytes, a multiple of 4096.
-    pub fn length(&self) -> u64 {
-        self.0.length()
-    }
-
-    /// Takes memory for the bits of these pages.
-    fn reserve(&self, pages: &Range<u64>) -> Result<()> {
-        self.0.reserve(pages.start / 8, pages.end.div_ceil(8))
-    }
-
-    /// Takes memory for the bits of all addresses at which a map has RAM.
-    fn reserve_all(&self, map: &Map) -> Result<()> {
-        // Slots come in order of addresses, so adjacent ones are joined into one call.
-        let mut joined: Option<Range<u64>> = None;
-        for slot in map.slots() {
-            let next = pages_of(slot);
-            match &mut joined {
-                Some(last) if next.start <= last.end => last.end = last.end.max(next.end),
-                last => {
-                    if let Some(done) = last.replace(next) {
-                        self.reserve(&done)?;
-                    }
-                }
-            }
-        }
-        joined.map_or(Ok(()), |last| self.reserve(&last))
-    }
-}
-
-/// The bytes, in whole pages, of a log that reaches to a guest address.
-fn log_bytes(reach: u64) -> u64 {
-    reach
-        .div_ceil(PAGE_SIZE)
-        .div_ceil(8)
-        .next_multiple_of(PAGE_SIZE)
-}
 
 /// The VMM's back ends that share one log.
 ///
@@ -191,17 +123,13 @@ pub struct VhostLog {
     back_ends: Arc<dyn VhostBackEnds>,
     reach: u64,
     on: bool,
-    current: Option<LogMemory>,
+    /// Whether each harvest clears what it reports.
+    clear_at_harvest: bool,
+    current: Option<LogBits>,
     /// Logs to which some back end may write although not all do. They are read as long as logging
     /// is on.
-    refused: Vec<LogMemory>,
+    refused: Vec<LogBits>,
     strays: u64,
-}
-
-/// The guest's pages that a slot shows.
-fn pages_of(slot: &Slot) -> Range<u64> {
-    let first = slot.guest_address.0 / PAGE_SIZE;
-    first..first + slot.pages.0
 }
 
 impl VhostLog {
@@ -218,6 +146,7 @@ impl VhostLog {
             back_ends,
             reach,
             on: false,
+            clear_at_harvest: false,
             current: None,
             refused: Vec::new(),
             strays: 0,
@@ -229,12 +158,13 @@ impl VhostLog {
     }
 
     /// A log's memory that reaches as far as `map`: that of a log refused before, or a new one.
-    fn memory_for(&mut self, map: &Map) -> Result<LogMemory> {
+    fn memory_for(&mut self, map: &Map) -> Result<LogBits> {
         let reach = self.reach(map);
-        let fits = |m: &LogMemory| m.length() >= log_bytes(reach);
+        let fits = |log: &LogBits| log.memory().length() >= log_bytes(reach);
         if let Some(at) = self.refused.iter().position(fits) {
-            self.refused[at].reserve_all(map)?;
-            return Ok(self.refused.swap_remove(at));
+            self.refused[at].memory().reserve_all(map)?;
+            let again = self.refused.swap_remove(at);
+            return Ok(LogBits::new(again.into_memory(), !self.clear_at_harvest));
         }
         if self.refused.len() >= REFUSED_MAX {
             return Err(Error::new(
@@ -245,43 +175,45 @@ impl VhostLog {
                 ),
             ));
         }
-        let memory = match self.current.as_ref().map(|before| roomy(before, reach)) {
+        let before = self.current.as_ref().map(LogBits::memory);
+        let memory = match before.map(|before| roomy(before, reach)) {
             // A limit on files or on memory may leave no room for more than the map needs.
             Some(roomy) => LogMemory::new(roomy).or_else(|_| LogMemory::new(reach))?,
             None => LogMemory::new(reach)?,
         };
         memory.reserve_all(map)?;
-        Ok(memory)
+        Ok(LogBits::new(memory, !self.clear_at_harvest))
     }
 
-    /// Reads all logs to which back ends may write. Pages of RAM in one of `maps` are no strays.
-    fn drain_all(&mut self, maps: &[&Map], sink: &mut dyn Sink) -> Result<()> {
-        for memory in self.current.iter().chain(&self.refused) {
-            self.strays += drain(memory, maps, sink)?;
-        }
-        Ok(())
+    /// All logs to which back ends may write.
+    fn logs(&mut self) -> impl Iterator<Item = &mut LogBits> {
+        self.current.iter_mut().chain(&mut self.refused)
     }
 
-    /// Reads the bits that all logs have for a slot.
-    fn drain_slot(&mut self, slot: &Slot, maps: &[&Map], sink: &mut dyn Sink) -> Result<()> {
-        for memory in self.current.iter().chain(&self.refused) {
-            self.strays += drain_pages(memory, pages_of(slot), maps, sink)?;
-        }
-        Ok(())
+    /// Reads and clears the bits that all logs have for a slot.
+    fn take_slot(&mut self, slot: &Slot, maps: &[&Map], sink: &mut dyn Sink) -> Result<()> {
+        let mut strays = 0;
+        let pages = pages_of(slot);
+        let result = self.logs().try_for_each(|log| {
+            strays += log.take_pages(pages.clone(), maps, sink)?;
+            Ok(())
+        });
+        self.strays += strays;
+        result
     }
 
     /// Moves all back ends to a longer log.
     fn grow(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
-        let memory = self.memory_for(new)?;
-        if let Err(e) = self.back_ends.log_on(&memory) {
+        let log = self.memory_for(new)?;
+        if let Err(e) = self.back_ends.log_on(log.memory()) {
             // Some back ends may have moved.
-            self.refused.push(memory);
+            self.refused.push(log);
             return Err(e.context("moving vhost back ends to a longer log"));
         }
         // Only now can no back end set a bit in the old log any more.
-        match self.current.replace(memory) {
+        match self.current.replace(log) {
             None => {}
-            Some(before) => match drain(&before, &[old, new], sink) {
+            Some(mut before) => match before.take_all(&[old, new], sink) {
                 Ok(strays) => self.strays += strays,
                 Err(_) => self.covered(old, &mut |extent| extent.everything(sink)),
             },
@@ -298,98 +230,6 @@ fn roomy(before: &LogMemory, reach: u64) -> u64 {
     reach.max(further)
 }
 
-/// Takes a log's bits into `sink`, and returns how many of them are RAM in none of `maps`.
-fn drain(memory: &LogMemory, maps: &[&Map], sink: &mut dyn Sink) -> Result<u64> {
-    let all = memory.0.words();
-    let mut strays = 0;
-    let mut from = 0;
-    // Pages of the log that were never written have no memory, and need not be read. A bit set in
-    // one of them from now on belongs to the next harvest.
-    while let Some(data) = mem::seek_data(memory.fd(), from)? {
-        let end = mem::seek_hole(memory.fd(), data)?.unwrap_or(memory.length());
-        let words = (data / 8) as usize..((end / 8) as usize).min(all.len());
-        for (i, page) in all[words.clone()].chunks(PAGE_WORDS).enumerate() {
-            strays += drain_page(page, words.start + i * PAGE_WORDS, maps, sink);
-        }
-        if end <= from {
-            break;
-        }
-        from = end;
-    }
-    Ok(strays)
-}
-
-/// Takes the bits of these pages, by whole words. The end of the backed part is not looked for: the
-/// kernel would go through all of it.
-fn drain_pages(
-    memory: &LogMemory,
-    pages: Range<u64>,
-    maps: &[&Map],
-    sink: &mut dyn Sink,
-) -> Result<u64> {
-    let all = memory.0.words();
-    let mut at = (pages.start / 64) as usize;
-    let end = (pages.end.div_ceil(64) as usize).min(all.len());
-    let mut strays = 0;
-    while at < end {
-        let Some(data) = mem::seek_data(memory.fd(), at as u64 * 8)? else {
-            break;
-        };
-        at = at.max((data / 8) as usize);
-        let stop = (at + 1).next_multiple_of(PAGE_WORDS).min(end);
-        if at < stop {
-            strays += drain_page(&all[at..stop], at, maps, sink);
-        }
-        at = stop;
-    }
-    Ok(strays)
-}
-
-/// Takes the words of a part of the log that begins at the log's word `at`.
-fn drain_page(page: &[AtomicU64], at: usize, maps: &[&Map], sink: &mut dyn Sink) -> u64 {
-    let mut taken = [0u64; PAGE_WORDS];
-    let mut range: Option<Range<usize>> = None;
-    for (line, words) in page.chunks(LINE).enumerate() {
-        // Most words are zero, so eight are looked at together. This look needs no order, because
-        // it only decides whether to look again. A bit that it misses was set after the harvest
-        // began.
-        let any = words
-            .iter()
-            .fold(0, |any, w| any | w.load(Ordering::Relaxed));
-        if any == 0 {
-            continue;
-        }
-        for (i, word) in words.iter().enumerate() {
-            if word.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let at = line * LINE + i;
-            // Acquires the write that the bit was set for. Releases, so that a back end that sees
-            // the bit clear and sets it again comes after this harvest.
-            taken[at] = word.swap(0, Ordering::AcqRel);
-            range = Some(range.map_or(at, |r| r.start)..at + 1);
-        }
-    }
-    let Some(range) = range else {
-        return 0;
-    };
-    let taken = &mut taken[range.clone()];
-    let first = (at + range.start) as u64 * 64;
-    let pages = taken.len() as u64 * 64;
-    sink.bitmap(
-        Origin::Guest(GuestAddress(first * PAGE_SIZE)),
-        taken,
-        Pages(pages),
-    );
-    // Bits of RAM are removed, so that strays remain.
-    for map in maps {
-        for part in map.block_parts(GuestAddress(first * PAGE_SIZE), Pages(pages)) {
-            words::clear_range(taken, part.before.index(), part.pages.index());
-        }
-    }
-    words::count(taken)
-}
-
 impl DirtyLog for VhostLog {
     fn kind(&self) -> LogKind {
         LogKind::Vhost
@@ -399,19 +239,36 @@ impl DirtyLog for VhostLog {
         self.strays
     }
 
+    fn clear_at_harvest(&mut self, whole: bool) -> bool {
+        self.clear_at_harvest = whole;
+        whole
+    }
+
+    fn rearms(&self) -> bool {
+        !self.clear_at_harvest
+    }
+
+    fn heap_bytes(&self) -> u64 {
+        let logs = self.current.iter().chain(&self.refused);
+        logs.map(LogBits::heap_bytes).sum()
+    }
+
     fn start(&mut self, map: &Map) -> Result<Initial> {
-        let memory = self.memory_for(map)?;
-        if let Err(e) = self.back_ends.log_on(&memory) {
+        let log = self.memory_for(map)?;
+        // What was reported before this start was reported to others. A take must not clear a bit
+        // that has not been reported since.
+        self.refused.iter_mut().for_each(LogBits::forget_seen);
+        if let Err(e) = self.back_ends.log_on(log.memory()) {
             // Some back ends may log already.
             if self.back_ends.log_off().is_err() {
-                self.refused.push(memory);
+                self.refused.push(log);
             } else {
                 self.refused.clear();
             }
             return Err(e.context("having vhost back ends log"));
         }
         // A log that is used again may have bits from before. A page too many does no harm.
-        self.current = Some(memory);
+        self.current = Some(log);
         self.on = true;
         Ok(Initial::Clean)
     }
@@ -436,10 +293,31 @@ impl DirtyLog for VhostLog {
     }
 
     fn harvest(&mut self, map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
-        if self.on {
-            self.drain_all(&[map], sink)?;
+        if !self.on {
+            return Ok(Harvested::Complete);
         }
-        Ok(Harvested::Complete)
+        let mut strays = 0;
+        let result = self.logs().try_for_each(|log| {
+            strays += log.harvest(&[map], sink)?;
+            Ok(())
+        });
+        self.strays += strays;
+        result.map(|()| Harvested::Complete)
+    }
+
+    fn rearm(&mut self, map: &Map, block: BlockId, pages: Range<u64>) -> Result<Rearmed> {
+        let mut done = Rearmed::default();
+        for slot in map.slots_of(block, pages.clone()) {
+            let from = pages.start.max(slot.first.0);
+            let to = pages.end.min(slot.first.0 + slot.pages.0);
+            if from < to {
+                let shown = pages_of(slot).start;
+                let pages = shown + from - slot.first.0..shown + to - slot.first.0;
+                let cleared = self.logs().map(|log| log.clear_seen(pages.clone()));
+                done.bits += cleared.sum::<u64>();
+            }
+        }
+        Ok(done)
     }
 
     fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
@@ -457,11 +335,11 @@ impl DirtyLog for VhostLog {
         let maps = [old, new];
         for slot in &gone {
             // The bits of a slot that goes are understood by the old map.
-            if self.drain_slot(slot, &maps, sink).is_err() {
+            if self.take_slot(slot, &maps, sink).is_err() {
                 Extent::of(slot).everything(sink);
             }
         }
-        let Some(current) = &self.current else {
+        let Some(current) = self.current.as_ref().map(LogBits::memory) else {
             return Ok(());
         };
         if current.length() < log_bytes(self.reach(new)) {
@@ -477,13 +355,9 @@ impl Drop for VhostLog {
     /// A log that could not be switched off is never unmapped: its back end goes on writing to the
     /// address that it was given, and would hit whatever was mapped there next.
     fn drop(&mut self) {
-        for memory in self
-            .current
-            .take()
-            .into_iter()
-            .chain(self.refused.drain(..))
-        {
-            memory.0.leave_mapped();
+        let logs = self.current.take().into_iter();
+        for log in logs.chain(self.refused.drain(..)) {
+            log.into_memory().0.leave_mapped();
         }
     }
 }

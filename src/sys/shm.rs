@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A memfd of fixed size, mapped shared and writable. It is all zero at first.
 #[derive(Debug)]
@@ -143,6 +143,19 @@ impl Shm {
         self.words as u64 * 8
     }
 
+    /// Copies the words from `first` on, which others may be changing. No order is implied: a
+    /// change made during the copying may be missed, or be in one of two copied words and not in
+    /// the other.
+    ///
+    /// # Panics
+    /// If there are not as many words.
+    pub fn read(&self, first: usize, to: &mut [u64]) {
+        let from = &self.words()[first..first + to.len()];
+        for (from, to) in from.iter().zip(to) {
+            *to = from.load(Ordering::Relaxed);
+        }
+    }
+
     /// All words.
     pub fn words(&self) -> &[AtomicU64] {
         // SAFETY: a mapping of that many words, aligned to a page, that lives as long as `self`.
@@ -157,6 +170,19 @@ impl Drop for Shm {
         // SAFETY: mapped in `new`, and no borrow of it exists any more.
         unsafe { kernel::munmap(self.address.as_ptr().cast(), self.words * 8) };
     }
+}
+
+/// Starts to load a word's cache line for a write a little later. A hint, which does nothing on
+/// architectures without it.
+pub fn prefetch_to_write(word: &AtomicU64) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint for an address that is mapped; it changes nothing that a program sees.
+    unsafe {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_ET0};
+        _mm_prefetch::<_MM_HINT_ET0>(std::ptr::from_ref(word).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = word;
 }
 
 /// The longest file that this process may write (`RLIMIT_FSIZE`). It is checked first, because
@@ -176,7 +202,6 @@ fn file_size_limit() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::Ordering;
 
     #[test]
     fn who_has_the_descriptor_can_neither_shrink_nor_grow_it() {
