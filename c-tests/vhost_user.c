@@ -8,6 +8,21 @@
  */
 #include "vhost/guest.h"
 
+/* Takes all that is pending, and copies it. */
+static void copy_taken(brant_tracker *tracker, struct guest *copy)
+{
+    size_t count;
+
+    do {
+        brant_run runs[64];
+
+        must(brant_tracker_take(tracker, runs, 64, &count, &e));
+        for (size_t i = 0; i < count; i++)
+            memcpy(copy->host[runs[i].block] + runs[i].first_page * PAGE, runs[i].host,
+                   runs[i].pages * PAGE);
+    } while (count);
+}
+
 /* Rounds of syncs while they write, with a copy that follows; then they stop. */
 static void tracker_follows(void)
 {
@@ -25,21 +40,12 @@ static void tracker_follows(void)
     must(brant_tracker_start(tracker, BRANT_START_ALL, &e));
     rings(true);
     for (int round = 0; round < 50; round++) {
-        size_t count = 1;
-
         if (round == 49)
             rings(false);
         must(brant_tracker_sync(tracker, BRANT_SYNC_RUNNING, &sync, &e));
         vhost += sync.vhost_pages;
         others += sync.kvm_pages + sync.reported_pages + sync.vfio_pages;
-        do {
-            brant_run runs[64];
-
-            must(brant_tracker_take(tracker, runs, 64, &count, &e));
-            for (size_t i = 0; i < count; i++)
-                memcpy(copy.host[runs[i].block] + runs[i].first_page * PAGE, runs[i].host,
-                       runs[i].pages * PAGE);
-        } while (count);
+        copy_taken(tracker, &copy);
         if (round < 49)
             writes_wait(20);
     }
@@ -49,6 +55,50 @@ static void tracker_follows(void)
     equal(stats.stray_marks, 0, "no bit was outside of memory");
     must(brant_tracker_stop(tracker, &e));
     ok(v.logs_on == 1 && v.logs_off == 1, "logging was switched on once, and off once");
+    brant_tracker_free(tracker);
+    guest_free(&g);
+    guest_free(&copy);
+}
+
+/* Two back ends share one log. One of them is removed while the other goes on, and later another
+ * one is added in its place. */
+static void one_of_two_is_removed(void)
+{
+    enum { REMOVED = 20, ADDED = 40, ROUNDS = 60 };
+    struct guest g, copy;
+    struct vmm v = { .guest = &g };
+    brant_tracker *tracker;
+    bool ended = false;
+
+    guest_make(&g, 2, NULL, NULL);
+    guest_make(&copy, 2, NULL, NULL);
+    tracker = track(&g, &v);
+    tell_memory(&g);
+    must(brant_tracker_start(tracker, BRANT_START_ALL, &e));
+    rings(true);
+    for (int round = 0; round < ROUNDS; round++) {
+        if (round == REMOVED) {
+            /* Its ring stops, and it ends. What it marked since the last sync is in the log. */
+            writes_wait(20);
+            ended = set_ring(&disks[1], GET_VRING_BASE, 0) == 0 && disk_end(&disks[1]) == 0;
+        }
+        if (round == ADDED) {
+            disk_start(&disks[1], 1);
+            tell_memory_to(&g, 1);
+            if (give_log(&v, 1) || set_ring(&disks[1], SET_VRING_ENABLE, 1))
+                bail("the new back end does not log");
+        }
+        if (round == ROUNDS - 1)
+            rings(false);
+        must(brant_tracker_sync(tracker, BRANT_SYNC_RUNNING, NULL, &e));
+        copy_taken(tracker, &copy);
+        if (round < ROUNDS - 1)
+            writes_wait(20);
+    }
+    ok(ended, "a back end that shares the log is removed while the other writes");
+    equal(differ(&g, &copy), 0, "a copy misses nothing of it, of the other, and of one that came");
+    must(brant_tracker_stop(tracker, &e));
+    ok(v.logs_on == 1 && v.logs_off == 1, "brant need not be told of it");
     brant_tracker_free(tracker);
     guest_free(&g);
     guest_free(&copy);
@@ -125,11 +175,12 @@ int main(void)
     brant_stats stats = { .size = sizeof stats };
     bool ended = true;
 
-    plan(18);
+    plan(21);
     random_begin();
     for (int i = 0; i < BACK_ENDS; i++)
         disk_start(&disks[i], i);
     tracker_follows();
+    one_of_two_is_removed();
     bitmap_marked();
 
     guest_make(&from, 2, &source_ops, &v);

@@ -7,12 +7,21 @@
 #include "vhost/back_end.h"
 
 struct disk {
-    int socket;
+    int socket; /* -1: there is no back end */
     pid_t pid;
     struct shared *shared;
 };
 
 static struct disk disks[BACK_ENDS];
+
+/* The next back end that there is, from `from` on; BACK_ENDS if there is none. */
+static int next_disk(int from)
+{
+    while (from < BACK_ENDS && disks[from].socket < 0)
+        from++;
+    return from;
+}
+#define EACH_DISK(i) (int i = next_disk(0); i < BACK_ENDS; i = next_disk(i + 1))
 
 /* Sends a message, and waits for the answer if there should be one. 0, or -1 if the back end is
  * gone or refuses. */
@@ -54,6 +63,7 @@ static int set_ring(struct disk *d, uint32_t request, uint32_t state)
 
 static void disk_start(struct disk *d, int i)
 {
+    static uint64_t started;
     int pair[2];
     uint64_t features = 0;
     struct message m = { .request = GET_FEATURES };
@@ -67,13 +77,15 @@ static void disk_start(struct disk *d, int i)
         bail("fork: %s", strerror(errno));
     if (d->pid == 0) {
         struct back_end b = { .socket = pair[1], .shared = d->shared,
-                              .random = random_state + (uint64_t)i };
+                              .random = random_state + started };
 
         close(pair[0]);
         for (int other = 0; other < i; other++)
             close(disks[other].socket);
         back_end_run(&b);
     }
+    /* Each one writes other values. */
+    started++;
     close(pair[1]);
     d->socket = pair[0];
     if (ask(d, &m, NULL, 0, &features) || !(features & F_LOG_ALL))
@@ -92,6 +104,7 @@ static int disk_end(struct disk *d)
     int status = -1;
 
     close(d->socket);
+    d->socket = -1;
     if (waitpid(d->pid, &status, 0) != d->pid)
         status = -1;
     munmap(d->shared, PAGE);

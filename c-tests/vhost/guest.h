@@ -69,19 +69,23 @@ static void guest_free(struct guest *g)
     }
 }
 
+static void tell_memory_to(struct guest *g, int i)
+{
+    struct message m = { .request = SET_MEM_TABLE, .flags = NEED_REPLY };
+
+    m.payload.table.count = g->plugged;
+    m.size = 8 + g->plugged * sizeof(struct region);
+    for (unsigned b = 0; b < g->plugged; b++)
+        m.payload.table.regions[b] = (struct region){
+            blocks[b].gpa, blocks[b].length, (uintptr_t)g->host[b], 0 };
+    if (ask(&disks[i], &m, g->fds, g->plugged, NULL))
+        bail("back end %d does not take the memory table", i);
+}
+
 static void tell_memory(struct guest *g)
 {
-    for (int i = 0; i < BACK_ENDS; i++) {
-        struct message m = { .request = SET_MEM_TABLE, .flags = NEED_REPLY };
-
-        m.payload.table.count = g->plugged;
-        m.size = 8 + g->plugged * sizeof(struct region);
-        for (unsigned b = 0; b < g->plugged; b++)
-            m.payload.table.regions[b] = (struct region){
-                blocks[b].gpa, blocks[b].length, (uintptr_t)g->host[b], 0 };
-        if (ask(&disks[i], &m, g->fds, g->plugged, NULL))
-            bail("back end %d does not take the memory table", i);
-    }
+    for EACH_DISK(i)
+        tell_memory_to(g, i);
 }
 
 /* How many pages differ. */
@@ -104,26 +108,42 @@ static uint64_t differ(const struct guest *a, const struct guest *b)
 struct vmm {
     struct guest *guest;
     int logs_on, logs_off;
+    /* The log in use: for a back end that is added while logging is on. */
+    int log;
     uint64_t length;
     bool fail_save;
 };
 
+static int give_log(const struct vmm *v, int i)
+{
+    struct message m = { .request = SET_LOG_BASE, .size = 16, .payload.log = { v->length, 0 } };
+
+    if (ask(&disks[i], &m, &v->log, 1, NULL))
+        return -1;
+    return set_number(&disks[i], SET_FEATURES, F_PROTOCOL_FEATURES | F_LOG_ALL);
+}
+
 static int32_t vhost_on(void *opaque, const brant_vhost_memory *log, brant_reason *reason)
 {
     struct vmm *v = opaque;
+    int old = v->log;
+    uint64_t old_length = v->length;
 
     v->logs_on++;
-    for (int i = 0; i < BACK_ENDS; i++) {
-        struct message m = { .request = SET_LOG_BASE, .size = 16,
-                             .payload.log = { log->length, 0 } };
-
-        if (ask(&disks[i], &m, &log->fd, 1, NULL) ||
-            set_number(&disks[i], SET_FEATURES, F_PROTOCOL_FEATURES | F_LOG_ALL)) {
-            brant_reason_set(reason, "the back end does not take the log");
-            return -1;
-        }
-    }
+    /* brant's descriptor is brant's; this is for back ends to come. */
+    v->log = fcntl(log->fd, F_DUPFD_CLOEXEC, 3);
     v->length = log->length;
+    for EACH_DISK(i) {
+        if (give_log(v, i) == 0)
+            continue;
+        close(v->log);
+        v->log = old;
+        v->length = old_length;
+        brant_reason_set(reason, "the back end does not take the log");
+        return -1;
+    }
+    if (old)
+        close(old);
     return 0;
 }
 
@@ -133,7 +153,10 @@ static int32_t vhost_off(void *opaque, brant_reason *reason)
 
     (void)reason;
     v->logs_off++;
-    for (int i = 0; i < BACK_ENDS; i++)
+    if (v->log)
+        close(v->log);
+    v->log = 0;
+    for EACH_DISK(i)
         if (set_number(&disks[i], SET_FEATURES, F_PROTOCOL_FEATURES))
             return -1;
     return 0;
@@ -141,7 +164,7 @@ static int32_t vhost_off(void *opaque, brant_reason *reason)
 
 static void writes_wait(uint64_t n)
 {
-    for (int i = 0; i < BACK_ENDS; i++) {
+    for EACH_DISK(i) {
         uint64_t until = atomic_load(&disks[i].shared->writes) + n;
 
         while (atomic_load(&disks[i].shared->writes) < until)
@@ -153,7 +176,7 @@ static int rings(bool run)
 {
     int failed = 0;
 
-    for (int i = 0; i < BACK_ENDS; i++)
+    for EACH_DISK(i)
         failed |= run ? set_ring(&disks[i], SET_VRING_ENABLE, 1)
                       : set_ring(&disks[i], GET_VRING_BASE, 0);
     return failed;
