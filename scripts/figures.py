@@ -71,8 +71,15 @@ GROUPS = [
         Figure(r"sync\.clear_ioctls$", "clears that a misaligned block of 4 MiB takes, over those of an aligned one",
                "<=", 1),
         Figure(r"sync\.parts/", "a part of a sync (KVM's GET, merging, marks, 24 vhost logs) over the whole sync"),
+        Figure(r"vhost\.shared/", "a sync of 256 GiB with one log that 24 vhost back ends share, 10 % dirty: the whole sync over "
+               "KVM's part and its merge", "<=", 2),
+        Figure(r"vhost\.separate/", "the part of 24 separate logs in such a sync, over that of one shared log with the same bits"),
+        Figure(r"vhost\.clear/", "clearing these bits chunk by chunk, in the takes between two syncs, over the whole sync"),
         Figure(r"ring\.sync_us$", "a sync of 1,000 pages by dirty ring: the slowest size of guest over the fastest",
                "<=", 1.2),
+        Figure(r"ring\.sync_us/own$", "brant's own part of it, without KVM's reset of the rings: in a guest of 1 TiB over one of "
+               "1 GiB", "<=", 1.2),
+        Figure(r"ring\.sync_us/.*/own$", "brant's own part of a sync by dirty ring"),
         Figure(r"ring\.sync_us/.*/kernel$", "KVM's part (its reset of the rings) of a sync by dirty ring"),
         Figure(r"ring\.sync_us/", "a sync of 1,000 pages by dirty ring, over one by bitmap, by guest"),
         Figure(r"clear\.longest_ms$", "the longest clear of one chunk, over one clear of the whole slot"),

@@ -19,6 +19,7 @@ mod slowdown;
 mod standstill;
 mod stream;
 mod sync;
+mod vhost;
 
 use report::Report;
 use std::fs::File;
@@ -33,7 +34,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 14] = [
+const PARTS: [Part; 15] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
@@ -78,6 +79,11 @@ const PARTS: [Part; 14] = [
         what: "the parts of a sync, and slots that are not aligned",
         families: &["sync.parts/", "sync.misaligned_ratio", "sync.clear_ioctls"],
         measure: parts::measure,
+    },
+    Part {
+        what: "the log that vhost back ends share, beside a log for each",
+        families: &["vhost."],
+        measure: vhost::measure,
     },
     Part {
         what: "a sync by dirty ring",

@@ -3,17 +3,17 @@
 //! multiples of 64 pages cost the same as aligned ones.
 //!
 //! Devices write a tenth as much as vCPUs, and the VMM marks runs of 32 pages. Each device has a
-//! log of its own here, as vhost-user back ends have when they do not share one.
+//! log of its own here, as vhost-user back ends have when they do not share one; [`crate::vhost`]
+//! has the log that they share.
 
 use crate::machine::{has_rings, kvm, scattered, Clear, Machine, Shape, GIB};
 use crate::report::{alternate, Report, Runs};
-use brant::dirty::tracker::{Clearing, LogReport, StartWith};
-use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
+use crate::vhost::{self, Writers};
+use brant::dirty::tracker::{Clearing, LogReport, StartWith, SyncReport};
 use brant::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
-use brant::memory::Map;
-use brant::units::{Pages, PAGE_SIZE};
+use brant::memory::{BlockId, Map};
+use brant::units::{Bytes, Pages, PAGE_SIZE};
 use kvm_ioctls::Kvm;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vm_memory::GuestAddress;
 
@@ -24,10 +24,9 @@ const SIZES: [(&str, u64); 3] = [
     ("3TiB", 3072 * GIB),
 ];
 const DENSITIES: [(&str, f64); 4] = [("0%", 0.0), ("0.1%", 0.001), ("1%", 0.01), ("10%", 0.1)];
-const DEVICES: u64 = 24;
 /// Bytes for each guest page in all: KVM's own maps of a slot (10), its two bitmaps, brant's, and
 /// those of the devices.
-const BYTES_PER_PAGE: u64 = 10 + (2 + 4 + DEVICES) / 8 + 1;
+const BYTES_PER_PAGE: u64 = 10 + (2 + 4 + 2 * vhost::DEVICES) / 8 + 1;
 /// The vCPUs of a guest of 256 GiB with rings.
 const VCPUS: u64 = 64;
 /// The memory that is left for other processes.
@@ -47,37 +46,6 @@ impl ByAddress {
         let mut words = vec![0u64; pages.div_ceil(64) as usize];
         scattered(&mut words, density, 1, |word, bit| *word |= bit);
         ByAddress { words }
-    }
-}
-
-/// A vhost device, with the place of its log.
-#[derive(Default)]
-struct Device {
-    log: Mutex<Option<(usize, usize)>>,
-}
-
-impl Device {
-    /// Logs the device's writes since the last sync.
-    fn write(&self, number: u64, density: f64) {
-        if let Some((address, length)) = *self.log.lock().unwrap() {
-            let words = std::ptr::slice_from_raw_parts_mut(address as *mut u64, length / 8);
-            // SAFETY: the mapping stays while the log is on, and no harvest runs meanwhile.
-            scattered(unsafe { &mut *words }, density, number, |word, bit| {
-                *word |= bit
-            });
-        }
-    }
-}
-
-impl VhostBackEnds for Device {
-    fn log_on(&self, memory: &LogMemory) -> brant::Result<()> {
-        let at = (memory.address() as usize, memory.length() as usize);
-        *self.log.lock().unwrap() = Some(at);
-        Ok(())
-    }
-    fn log_off(&self) -> brant::Result<()> {
-        *self.log.lock().unwrap() = None;
-        Ok(())
     }
 }
 
@@ -133,7 +101,7 @@ pub fn measure(report: &mut Report) {
     }
 }
 
-fn ms(time: Duration) -> f64 {
+pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
@@ -203,48 +171,18 @@ fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) 
         let reason = format!("needs {} GiB of free memory", needed.div_ceil(GIB));
         return report.skipped(name, &reason);
     }
-    let devices: Vec<Arc<Device>> = (0..DEVICES).map(|_| Arc::default()).collect();
-    let log = |device: &Arc<Device>| -> Box<dyn DirtyLog> {
-        Box::new(VhostLog::new(Arc::clone(device) as _, 0).unwrap())
-    };
-    let logs = devices.iter().map(log).collect();
-    let machine = Machine::new(kvm, &Shape::plain(length), logs);
+    let writers = Writers::apart();
+    let machine = Machine::new(kvm, &Shape::plain(length), writers.logs());
     machine.start_dirty(density);
-    let block = machine.consumer.memory().map().blocks()[0].id();
-    // One run of 32 pages in each `step`.
-    let step = (density > 0.0).then(|| (32.0 * 10.0 / density) as u64);
     let names = ["kvm", "merge", "reported", "vhost", "whole"];
     let mut figures: [Runs; 5] = Default::default();
     for turn in 0..=RUNS {
-        for page in step
-            .map_or(0..0, |_| 0..pages)
-            .step_by(step.unwrap_or(1) as usize)
-        {
-            let offset = brant::units::Bytes(page * PAGE_SIZE);
-            machine.consumer.mark_block(block, offset, 32 * PAGE_SIZE);
-        }
-        for (number, device) in devices.iter().enumerate() {
-            device.write(number as u64 + 1, density / 10.0 / DEVICES as f64);
-        }
-        let (synced, get) = machine.sync();
+        let (synced, get) = sync_written(&machine, &writers, length, density);
         machine.drain();
-        if turn == 0 {
-            continue;
-        }
-        let of = |kind| {
-            let those = synced.logs.iter().filter(|log| log.kind == kind);
-            those.map(|log: &LogReport| log.time).sum::<Duration>()
-        };
-        let kvm = of(LogKind::KvmLog);
-        let times = [
-            get,
-            kvm - get,
-            of(LogKind::Reported),
-            of(LogKind::Vhost),
-            synced.time,
-        ];
-        for (runs, time) in figures.iter_mut().zip(times) {
-            runs.push(ms(time));
+        if turn > 0 {
+            for (runs, time) in figures.iter_mut().zip(split(&synced, get)) {
+                runs.push(time);
+            }
         }
     }
     machine.consumer.stop().unwrap();
@@ -259,6 +197,43 @@ fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) 
             report.compared(&name, "ms", runs, "itself", whole);
         }
     }
+}
+
+/// A sync after the devices have written a tenth of `density`, and the VMM has marked as much; and
+/// its time in the kernel's GET.
+pub fn sync_written(
+    machine: &Machine,
+    writers: &Writers,
+    length: u64,
+    density: f64,
+) -> (SyncReport, Duration) {
+    let block: BlockId = machine.consumer.memory().map().blocks()[0].id();
+    if density > 0.0 {
+        // One run of 32 pages in each step.
+        let step = (32.0 * 10.0 / density) as usize;
+        for page in (0..length / PAGE_SIZE).step_by(step) {
+            let offset = Bytes(page * PAGE_SIZE);
+            machine.consumer.mark_block(block, offset, 32 * PAGE_SIZE);
+        }
+        writers.write(density / 10.0);
+    }
+    machine.sync()
+}
+
+/// A sync's milliseconds: in the kernel's GET, in the merging of what it gave, for the VMM's marks,
+/// for vhost's logs, and in all.
+pub fn split(synced: &SyncReport, get: Duration) -> [f64; 5] {
+    let of = |kind| {
+        let those = synced.logs.iter().filter(|log| log.kind == kind);
+        those.map(|log: &LogReport| log.time).sum::<Duration>()
+    };
+    [
+        ms(get),
+        ms(of(LogKind::KvmLog) - get),
+        ms(of(LogKind::Reported)),
+        ms(of(LogKind::Vhost)),
+        ms(synced.time),
+    ]
 }
 
 /// brant's memory for each page of the guest, including the dirty rings. It is compared with three
