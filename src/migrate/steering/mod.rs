@@ -7,13 +7,20 @@ pub mod budget;
 pub(super) mod compressing;
 pub(super) mod delivery;
 pub(super) mod delta_pays;
+pub mod dirty_limit;
 pub mod facts;
 pub mod fits_downtime;
 pub mod operations;
 pub(super) mod passes;
+pub mod policies;
+pub mod progress;
+pub mod rising;
 pub(super) mod round_trip;
+pub mod slices;
+pub mod stall;
 #[cfg(test)]
 mod tests;
+pub mod throttle;
 
 pub use budget::Parts;
 pub(super) use compressing::{Batch, Compressing};

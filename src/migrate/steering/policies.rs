@@ -1,0 +1,689 @@
+//! What is done about a migration that does not converge by itself: the policy. Pure.
+//!
+//! Example: a guest dirties one and a half times what the link carries, under a limit of 50 ms and a
+//! deadline of 60 s. Without a policy the migration runs until it times out. With auto-converge the
+//! guest is slowed and the rest shrinks. With a ceiling the limit rises. With
+//! [`OnDeadline::PauseToFinish`] the guest is paused early enough that all is sent by the deadline.
+//!
+//! A policy does not decide whether the rest fits the downtime limit: another decider does, and its
+//! answer is an argument of [`Policies::steer`]. What the policy adds:
+//!
+//! - how much to slow the guest ([`AutoConverge`], [`DirtyLimit`]);
+//! - a higher limit ([`RisingLimit`]);
+//! - the end when time is up or nothing helps ([`StallDetector`]).
+//!
+//! **A guest that is paused, and one whose migration ends, is not slowed.** So every answer other
+//! than "go on" comes with a throttle of 0 and no limits.
+
+use super::dirty_limit::DirtyLimit;
+use super::facts::{Facts, Moment, Next};
+use super::rising::RisingLimit;
+use super::stall::{PassEnd, StallDetector, Stalled};
+use super::throttle::{AutoConverge, Load, MOST};
+use crate::error::{Error, Kind, Result};
+use crate::units::Bytes;
+use std::time::Duration;
+
+/// How a guest is slowed that dirties too much.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Slowing {
+    /// It is not slowed.
+    #[default]
+    Off,
+    /// All vCPUs by the same percentage.
+    AutoConverge,
+    /// Only vCPUs that dirty, by a limit on the pages that each may write.
+    DirtyLimit,
+}
+
+/// What happens to a migration that has not converged by its deadline.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnDeadline {
+    /// It fails, and the guest runs on at the source.
+    #[default]
+    Cancel,
+    /// It goes on until it converges.
+    CarryOn,
+    /// The guest is paused so early that everything is sent by the deadline, however long it stands
+    /// still. A migration that has stalled does not wait for the deadline.
+    PauseToFinish,
+}
+
+/// A policy. It may be replaced while a migration runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// How the guest is slowed.
+    pub slowing: Slowing,
+    /// The largest throttle of auto-converge, 1 to 99 percent.
+    pub throttle_max: u8,
+    /// The downtime limit that the migration begins with.
+    pub limit: Duration,
+    /// The ceiling up to which the limit rises. `None`: it does not rise.
+    pub ceiling: Option<Duration>,
+    /// The time for the whole migration. `None`: there is no deadline.
+    pub deadline: Option<Duration>,
+    /// What happens at the deadline.
+    pub on_deadline: OnDeadline,
+    /// A migration without progress for this long has stalled. Not zero.
+    pub patience: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            slowing: Slowing::Off,
+            throttle_max: MOST,
+            limit: Duration::from_millis(300),
+            ceiling: None,
+            deadline: None,
+            on_deadline: OnDeadline::Cancel,
+            patience: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Policy {
+    /// [`Kind::Invalid`] with the range that a field is outside of.
+    pub fn check(&self) -> Result<()> {
+        let invalid = |message: String| Err(Error::new(Kind::Invalid, message));
+        if !(1..=MOST).contains(&self.throttle_max) {
+            return invalid(format!(
+                "the largest throttle is 1 to {MOST} percent, not {}",
+                self.throttle_max
+            ));
+        }
+        if let Some(ceiling) = self.ceiling.filter(|ceiling| *ceiling < self.limit) {
+            return invalid(format!(
+                "the ceiling of the downtime limit is at least the limit, {} ms, not {}",
+                self.limit.as_millis(),
+                ceiling.as_millis()
+            ));
+        }
+        if self.patience.is_zero() {
+            return invalid("the time without progress that makes a stall is not zero".into());
+        }
+        if self.deadline.is_some_and(|deadline| deadline.is_zero()) {
+            return invalid("a deadline is not zero".into());
+        }
+        Ok(())
+    }
+}
+
+/// What a policy answers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Steer {
+    /// What the migration does next. [`Next::SwitchOver`] with a downtime above the limit is a pause
+    /// to finish.
+    pub next: Next,
+    /// The throttle for all vCPUs, in percent. The limits of single vCPUs are in
+    /// [`Policies::limits`].
+    pub throttle: u8,
+    /// The downtime limit from now on.
+    pub limit: Duration,
+    /// A stall that has just begun, or whose cause has changed.
+    pub stalled: Option<Stalled>,
+}
+
+/// A policy at work in one migration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policies {
+    policy: Policy,
+    throttle: AutoConverge,
+    limits: DirtyLimit,
+    rising: RisingLimit,
+    stall: StallDetector,
+    /// The pass whose end has been judged.
+    judged: u32,
+    /// The throttle and the limits are off, because the guest is paused or the migration has ended.
+    off: bool,
+}
+
+impl Policies {
+    /// Puts a policy to work. [`Kind::Invalid`] as [`Policy::check`] says.
+    pub fn new(policy: Policy) -> Result<Self> {
+        policy.check()?;
+        Ok(Policies {
+            throttle: AutoConverge::new(policy.throttle_max),
+            limits: DirtyLimit::default(),
+            rising: RisingLimit::new(policy.limit, policy.ceiling.unwrap_or(policy.limit)),
+            stall: StallDetector::new(policy.patience),
+            judged: 0,
+            off: false,
+            policy,
+        })
+    }
+
+    /// Replaces the policy while the migration runs. A throttle or limits of another kind end; what
+    /// is known about progress stays when the patience is the same.
+    pub fn set(&mut self, policy: Policy) -> Result<()> {
+        policy.check()?;
+        let same = policy.slowing == self.policy.slowing
+            && policy.throttle_max == self.policy.throttle_max;
+        if !same {
+            self.throttle = AutoConverge::new(policy.throttle_max);
+            self.limits.end();
+        }
+        if (policy.limit, policy.ceiling) != (self.policy.limit, self.policy.ceiling) {
+            self.rising = RisingLimit::new(policy.limit, policy.ceiling.unwrap_or(policy.limit));
+        }
+        if policy.patience != self.policy.patience {
+            self.stall = StallDetector::new(policy.patience);
+        }
+        self.policy = policy;
+        Ok(())
+    }
+
+    /// The downtime limit. The decider that judges the rest uses it.
+    pub fn limit(&self) -> Duration {
+        self.rising.limit()
+    }
+
+    /// The dirty limit of each vCPU in pages a second; `None`: not limited. Empty before the first
+    /// limits.
+    pub fn limits(&self) -> impl Iterator<Item = Option<f64>> + '_ {
+        self.limits.limits().filter(|_| !self.off)
+    }
+
+    /// Whether dirty state is to be synced in the middle of a long pass too: a policy that may slow
+    /// the guest needs fresh rates, even before it first acts.
+    pub fn wants_background_sync(&self) -> bool {
+        self.policy.slowing != Slowing::Off
+    }
+
+    /// The stall that the migration is in.
+    pub fn stalled(&self) -> Option<Stalled> {
+        self.stall.stalled()
+    }
+
+    /// Decides. `fits` is what the downtime decider answered to the same facts, with the limit of
+    /// [`Policies::limit`]. `vcpus` are the pages a second that each vCPU wrote, empty when no log
+    /// tells. `waited` is the share of the last pass in which the destination's acknowledgement was
+    /// awaited.
+    ///
+    /// [`Kind::NoMemory`] when there is none for the limits of so many vCPUs.
+    pub fn steer(
+        &mut self,
+        facts: &Facts,
+        fits: &Next,
+        vcpus: &[f64],
+        waited: f64,
+    ) -> Result<Steer> {
+        let load = Load::of(facts);
+        let stalled = self.judge_pass(facts, &load, waited);
+        let next = self.next(facts, fits);
+        self.off = matches!(next, Next::SwitchOver { .. } | Next::GiveUp(_));
+        if !self.off {
+            self.slow(facts, &load, vcpus)?;
+        }
+        Ok(Steer {
+            next,
+            throttle: if self.off { 0 } else { self.throttle.percent() },
+            limit: self.limit(),
+            stalled,
+        })
+    }
+
+    /// The migration has ended, however. Returns the throttle to set: 0. No vCPU has a limit.
+    pub fn end(&mut self) -> u8 {
+        self.off = true;
+        self.limits.end();
+        self.throttle.end()
+    }
+
+    /// At the end of a pass: whether it was progress.
+    fn judge_pass(&mut self, facts: &Facts, load: &Load, waited: f64) -> Option<Stalled> {
+        let pass = facts.last_pass.filter(|pass| {
+            facts.moment == Moment::Synced && pass.number > self.judged && pass.pages.0 > 0
+        })?;
+        self.judged = pass.number;
+        let sent = pass.pages.bytes().0 as f64;
+        let left = facts.remaining.0 as f64;
+        if pass.number > 1 {
+            self.rising.pass_ended(left <= sent * 0.9);
+        }
+        let seconds = pass.time.as_secs_f64();
+        self.stall.pass_ended(&PassEnd {
+            at: facts.elapsed,
+            left,
+            link: if seconds > 0.0 { sent / seconds } else { 0.0 },
+            dirty: load.dirty.unwrap_or(0.0),
+            waited,
+            slowed_most: match self.policy.slowing {
+                Slowing::Off => false,
+                Slowing::AutoConverge => self.throttle.is_at_most(),
+                Slowing::DirtyLimit => self.limits.is_at_most(),
+            },
+        })
+    }
+
+    /// Slows the guest or lets it go. The first pass sends all memory, so slowing the guest then
+    /// would cost it the most and help the least.
+    fn slow(&mut self, facts: &Facts, load: &Load, vcpus: &[f64]) -> Result<()> {
+        if facts.last_pass.is_none() {
+            return Ok(());
+        }
+        match self.policy.slowing {
+            Slowing::Off => {}
+            Slowing::AutoConverge => {
+                self.throttle.next(load);
+            }
+            Slowing::DirtyLimit => self.limits.next(load, vcpus)?,
+        }
+        Ok(())
+    }
+
+    fn next(&self, facts: &Facts, fits: &Next) -> Next {
+        if matches!(fits, Next::SwitchOver { .. } | Next::GiveUp(_)) {
+            return fits.clone();
+        }
+        let to_finish = self.policy.on_deadline == OnDeadline::PauseToFinish;
+        if facts.moment != Moment::Synced {
+            return match self.time_is_up(facts) {
+                Some(error) => Next::GiveUp(error),
+                None if to_finish && self.must_end_pass(facts) => Next::Sync,
+                None => fits.clone(),
+            };
+        }
+        let stalled = self.stall.stalled().is_some() && self.stall.is_local_minimum();
+        if let Some(expected) = facts.expected_downtime() {
+            let within = expected <= self.limit();
+            let rose = self.limit() > self.policy.limit;
+            if (to_finish && (stalled || self.is_last_chance(facts, expected)))
+                || (rose && within && self.is_settled(facts))
+            {
+                return Next::SwitchOver { expected };
+            }
+        }
+        match self.time_is_up(facts) {
+            Some(error) => Next::GiveUp(error),
+            None => fits.clone(),
+        }
+    }
+
+    /// Whether the last pass left hardly less than it sent, so that another one does not help.
+    fn is_settled(&self, facts: &Facts) -> bool {
+        facts
+            .last_pass
+            .is_some_and(|pass| facts.remaining.0 as f64 > 0.9 * pass.pages.bytes().0 as f64)
+    }
+
+    /// The guest has to be paused now: after a further pass it would be too late.
+    fn is_last_chance(&self, facts: &Facts, expected: Duration) -> bool {
+        let another = facts.further_pass().unwrap_or(expected);
+        self.policy.deadline.is_some_and(|deadline| {
+            let after = facts.elapsed.saturating_add(another);
+            // What remains after a further pass is not known; as much as now is the worst case of
+            // a guest that does not get faster.
+            after.saturating_add(expected) > deadline
+        })
+    }
+
+    /// The pass has to end with a sync, so that the guest can be paused in time.
+    fn must_end_pass(&self, facts: &Facts) -> bool {
+        let unseen = facts.dirty_rate.unwrap_or(0.0) * facts.since_sync.as_secs_f64() * 4096.0;
+        let mut then = *facts;
+        let remaining = (facts.remaining.0 as f64 + unseen).min(facts.total.0 as f64);
+        then.remaining = Bytes((remaining as u64).max(facts.remaining.0));
+        then.moment = Moment::Synced;
+        let Some(expected) = then.expected_downtime() else {
+            return false;
+        };
+        self.policy.deadline.is_some_and(|deadline| {
+            let now = facts.elapsed.saturating_add(facts.sync_time);
+            now.saturating_add(expected) >= deadline
+        })
+    }
+
+    fn time_is_up(&self, facts: &Facts) -> Option<Error> {
+        let deadline = self.policy.deadline?;
+        let cancel = self.policy.on_deadline == OnDeadline::Cancel;
+        (cancel && facts.elapsed >= deadline).then(|| {
+            let slowed = match self.policy.slowing {
+                Slowing::Off => "the guest was not slowed".to_owned(),
+                Slowing::AutoConverge => {
+                    format!("the guest is slowed by {} percent", self.throttle.percent())
+                }
+                Slowing::DirtyLimit => {
+                    format!("{} vCPUs have a dirty limit", self.limits.limited())
+                }
+            };
+            Error::new(
+                Kind::NotConverged,
+                format!(
+                    "not converged by the deadline of {:.1} s: {:.1} MB remain after {} passes, and {slowed}. \
+                     A later deadline, a higher downtime limit or a policy that slows the guest more would do",
+                    deadline.as_secs_f64(),
+                    facts.remaining.0 as f64 / 1e6,
+                    facts.pass,
+                ),
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migrate::PassFacts;
+    use proptest::prelude::*;
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    /// After the `number`th pass, which sent `sent` MB and left `left` MB, on a link of 100 MB/s, at
+    /// `elapsed` seconds. The guest dirties 150 MB/s.
+    fn after(number: u32, sent: u64, left: u64, elapsed: u64) -> Facts {
+        let mut facts = Facts::default();
+        facts.pass = number;
+        facts.elapsed = secs(elapsed);
+        facts.total = Bytes(10_000_000_000);
+        facts.remaining = Bytes(left * 1_000_000);
+        facts.bandwidth = Some(100e6);
+        facts.dirty_rate = Some(150e6 / 4096.0);
+        let pages = Bytes(sent * 1_000_000).pages_down();
+        facts.last_pass = Some(PassFacts {
+            number,
+            pages,
+            data: pages,
+            time: Duration::from_millis(sent * 10),
+        });
+        facts
+    }
+
+    fn steer(policies: &mut Policies, facts: &Facts) -> Steer {
+        policies.steer(facts, &Next::GoOn, &[], 0.0).unwrap()
+    }
+
+    fn with(policy: Policy) -> Policies {
+        Policies::new(policy).unwrap()
+    }
+
+    #[test]
+    fn without_a_policy_the_downtime_decider_decides_alone() {
+        let mut policies = with(Policy::default());
+        for next in [
+            Next::GoOn,
+            Next::Sync,
+            Next::SwitchOver { expected: secs(1) },
+            Next::GiveUp(Error::new(Kind::NotConverged, "no")),
+        ] {
+            let facts = after(3, 100, 100, 1_000_000);
+            let steer = policies.steer(&facts, &next, &[1e9], 0.0).unwrap();
+            assert_eq!((steer.next, steer.throttle), (next, 0));
+            assert_eq!(policies.limits().flatten().count(), 0);
+        }
+        assert!(!policies.wants_background_sync());
+    }
+
+    #[test]
+    fn auto_converge_acts_from_the_end_of_the_first_pass() {
+        let mut policies = with(Policy {
+            slowing: Slowing::AutoConverge,
+            ..Policy::default()
+        });
+        assert!(policies.wants_background_sync());
+        let mut first = after(1, 1000, 1000, 1);
+        (first.moment, first.last_pass) = (Moment::Walking, None);
+        assert_eq!(steer(&mut policies, &first).throttle, 0);
+        assert_eq!(steer(&mut policies, &after(1, 1000, 1000, 10)).throttle, 72);
+    }
+
+    #[test]
+    fn nothing_is_slowed_when_the_guest_is_paused_and_the_throttle_is_back_if_it_is_resumed() {
+        let mut policies = with(Policy {
+            slowing: Slowing::AutoConverge,
+            ..Policy::default()
+        });
+        assert_eq!(steer(&mut policies, &after(2, 100, 100, 10)).throttle, 72);
+        let pause = Next::SwitchOver { expected: secs(0) };
+        let facts = after(3, 100, 40, 11);
+        assert_eq!(
+            policies.steer(&facts, &pause, &[], 0.0).unwrap().throttle,
+            0
+        );
+        // The pause was aborted.
+        let mut again = after(4, 40, 16, 12);
+        again.dirty_rate = Some(42e6 / 4096.0);
+        assert_eq!(steer(&mut policies, &again).throttle, 72);
+        assert_eq!(policies.end(), 0);
+
+        let mut policies = with(Policy {
+            slowing: Slowing::DirtyLimit,
+            ..Policy::default()
+        });
+        let facts = after(3, 100, 100, 11);
+        policies
+            .steer(&facts, &Next::GoOn, &[0.0, 36_000.0], 0.0)
+            .unwrap();
+        assert_eq!(policies.limits().flatten().count(), 1);
+        policies
+            .steer(&facts, &pause, &[0.0, 10_000.0], 0.0)
+            .unwrap();
+        assert_eq!(policies.limits().flatten().count(), 0);
+        policies
+            .steer(&facts, &Next::GoOn, &[0.0, 10_000.0], 0.0)
+            .unwrap();
+        assert_eq!(policies.limits().flatten().count(), 1);
+        policies.end();
+        assert_eq!(policies.limits().flatten().count(), 0);
+    }
+
+    #[test]
+    fn a_rising_limit_takes_the_rest_once_it_fits_and_not_above_the_ceiling() {
+        let policy = |ceiling| Policy {
+            limit: Duration::from_millis(50),
+            ceiling: Some(Duration::from_millis(ceiling)),
+            ..Policy::default()
+        };
+        // 20 MB take 200 ms.
+        let mut policies = with(policy(400));
+        let mut passes = 0;
+        let limit = loop {
+            passes += 1;
+            let steer = steer(&mut policies, &after(1 + passes, 20, 20, 10));
+            if let Next::SwitchOver { expected } = steer.next {
+                assert_eq!(expected.as_millis(), 200);
+                break steer.limit;
+            }
+            assert!(passes < 10);
+        };
+        assert_eq!(passes, 4);
+        assert!(limit >= Duration::from_millis(200) && limit < Duration::from_millis(400));
+        let mut policies = with(policy(150));
+        for pass in 2..50 {
+            assert_eq!(
+                steer(&mut policies, &after(pass, 20, 20, 10)).next,
+                Next::GoOn
+            );
+        }
+        assert_eq!(policies.limit(), Duration::from_millis(150));
+    }
+
+    #[test]
+    fn at_the_deadline_each_policy_does_what_it_says() {
+        let policy = |on_deadline| Policy {
+            deadline: Some(secs(60)),
+            on_deadline,
+            patience: secs(1000),
+            ..Policy::default()
+        };
+        // 500 MB take 5 s. A further pass ends 10 s before the deadline, or 9.
+        let (early, late, over) = (
+            after(5, 500, 500, 49),
+            after(5, 500, 500, 51),
+            after(5, 500, 500, 60),
+        );
+        let mut cancel = with(policy(OnDeadline::Cancel));
+        assert_eq!(steer(&mut cancel, &late).next, Next::GoOn);
+        let Next::GiveUp(error) = steer(&mut cancel, &over).next else {
+            panic!("it goes on");
+        };
+        assert_eq!(error.kind(), Kind::NotConverged);
+        assert!(error.to_string().contains("60.0 s"), "{error}");
+        let mut walking = over;
+        walking.moment = Moment::Walking;
+        assert!(matches!(steer(&mut cancel, &walking).next, Next::GiveUp(_)));
+
+        let mut on = with(policy(OnDeadline::CarryOn));
+        assert_eq!(steer(&mut on, &over).next, Next::GoOn);
+
+        let mut finish = with(policy(OnDeadline::PauseToFinish));
+        assert_eq!(steer(&mut finish, &early).next, Next::GoOn);
+        let paused = steer(&mut finish, &late).next;
+        assert!(matches!(paused, Next::SwitchOver { expected } if expected.as_millis() == 5000));
+    }
+
+    #[test]
+    fn a_long_pass_ends_early_enough_to_pause_before_the_deadline() {
+        let mut policies = with(Policy {
+            deadline: Some(secs(60)),
+            on_deadline: OnDeadline::PauseToFinish,
+            ..Policy::default()
+        });
+        // 1,000 MB of the pass are left, and 1,000 MB were written: 20 s.
+        let walking = |elapsed| {
+            let mut facts = after(1, 1000, 1000, elapsed);
+            (facts.moment, facts.last_pass) = (Moment::Walking, None);
+            facts.dirty_rate = Some(100e6 / 4096.0);
+            facts.since_sync = secs(10);
+            facts
+        };
+        assert_eq!(steer(&mut policies, &walking(39)).next, Next::GoOn);
+        assert_eq!(steer(&mut policies, &walking(41)).next, Next::Sync);
+    }
+
+    #[test]
+    fn a_stalled_migration_is_paused_to_finish_at_a_local_minimum() {
+        let mut policies = with(Policy {
+            on_deadline: OnDeadline::PauseToFinish,
+            patience: secs(10),
+            ..Policy::default()
+        });
+        let rests = [400, 380, 410, 120, 390, 400, 380, 410, 390, 120];
+        let mut told = 0;
+        for (pass, left) in (2..).zip(rests) {
+            let steer = steer(&mut policies, &after(pass, 400, left, u64::from(pass) * 3));
+            told += u32::from(steer.stalled.is_some());
+            let paused = matches!(steer.next, Next::SwitchOver { .. });
+            assert_eq!(paused, pass == 11, "pass {pass}");
+        }
+        assert_eq!(told, 1);
+    }
+
+    #[test]
+    fn a_policy_outside_its_limits_is_refused_with_the_range() {
+        let refused = |policy: Policy, range: &str| {
+            let error = Policies::new(policy).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(error.to_string().contains(range), "{error}");
+        };
+        let policy = Policy::default();
+        let throttle_max = |throttle_max| Policy {
+            throttle_max,
+            ..policy.clone()
+        };
+        refused(throttle_max(0), "1 to 99");
+        refused(throttle_max(100), "1 to 99");
+        let ceiling = Some(Duration::from_millis(10));
+        refused(
+            Policy {
+                ceiling,
+                ..policy.clone()
+            },
+            "300 ms",
+        );
+        refused(
+            Policy {
+                patience: secs(0),
+                ..policy.clone()
+            },
+            "not zero",
+        );
+        refused(
+            Policy {
+                deadline: Some(secs(0)),
+                ..policy.clone()
+            },
+            "not zero",
+        );
+    }
+
+    #[test]
+    fn a_policy_changes_while_the_migration_runs() {
+        let mut policies = with(Policy {
+            slowing: Slowing::AutoConverge,
+            ..Policy::default()
+        });
+        assert_eq!(steer(&mut policies, &after(2, 100, 100, 10)).throttle, 72);
+        policies
+            .set(Policy {
+                slowing: Slowing::DirtyLimit,
+                ..Policy::default()
+            })
+            .unwrap();
+        let facts = after(3, 100, 100, 11);
+        let steer = policies
+            .steer(&facts, &Next::GoOn, &[36_000.0], 0.0)
+            .unwrap();
+        assert_eq!(steer.throttle, 0);
+        assert_eq!(policies.limits().flatten().count(), 1);
+        policies
+            .set(Policy {
+                limit: secs(1),
+                ..Policy::default()
+            })
+            .unwrap();
+        assert_eq!(policies.limit(), secs(1));
+        assert_eq!(policies.limits().flatten().count(), 0);
+    }
+
+    proptest! {
+        /// Whatever the facts are: a guest that is paused, and one whose migration has ended, is not
+        /// slowed, the throttle stays in its bounds, and the limit never falls or exceeds the
+        /// ceiling.
+        #[test]
+        fn nothing_stays_throttled(
+            slowing in prop_oneof![
+                Just(Slowing::Off), Just(Slowing::AutoConverge), Just(Slowing::DirtyLimit)],
+            on_deadline in prop_oneof![
+                Just(OnDeadline::Cancel), Just(OnDeadline::CarryOn), Just(OnDeadline::PauseToFinish)],
+            throttle_max in 1u8..=99,
+            passes in proptest::collection::vec(
+                (0u64..1000, 0u64..1000, any::<bool>(), any::<bool>(), 0.0f64..1e6), 1..40),
+        ) {
+            let mut policies = with(Policy {
+                slowing,
+                on_deadline,
+                throttle_max,
+                ceiling: Some(secs(2)),
+                deadline: Some(secs(60)),
+                ..Policy::default()
+            });
+            let mut limit = policies.limit();
+            for (pass, (sent, left, walking, fits, rate)) in (1..).zip(passes) {
+                let mut facts = after(pass, sent, left, u64::from(pass) * 2);
+                facts.dirty_rate = Some(rate);
+                if walking {
+                    facts.moment = Moment::Walking;
+                }
+                let inner = match fits {
+                    true => Next::SwitchOver { expected: secs(0) },
+                    false => Next::GoOn,
+                };
+                let steer = policies.steer(&facts, &inner, &[0.0, rate], 0.0).unwrap();
+                let limited = policies.limits().flatten().count();
+                prop_assert!(steer.throttle <= throttle_max);
+                prop_assert!(steer.limit >= limit && steer.limit <= secs(2));
+                limit = steer.limit;
+                if matches!(steer.next, Next::SwitchOver { .. } | Next::GiveUp(_)) {
+                    prop_assert_eq!((steer.throttle, limited), (0, 0));
+                }
+            }
+            prop_assert_eq!(policies.end(), 0);
+            prop_assert_eq!(policies.limits().flatten().count(), 0);
+        }
+    }
+}
