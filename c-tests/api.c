@@ -268,6 +268,7 @@ static void parameters(void)
         { .max_bandwidth = (1ull << 40) + 1 },
         { .switchover_bandwidth = 1 },
         { .switchover_max_bandwidth = 65535 },
+        { .downtime_slack_ms = 3600001 },
         { .expected_load_us = 3600000001 },
         { .expected_state_bytes = (1ull << 40) + 1 },
         { .total_timeout_ms = 30ull * 24 * 3600 * 1000 + 1 },

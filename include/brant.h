@@ -987,8 +987,10 @@ typedef struct brant_state_blob {
 /** The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`. */
 #define BRANT_EVENT_UNANSWERED 6
 /**
- * Source: about the time in which the guest stands still. The downtime was longer than
- * `brant_params.downtime_limit_ms`: the message says which parts took longer than promised.
+ * Source: about the time in which the guest stands still. Either a pause was aborted
+ * (`brant_params.downtime_slack_ms`): the message says after how long and why. Or the downtime was
+ * longer than `brant_params.downtime_limit_ms`: the message says which parts took longer than
+ * promised.
  */
 #define BRANT_EVENT_DOWNTIME 8
 
@@ -1089,7 +1091,9 @@ typedef struct brant_ops {
     int32_t (*resume)(void *opaque, struct brant_reason *reason);
     /**
      * Source, guest paused: put all device and vCPU state into `saver`. May write guest memory:
-     * the last harvest comes after `save`.
+     * the last harvest comes after `save`. When a pause is aborted (`brant_params.downtime_slack_ms`),
+     * `resume` follows, and the next pause calls `save` again. So `save` must leave every device able
+     * to run on.
      */
     int32_t (*save)(void *opaque, struct brant_saver *saver, struct brant_reason *reason);
     /**
@@ -2513,6 +2517,14 @@ typedef struct brant_params {
      */
     uint64_t switchover_bandwidth;
     /**
+     * Source: how far the downtime may exceed its limit before a pause is aborted, milliseconds, at
+     * most 3600000; default 0. When the guest stands still, the downtime is expected once more:
+     * after `pause`, and after `save`. If it would exceed the limit by more than this, `resume` is
+     * called and passes go on. That happens at most three times; then `overrun` decides. Each
+     * aborted pause is in `brant_stats.aborted_pause_ns`.
+     */
+    uint64_t downtime_slack_ms;
+    /**
      * Source: how long `pause` will take at this side, microseconds, at most 3600000000; 0 when
      * unknown. This and the next five fields count in the expected downtime. A part that is unknown
      * counts as zero, so the guest may stand still for longer than the limit by that part.
@@ -2622,7 +2634,8 @@ typedef struct brant_params {
 #define BRANT_OVERRUN_FAIL 0
 /**
  * In `brant_params.overrun`: when the parts without the pages exceed the limit, the limit counts for
- * the pages alone, and the guest stands still for longer.
+ * the pages alone, and the guest stands still for longer. A fourth pause is not aborted, whatever the
+ * guest has written.
  */
 #define BRANT_OVERRUN_CARRY_ON 1
 
@@ -2752,6 +2765,11 @@ typedef struct brant_params {
  * run the guest or never will.
  */
 #define BRANT_SOURCE_IN_DOUBT 20
+/**
+ * Source: a pause is aborted because the downtime would exceed its limit: the VMM resumes the guest.
+ * BRANT_SOURCE_COPYING follows.
+ */
+#define BRANT_SOURCE_ABORTING_PAUSE 22
 /** Destination: not started. */
 #define BRANT_DESTINATION_IDLE 32
 /** Destination: waiting for a connection. */
@@ -2787,8 +2805,10 @@ typedef struct brant_params {
  * Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
  * `unacknowledged_pages`, `unacknowledged_bytes`, `throughput`, `bandwidth`,
  * `switchover_bandwidth`, `round_trip_ns`, `dirty_pages_per_second`, `time_left_ns`,
- * `expected_downtime_ns` and `sync_ns`. All others only grow. (`state` is a name and not a figure:
- * it goes from BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
+ * `expected_downtime_ns` and `sync_ns`. All others only grow, until a pause is aborted: the figures of
+ * that pause and its promise are 0 then. (`state` is a name and not a figure:
+ * it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
+ * BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
  * `brant_outgoing_resolve` cannot resume the guest.)
  *
  * `state` and `error` are those of the moment. The migration's thread brings all other figures up to
@@ -2955,6 +2975,13 @@ typedef struct brant_stats {
      * promised. Source only.
      */
     uint64_t overrun_ns;
+    /**
+     * Pauses that were aborted because the downtime would have exceeded its limit. The guest ran on
+     * after each. At most 3. Source only.
+     */
+    uint64_t aborted_pauses;
+    /** How long the guest stood still in each of these pauses, the first one first. Source only. */
+    uint64_t aborted_pause_ns[3];
     /** Pages sent while the guest was paused. */
     uint64_t last_pages;
     /** Bytes of device state. */

@@ -103,7 +103,7 @@ def header_structs(path=HEADER):
         # A function pointer's parameters have commas and names of their own.
         for member in body.split(";"):
             pointer = re.match(r"\s*[\w\s*]+\(\*(\w+)\)", member)
-            plain = re.search(r"(\w+)\s*$", member)
+            plain = re.search(r"(\w+)\s*(?:\[\d+\])?\s*$", member)
             if pointer or plain:
                 fields.append((pointer or plain)[1])
         structs.append((name, fields))

@@ -50,8 +50,9 @@ pub enum EventKind {
     /// The source handed the guest over, and no answer came. The guest stays paused until the VMM
     /// resolves the migration.
     Unanswered = 6,
-    /// Source: about the time in which the guest stands still. The downtime was longer than the
-    /// limit: the message says which parts took longer than promised.
+    /// Source: about the time in which the guest stands still. Either a pause was aborted: the
+    /// message says after how long and why. Or the downtime was longer than the limit: the message
+    /// says which parts took longer than promised.
     Downtime = 8,
 }
 
@@ -174,7 +175,8 @@ pub trait Vmm: Send + Sync {
         Err(has_no("pause"))
     }
 
-    /// Source: let the guest run on after a migration that did not happen, or after the last page
+    /// Source: let the guest run on after a migration that did not happen, after an aborted pause
+    /// ([`Params::downtime_slack`](crate::migrate::Params::downtime_slack)), or after the last page
     /// of a save was written. Follows a call of `pause`, whether or not `pause` succeeded. Takes
     /// back what `release` let go. brant does not know whether the guest stood still before
     /// `pause`: leave a guest paused that its user has paused, before the migration or since, and
@@ -186,7 +188,8 @@ pub trait Vmm: Send + Sync {
     }
 
     /// Source, guest paused: put all device and vCPU state into `sink`. May write guest memory: the
-    /// last sync comes after this call.
+    /// last sync comes after this call. An aborted pause resumes the guest after this call too, and
+    /// the next pause calls it again. So it must leave every device able to run on.
     fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
         let _ = sink;
         Ok(())

@@ -55,8 +55,10 @@ pub const BRANT_EVENT_COMPLETED: u32 = 4;
 pub const BRANT_EVENT_FAILED: u32 = 5;
 /// The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`.
 pub const BRANT_EVENT_UNANSWERED: u32 = 6;
-/// Source: about the time in which the guest stands still. The downtime was longer than
-/// `brant_params.downtime_limit_ms`: the message says which parts took longer than promised.
+/// Source: about the time in which the guest stands still. Either a pause was aborted
+/// (`brant_params.downtime_slack_ms`): the message says after how long and why. Or the downtime was
+/// longer than `brant_params.downtime_limit_ms`: the message says which parts took longer than
+/// promised.
 pub const BRANT_EVENT_DOWNTIME: u32 = 8;
 
 /// Something that happened. Valid during the callback only.
@@ -145,7 +147,9 @@ pub struct brant_ops {
     /// (BRANT_GUEST_STANDS).
     pub resume: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Source, guest paused: put all device and vCPU state into `saver`. May write guest memory:
-    /// the last harvest comes after `save`.
+    /// the last harvest comes after `save`. When a pause is aborted (`brant_params.downtime_slack_ms`),
+    /// `resume` follows, and the next pause calls `save` again. So `save` must leave every device able
+    /// to run on.
     pub save: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,

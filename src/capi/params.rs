@@ -38,6 +38,12 @@ pub struct brant_params {
     /// measured bandwidth; where `switchover_max_bandwidth` is less than that, with
     /// `switchover_max_bandwidth`. This value is an estimate: it holds nothing back.
     pub switchover_bandwidth: u64,
+    /// Source: how far the downtime may exceed its limit before a pause is aborted, milliseconds, at
+    /// most 3600000; default 0. When the guest stands still, the downtime is expected once more:
+    /// after `pause`, and after `save`. If it would exceed the limit by more than this, `resume` is
+    /// called and passes go on. That happens at most three times; then `overrun` decides. Each
+    /// aborted pause is in `brant_stats.aborted_pause_ns`.
+    pub downtime_slack_ms: u64,
     /// Source: how long `pause` will take at this side, microseconds, at most 3600000000; 0 when
     /// unknown. This and the next five fields count in the expected downtime. A part that is unknown
     /// counts as zero, so the guest may stand still for longer than the limit by that part.
@@ -119,7 +125,8 @@ pub struct brant_params {
 /// first page is sent.
 pub const BRANT_OVERRUN_FAIL: u32 = 0;
 /// In `brant_params.overrun`: when the parts without the pages exceed the limit, the limit counts for
-/// the pages alone, and the guest stands still for longer.
+/// the pages alone, and the guest stands still for longer. A fourth pause is not aborted, whatever the
+/// guest has written.
 pub const BRANT_OVERRUN_CARRY_ON: u32 = 1;
 
 /// In `brant_params.compression`, the default: pages are sent as they are. A destination takes
@@ -272,6 +279,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
             run: micros(p.expected_run_us),
             state_bytes: some(p.expected_state_bytes),
         },
+        downtime_slack: Duration::from_millis(p.downtime_slack_ms),
         overrun,
         total_timeout: total(p.total_timeout_ms, d.total_timeout),
         incoming_timeout: total(p.total_timeout_ms, d.incoming_timeout),

@@ -50,6 +50,9 @@ pub const BRANT_SOURCE_GIVEN_UP: u32 = 19;
 /// Source: handed over, and no answer can come any more; waiting until the destination has begun to
 /// run the guest or never will.
 pub const BRANT_SOURCE_IN_DOUBT: u32 = 20;
+/// Source: a pause is aborted because the downtime would exceed its limit: the VMM resumes the guest.
+/// BRANT_SOURCE_COPYING follows.
+pub const BRANT_SOURCE_ABORTING_PAUSE: u32 = 22;
 /// Destination: not started.
 pub const BRANT_DESTINATION_IDLE: u32 = 32;
 /// Destination: waiting for a connection.
@@ -79,8 +82,10 @@ pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
 /// Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
 /// `unacknowledged_pages`, `unacknowledged_bytes`, `throughput`, `bandwidth`,
 /// `switchover_bandwidth`, `round_trip_ns`, `dirty_pages_per_second`, `time_left_ns`,
-/// `expected_downtime_ns` and `sync_ns`. All others only grow. (`state` is a name and not a figure:
-/// it goes from BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
+/// `expected_downtime_ns` and `sync_ns`. All others only grow, until a pause is aborted: the figures of
+/// that pause and its promise are 0 then. (`state` is a name and not a figure:
+/// it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
+/// BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
 /// `brant_outgoing_resolve` cannot resume the guest.)
 ///
 /// `state` and `error` are those of the moment. The migration's thread brings all other figures up to
@@ -214,6 +219,11 @@ pub struct brant_stats {
     /// completed; 0 when the limit was kept. A BRANT_EVENT_DOWNTIME says which parts took longer than
     /// promised. Source only.
     pub overrun_ns: u64,
+    /// Pauses that were aborted because the downtime would have exceeded its limit. The guest ran on
+    /// after each. At most 3. Source only.
+    pub aborted_pauses: u64,
+    /// How long the guest stood still in each of these pauses, the first one first. Source only.
+    pub aborted_pause_ns: [u64; 3],
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
     /// Bytes of device state.
@@ -402,6 +412,8 @@ impl From<&Stats> for brant_stats {
             state_sent_ns: s.state_sent.map_or(0, nanos),
             round_trips_ns: s.round_trips.map_or(0, nanos),
             overrun_ns: nanos(s.overrun),
+            aborted_pauses: s.aborted_pauses,
+            aborted_pause_ns: s.aborted_pause.map(nanos),
             last_pages: s.last_pages,
             state_bytes: s.state_bytes,
             syncs: s.syncs,
@@ -494,6 +506,7 @@ mod tests {
             (S::ResumeFailed as u32, BRANT_SOURCE_RESUME_FAILED),
             (S::Unanswered as u32, BRANT_SOURCE_UNANSWERED),
             (S::InDoubt as u32, BRANT_SOURCE_IN_DOUBT),
+            (S::AbortingPause as u32, BRANT_SOURCE_ABORTING_PAUSE),
             (S::TakenBack as u32, BRANT_SOURCE_TAKEN_BACK),
             (S::GivenUp as u32, BRANT_SOURCE_GIVEN_UP),
             (D::Idle as u32, BRANT_DESTINATION_IDLE),

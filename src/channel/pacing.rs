@@ -206,12 +206,21 @@ impl Pacer {
         }
     }
 
-    /// Puts `bytes_per_second` in force for good. Rates that are stated later are not in force.
+    /// Puts `bytes_per_second` in force until [`Pacer::end_override`]. Rates that are stated later are
+    /// not in force.
     pub fn override_rate(&self, bytes_per_second: Option<u64>) {
         let mut shared = self.lock();
         shared.overridden = true;
         let now = self.begun.elapsed();
         shared.allowance.set_rate(now, bytes_per_second);
+    }
+
+    /// Puts the stated rate in force again.
+    pub fn end_override(&self) {
+        let mut shared = self.lock();
+        shared.overridden = false;
+        let (now, stated) = (self.begun.elapsed(), shared.stated);
+        shared.allowance.set_rate(now, stated);
     }
 
     /// See [`Allowance::until_full`].

@@ -48,6 +48,11 @@ pub struct Params {
     /// the device state, as far as the VMM knows them beforehand; none. They count in the expected
     /// downtime. Times up to 1 h; a size up to 1 TiB.
     pub expected: Operations,
+    /// Source: how far the downtime may exceed its limit before a pause is aborted: 0 to 1 h; 0. When
+    /// the guest stands still, the decider looks once more: after `pause`, and after `save`. If the
+    /// downtime would exceed the limit by more than this, the guest is resumed and passes go on, at
+    /// most three times.
+    pub downtime_slack: Duration,
     /// Source: what becomes of a migration whose downtime limit cannot be kept: it fails.
     pub overrun: Overrun,
     /// Source: the longest that a migration may take, from its start to the switchover: 1 ms to 30
@@ -161,6 +166,7 @@ impl Default for Params {
             max_bandwidth: None,
             switchover_bandwidth: None,
             expected: Operations::default(),
+            downtime_slack: Duration::ZERO,
             overrun: Overrun::Fail,
             total_timeout: Some(HOUR),
             incoming_timeout: Some(HOUR * 24),
@@ -356,6 +362,13 @@ impl Params {
             }
         }
         self.check_expected()?;
+        let slack = Words(self.downtime_slack);
+        within(
+            "the downtime slack",
+            slack,
+            Words(Duration::ZERO),
+            Words(HOUR),
+        )?;
         time_within("the connect timeout", self.connect_timeout, HOUR)?;
         time_within("the I/O timeout", self.io_timeout, HOUR)?;
         time_within("the switchover timeout", self.switchover_timeout, HOUR)?;
@@ -387,7 +400,9 @@ impl Params {
 
     /// The default decider, as these parameters want it.
     pub(super) fn decider(&self) -> FitsDowntime {
-        FitsDowntime::new(self.downtime_limit, self.total_timeout).on_overrun(self.overrun)
+        FitsDowntime::new(self.downtime_limit, self.total_timeout)
+            .with_slack(self.downtime_slack)
+            .on_overrun(self.overrun)
     }
 
     fn check_expected(&self) -> Result<()> {
@@ -524,6 +539,13 @@ mod tests {
                     ..d()
                 },
                 "the incoming timeout is 31 days; it can be 1 ms to 30 days",
+            ),
+            (
+                Params {
+                    downtime_slack: HOUR * 2,
+                    ..d()
+                },
+                "the downtime slack is 2 h; it can be 0 ms to 1 h",
             ),
             (
                 Params {

@@ -5,6 +5,7 @@
 
 use super::state::State;
 use super::steering::budget::{millis, ROUND_TRIPS};
+use super::steering::fits_downtime::ABORTED_PAUSES_MAX;
 use super::steering::Parts;
 use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 /// The figures of a migration, at either side. Pages are 4 KiB. Figures of the present moment may
 /// fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`, `unacknowledged_bytes`,
 /// `throughput`, `bandwidth`, `switchover_bandwidth`, `round_trip`, `dirty_pages_per_second`,
-/// `time_left`, `expected_downtime` and `sync`. All others only grow.
+/// `time_left`, `expected_downtime` and `sync`. All others only grow, until a pause is aborted: the
+/// figures of that pause and its promise are forgotten then.
 ///
 /// `None` means that the figure is not known yet, or never known at this side.
 ///
@@ -158,6 +160,12 @@ pub struct Stats {
     /// completed. An event says which parts took longer than promised. Source only.
     #[serde(rename = "overrun_ns", serialize_with = "as_nanos")]
     pub overrun: Duration,
+    /// Pauses that were aborted because the downtime would have exceeded its limit. The guest ran on
+    /// after each. Source only.
+    pub aborted_pauses: u64,
+    /// How long the guest stood still in each of the aborted pauses, the first one first. Source only.
+    #[serde(rename = "aborted_pause_ns", serialize_with = "as_list_of_nanos")]
+    pub aborted_pause: [Duration; ABORTED_PAUSES_MAX as usize],
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
     /// Bytes of device state.
@@ -283,6 +291,19 @@ impl Stats {
         self.round_trips = Some(trip * ROUND_TRIPS);
         self.memory = Some(memory);
         self.state_sent = Some(link.saturating_sub(memory));
+    }
+
+    /// Forgets a pause that was aborted after `stood`.
+    pub(super) fn forget_pause(&mut self, stood: Duration) {
+        let number = self.aborted_pauses as usize;
+        if let Some(length) = self.aborted_pause.get_mut(number) {
+            *length = stood;
+        }
+        self.aborted_pauses += 1;
+        self.promised_downtime = None;
+        self.promised = Parts::default();
+        (self.pause, self.save, self.last_sync) = (None, None, None);
+        self.state_bytes = 0;
     }
 
     /// The parts of the downtime as they were.
@@ -429,6 +450,13 @@ fn as_nanos_or_null<S: Serializer>(
     to: S,
 ) -> std::result::Result<S::Ok, S::Error> {
     time.map(nanos).serialize(to)
+}
+
+fn as_list_of_nanos<S: Serializer>(
+    times: &[Duration],
+    to: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    to.collect_seq(times.iter().copied().map(nanos))
 }
 
 fn as_promised<S: Serializer>(parts: &Parts, to: S) -> std::result::Result<S::Ok, S::Error> {
@@ -613,11 +641,12 @@ mod tests {
         for (name, value) in value.as_object().unwrap() {
             match name.as_str() {
                 "state" => {}
+                "aborted_pause_ns" => assert_eq!(*value, serde_json::json!([0, 0, 0])),
                 name if unknown.contains(&name) => assert!(value.is_null(), "{name}"),
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 68);
+        assert_eq!(value.as_object().unwrap().len(), 70);
     }
 
     #[test]

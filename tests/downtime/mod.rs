@@ -5,6 +5,7 @@
 //! Times are bounded loosely from above, because the machine may be busy. From below they are exact:
 //! a link is never faster than it is said to be.
 
+mod aborted;
 mod faults;
 mod kept;
 mod over;

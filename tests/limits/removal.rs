@@ -99,6 +99,8 @@ impl Drop for Relay {
 fn params() -> Params {
     Params {
         switchover_bandwidth: Some(1 << 30),
+        // A pause that is held up on purpose goes through.
+        downtime_slack: Duration::from_secs(60),
         ..Params::default()
     }
 }

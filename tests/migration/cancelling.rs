@@ -19,6 +19,7 @@ use brant::wire::{Header, RecordType};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -78,18 +79,29 @@ fn what_was_never_acknowledged_is_pending_even_if_it_arrived() {
     let pair = Pair::new(&[ram("ram", 1000), shared("shm", 600)]);
     pair.source.fill(1);
     pair.source.track();
-    let rule = |header: &Header, _: &[u8]| match header.record_type() {
-        Ok(Some(RecordType::Ack)) => Verdict::Drop,
-        _ => Verdict::Forward,
+    // The number of the marker that has all pages before it, and whether it was acknowledged.
+    let (mut last, acknowledged) = (u64::MAX, Arc::new(AtomicBool::new(false)));
+    let seen = Arc::clone(&acknowledged);
+    let rule = move |header: &Header, payload: &[u8]| {
+        let word = |at: usize| u64::from_le_bytes(payload[at..at + 8].try_into().unwrap());
+        match header.record_type() {
+            Ok(Some(RecordType::Ack)) => {
+                seen.fetch_or(word(0) == last, Ordering::SeqCst);
+                return Verdict::Drop;
+            }
+            Ok(Some(RecordType::Marker)) if word(24) + word(32) == 1600 => last = word(0),
+            _ => {}
+        }
+        Verdict::Forward
     };
-    let (proxy, a, b) = Proxy::new(Box::new(rule));
+    let (_proxy, a, b) = Proxy::new(Box::new(rule));
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
     inc.start(AcceptFrom::Connected(b)).unwrap();
     out.start_with(ConnectTo::Connected(a), until(&Arc::default()))
         .unwrap();
     // The destination has the whole first pass, and its acknowledgement gets lost.
     let begun = Instant::now();
-    while proxy.seen(RecordType::Ack) == 0 {
+    while !acknowledged.load(Ordering::SeqCst) {
         assert!(begun.elapsed() < LONG);
         std::thread::yield_now();
     }

@@ -22,6 +22,7 @@ fn migrate(pair: &Pair, a: TcpStream, b: TcpStream) -> brant::migrate::Stats {
     pair.source.writers(1, Duration::from_micros(50));
     let params = Params {
         zero_copy: true,
+        downtime_slack: LONG,
         ..Params::default()
     };
     let (out, inc) = (outgoing(pair, &params), incoming(pair, &params));

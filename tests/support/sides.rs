@@ -1,15 +1,18 @@
 //! The two sides of a migration of a [`Pair`], made and started.
 
 use super::pair::Pair;
+use super::time::LONG;
 use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-/// Parameters for small guests: the bandwidth is known from the start.
+/// Parameters for small guests: the bandwidth is known from the start, and a pause that a busy
+/// machine makes long goes through.
 pub fn quick() -> Params {
     Params {
         switchover_bandwidth: Some(1 << 30),
+        downtime_slack: LONG,
         ..Params::default()
     }
 }

@@ -100,6 +100,10 @@ fn what_is_stated_after_an_override_is_remembered_and_not_in_force() {
     pacer.state_rate(Some(2));
     assert_eq!(pacer.stated(), Some(2));
     assert_eq!(pacer.turn().ask(u64::MAX), Grant::Bytes(u64::MAX));
+    pacer.end_override();
+    assert_ne!(pacer.turn().ask(u64::MAX), Grant::Bytes(u64::MAX));
+    pacer.state_rate(None);
+    assert_eq!(pacer.turn().ask(u64::MAX), Grant::Bytes(u64::MAX));
 }
 
 #[test]

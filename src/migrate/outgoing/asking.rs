@@ -5,12 +5,18 @@
 //! reader would look for the defect in brant.
 
 use crate::error::{Error, Kind, Result};
-use crate::migrate::steering::{Decider, Decision, Facts};
+use crate::migrate::steering::{Decider, Decision, Facts, Verdict};
 use crate::runtime::thread::catch;
 
 /// The decider's answer to `facts`. When the decider panics, the error is [`Kind::Vmm`].
 pub(super) fn ask(decider: &mut dyn Decider, facts: &Facts) -> Result<Decision> {
     catch(|| decider.decide(facts))
+        .map_err(|panic| Error::new(Kind::Vmm, format!("the decider {}", panic.message())))
+}
+
+/// Asks `decider` about a guest that stands still. A panic of the decider is an error.
+pub(super) fn judge(decider: &mut dyn Decider, facts: &Facts) -> Result<Verdict> {
+    catch(|| decider.judge(facts))
         .map_err(|panic| Error::new(Kind::Vmm, format!("the decider {}", panic.message())))
 }
 

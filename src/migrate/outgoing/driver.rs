@@ -5,6 +5,7 @@ mod copy;
 mod negotiate;
 
 use super::announced::Announced;
+use super::asking::judge;
 use super::course::Course;
 use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
@@ -17,7 +18,7 @@ use crate::migrate::common::{Common, Migration};
 use crate::migrate::control::{self, Blobs};
 use crate::migrate::report::{LaneState, LaneStats, ZeroCopyState, RENEW};
 use crate::migrate::steering::budget::millis;
-use crate::migrate::steering::{Decider, Moment, Operations};
+use crate::migrate::steering::{Decider, Moment, Operations, Verdict};
 use crate::migrate::switchover::source::{Action, Event, State};
 use crate::migrate::switchover::window::MARGIN;
 use crate::migrate::work::Work;
@@ -126,6 +127,8 @@ pub(super) struct Driver {
     greeted: Duration,
     /// How long the operations of both VMMs take, as stated or measured.
     operations: Operations,
+    /// Why the pause is being aborted.
+    aborting: Option<String>,
     /// Bytes that were sent after the pause, before the device state.
     last_bytes: u64,
     /// The warnings of the last sync.
@@ -181,7 +184,14 @@ impl Work for Driver {
                 self.common.stats.pause = Some(begun.elapsed());
                 self.operations.pause = self.common.stats.pause;
                 self.check_gate()?;
-                Some(Event::Paused)
+                let begun = Instant::now();
+                self.sync_stopped()?;
+                self.common.stats.last_sync = Some(begun.elapsed());
+                self.check_gate()?;
+                Some(match self.judge(Moment::Paused)? {
+                    true => Event::Paused,
+                    false => Event::DoesNotFit,
+                })
             }
             Action::CallSave => {
                 let begun = Instant::now();
@@ -197,14 +207,17 @@ impl Work for Driver {
             }
             Action::SyncLast => {
                 let begun = Instant::now();
-                self.consumer
-                    .sync_unless(When::Stopped, &self.common.shared.handle.cancel)?;
+                self.sync_stopped()?;
                 // From here on the guest writes nothing. Pages that other consumers' syncs find now
                 // are not the guest's writes.
                 self.consumer.freeze();
-                self.common.stats.last_sync = Some(begun.elapsed());
+                let first = self.common.stats.last_sync.unwrap_or_default();
+                self.common.stats.last_sync = Some(first + begun.elapsed());
                 self.check_gate()?;
-                Some(Event::Synced)
+                Some(match self.judge(Moment::Saved)? {
+                    true => Event::Synced,
+                    false => Event::DoesNotFit,
+                })
             }
             Action::SendLast => {
                 self.send_last()?;
@@ -286,7 +299,10 @@ impl Work for Driver {
                 if resumed.is_ok() {
                     self.common.done = Some(Event::Resumed);
                 }
-                self.stood_until_now();
+                match self.aborting.take().filter(|_| resumed.is_ok()) {
+                    Some(why) => self.pause_aborted(&why),
+                    None => self.stood_until_now(),
+                }
                 resumed?;
                 self.common.done
             }
@@ -359,6 +375,7 @@ impl Driver {
             course: Course::default(),
             greeted: Duration::ZERO,
             operations,
+            aborting: None,
             last_bytes: 0,
             warned: Vec::new(),
             blobs: Blobs::default(),
@@ -479,6 +496,44 @@ impl Driver {
         if let Some(stood) = self.common.shared.guest.stood() {
             self.common.stats.downtime = Some(stood);
         }
+    }
+
+    /// Harvests all logs of a guest that stands still.
+    fn sync_stopped(&self) -> Result<()> {
+        let cancel = &self.common.shared.handle.cancel;
+        self.consumer.sync_unless(When::Stopped, cancel).map(drop)
+    }
+
+    /// Has the decider judge the pause. Returns whether the switchover goes on.
+    fn judge(&mut self, moment: Moment) -> Result<bool> {
+        let facts = self.facts(moment);
+        match judge(&mut *self.decider, &facts)? {
+            Verdict::GoThrough => Ok(true),
+            Verdict::GiveUp(error) => Err(error),
+            Verdict::Resume => {
+                let expected = facts.expected_downtime().unwrap_or_default();
+                self.aborting = Some(format!(
+                    "the downtime would have been {} ({} so far, then {})",
+                    millis(expected),
+                    millis(facts.stood),
+                    facts.parts().unwrap_or_default().describe()
+                ));
+                Ok(false)
+            }
+        }
+    }
+
+    /// The guest runs again after an aborted pause: forgets the pause and records its length.
+    fn pause_aborted(&mut self, why: &str) {
+        let guest = &self.common.shared.guest;
+        let stood = guest.paused_at().take().map(|at| at.elapsed());
+        let stood = stood.unwrap_or_default();
+        guest.pacer.end_override();
+        self.blobs = Blobs::default();
+        let stats = &mut self.common.stats;
+        stats.forget_pause(stood);
+        let text = format!("the pause was aborted after {}: {why}", millis(stood));
+        self.common.vmm.event(EventKind::Downtime, text);
     }
 
     /// Divides the downtime into its parts, and tells the VMM when it was longer than the limit. By

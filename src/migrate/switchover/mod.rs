@@ -7,7 +7,9 @@
 //! The order that the two machines keep between them:
 //! 1. the source pauses the guest;
 //! 2. saves device and vCPU state (saving writes guest memory);
-//! 3. syncs all logs a last time;
+//! 3. syncs all logs a last time. Until here nothing but pages of a running guest was sent. When
+//!    the downtime would exceed its limit, the source resumes the guest and copies on, and the
+//!    destination does not notice;
 //! 4. sends the last pages, then the end marker, then the state;
 //! 5. the destination checks the marker, then loads the state (devices read rings from
 //!    memory), and answers ready;

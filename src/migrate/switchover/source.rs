@@ -53,6 +53,9 @@ pub enum State {
     /// Handed over, and no answer can come any more. Waiting until the destination has begun to run
     /// the guest or never will.
     InDoubt = 20,
+    /// The pause is aborted, because the downtime would exceed its limit: the VMM resumes the guest,
+    /// and passes go on.
+    AbortingPause = 22,
 }
 
 /// The VMM's decision about a guest that was handed over without an answer.
@@ -83,6 +86,8 @@ pub enum Event {
     Saved,
     /// The last harvest has ended.
     Synced,
+    /// The decider wants the guest to run on: the downtime would exceed its limit.
+    DoesNotFit,
     /// All pages, the end marker and the state are sent.
     Sent,
     /// The destination has said READY.
@@ -120,11 +125,11 @@ pub enum Action {
     Negotiate,
     /// Start tracking and send memory until the decider says that the rest fits.
     Copy,
-    /// Call the VMM's `pause`.
+    /// Call the VMM's `pause`, harvest all logs, and have the decider judge the pause.
     CallPause,
     /// Call the VMM's `save`.
     CallSave,
-    /// Harvest all logs for the last time.
+    /// Harvest all logs for the last time, and have the decider judge the pause again.
     SyncLast,
     /// Send the last pages, the end marker and the state.
     SendLast,
@@ -177,6 +182,9 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::Pausing, E::Paused) => to(S::Saving, &[A::CallSave]),
         (S::Saving, E::Saved) => to(S::LastSync, &[A::SyncLast]),
         (S::LastSync, E::Synced) => to(S::SendingLast, &[A::SendLast]),
+        // Nothing has been sent since the pause, so the destination does not notice.
+        (S::Pausing | S::LastSync, E::DoesNotFit) => to(S::AbortingPause, &[A::CallResume]),
+        (S::AbortingPause, E::Resumed) => to(S::Copying, &[A::Copy]),
         (S::SendingLast, E::Sent) => to(S::AwaitingReady, &[A::AwaitReady]),
         (S::AwaitingReady, E::PeerReady) => to(S::Releasing, &[A::CallRelease]),
         (S::Releasing, E::Released) => to(S::Committing, &[A::TakeGate]),
@@ -186,7 +194,7 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::InDoubt, E::Decided) => to(S::Unanswered, END_OPEN),
 
         (S::Resuming, E::Resumed) => to(S::Failed, END_BADLY),
-        (S::Resuming, _) => to(S::ResumeFailed, END_BADLY),
+        (S::Resuming | S::AbortingPause, _) => to(S::ResumeFailed, END_BADLY),
 
         (S::Unanswered, E::Resolve(Resolution::Resume)) => to(S::TakenBack, &[A::CallResume]),
         (S::Unanswered, E::Resolve(Resolution::Destroy)) => to(S::GivenUp, &[]),
@@ -267,6 +275,7 @@ impl State {
             State::TakenBack => "taken back",
             State::GivenUp => "given up",
             State::InDoubt => "handed over, in doubt",
+            State::AbortingPause => "aborting the pause",
         }
     }
 
@@ -281,7 +290,8 @@ impl State {
             | State::AwaitingReady
             | State::Releasing
             | State::Committing
-            | State::Resuming => Stage::Paused,
+            | State::Resuming
+            | State::AbortingPause => Stage::Paused,
             State::HandingOver | State::AwaitingRunning | State::InDoubt => Stage::HandingOver,
             State::Completed => Stage::HandedOver,
             State::Failed | State::TakenBack => Stage::Kept,

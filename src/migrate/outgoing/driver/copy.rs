@@ -26,9 +26,15 @@ const TELLING: Duration = Duration::from_millis(2);
 const TELL_AGAIN: u32 = 4;
 
 impl Driver {
-    /// Sends memory until the decider says that the rest fits.
+    /// Sends memory until the decider says that the rest fits. Called again after an aborted pause.
     pub(super) fn copy(&mut self) -> Result<()> {
-        let shared = Arc::clone(&self.common.shared);
+        if self.common.stats.pass == 0 {
+            self.begin_copying()?;
+        }
+        self.make_passes()
+    }
+
+    fn begin_copying(&mut self) -> Result<()> {
         self.consumer
             .skip_ballooned(self.common.shared.params.skip_ballooned);
         if self.consumer.is_started() {
@@ -43,7 +49,11 @@ impl Driver {
                 .event(EventKind::Warning, warning.to_owned());
         }
         self.course.begin(Instant::now(), self.consumer.stats());
-        self.check_distance()?;
+        self.check_distance()
+    }
+
+    fn make_passes(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.common.shared);
         let mut told_again = 0;
         loop {
             self.common.stats.pass += 1;
@@ -205,7 +215,7 @@ impl Driver {
             round_trip_certain: self.course.round_trip.is_certain(),
             operations: self.operations,
             stood: self.common.shared.guest.stood().unwrap_or_default(),
-            aborted_pauses: 0,
+            aborted_pauses: self.common.stats.aborted_pauses as u32,
         }
     }
 
