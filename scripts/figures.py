@@ -59,6 +59,14 @@ GROUPS = [
                "1 MiB", "<=", 40),
         Figure(r"standstill\.idle_", "downtime of an idle guest, by size and memory at the destination, over that of an "
                "idle guest of 1 MiB", "<=", 10),
+        Figure(r"downtime\.kept$", "switchovers, aborted pauses among them, that kept the downtime limit: limits of 50 and "
+               "300 ms, guests that write 0.3 to 1.5 of the link, buffers of 0 to 8 MiB, round trips of 0 to 100 ms; share of "
+               "all", ">=", 0.99),
+        Figure(r"downtime\.overrun_by_steal$", "switchovers beyond the limit in runs in which the host took the processor "
+               "away; share of all"),
+        Figure(r"downtime\.refused$", "migrations that said that the limit cannot be kept; share of all"),
+        Figure(r"downtime\.promise_error$", "difference of downtime and promise, over the promise; median", "<=", 0.1),
+        Figure(r"downtime\.promise_error/p95$", "the same, the 95th percentile"),
         Figure(r"standstill\.writes/", "downtime of a guest that writes so many pages a second, over the downtime limit",
                "<=", 0.3),
     ]),

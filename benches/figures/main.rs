@@ -7,8 +7,11 @@
 mod collect;
 mod compression;
 mod delta;
+mod downtime;
 mod growth;
 mod image;
+#[path = "../../tests/support/link.rs"]
+mod link;
 mod machine;
 mod pages;
 mod parts;
@@ -64,6 +67,11 @@ const PARTS: [Part; 15] = [
         what: "how long a guest stands still",
         families: &["standstill."],
         measure: standstill::measure,
+    },
+    Part {
+        what: "whether the downtime limit and the promise are kept, over links with buffers and delays",
+        families: &["downtime."],
+        measure: downtime::measure,
     },
     Part {
         what: "marks collected from a bitmap while others set them",
