@@ -10,6 +10,7 @@ pub(super) mod delta_pays;
 pub mod dirty_limit;
 pub mod facts;
 pub mod fits_downtime;
+pub mod forecast;
 pub mod operations;
 pub(super) mod passes;
 pub mod policies;
@@ -21,6 +22,7 @@ pub mod stall;
 #[cfg(test)]
 mod tests;
 pub mod throttle;
+pub mod working_set;
 
 pub use budget::Parts;
 pub(super) use compressing::{Batch, Compressing};

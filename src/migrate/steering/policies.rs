@@ -180,6 +180,15 @@ impl Policies {
         self.rising.limit()
     }
 
+    /// The throttle of all vCPUs now, in percent.
+    pub fn throttle(&self) -> u8 {
+        if self.off {
+            0
+        } else {
+            self.throttle.percent()
+        }
+    }
+
     /// The dirty limit of each vCPU in pages a second; `None`: not limited. Empty before the first
     /// limits.
     pub fn limits(&self) -> impl Iterator<Item = Option<f64>> + '_ {
@@ -219,7 +228,7 @@ impl Policies {
         }
         Ok(Steer {
             next,
-            throttle: if self.off { 0 } else { self.throttle.percent() },
+            throttle: self.throttle(),
             limit: self.limit(),
             stalled,
         })

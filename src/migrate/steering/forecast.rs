@@ -1,0 +1,480 @@
+//! Whether a migration will converge, in how many passes, time and bytes, with what downtime, and
+//! what would make it converge. Pure.
+//!
+//! Example: 64 GiB over 10 Gb/s take 55 s. Meanwhile the guest writes 6 GiB of its working set again,
+//! so a second pass takes 5 s, a third one less. The forecast walks through these passes beforehand:
+//! each pass leaves what the guest's working-set curve says for the pass's length. After each one it
+//! asks *the same deciders* that steer the migration. So a forecast and a migration disagree only
+//! where the guest or the link change.
+//!
+//! What would help is found by the same walk: the lowest limit, the lowest throttle and the lowest
+//! bandwidth with which it converges, each one alone.
+
+use super::facts::{seconds, Decider, Facts, Moment, Next, PassFacts};
+use super::policies::Policies;
+use super::throttle::MOST;
+use super::working_set::{Pool, WorkingSet};
+use crate::units::{Bytes, Pages};
+use std::time::Duration;
+
+/// A migration that has not converged after so many passes will not.
+const PASSES: u32 = 300;
+/// The most bandwidth that is looked for, as a multiple of what there is.
+const BANDWIDTH: f64 = 64.0;
+/// The highest limit that is looked for.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What a forecast starts from.
+#[derive(Debug, Clone)]
+pub struct Outlook<'a> {
+    /// The facts now. Before a migration: [`Facts::default`] with `total`, `remaining`, `bandwidth`
+    /// and what else is known. During a pass, `since_sync` is the time since it began.
+    pub facts: Facts,
+    /// Bytes that the current pass has sent already.
+    pub pass_sent: Bytes,
+    /// Bytes that were sent since the migration began, the current pass included.
+    pub sent: Bytes,
+    /// The share of what remains that has contents, 0 to 1. Holes and zero pages take no bandwidth.
+    pub data: f64,
+    /// How long the pass before this one took; zero in the first.
+    pub last_pass: Duration,
+    /// What the guest writes, as slow as it is now.
+    pub working_set: &'a WorkingSet,
+}
+
+/// A forecast.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Forecast {
+    /// The migration ends with a switchover.
+    pub converges: bool,
+    /// Passes in all, from the first.
+    pub passes: u32,
+    /// The time from the migration's beginning to its end.
+    pub time: Duration,
+    /// Bytes sent in all.
+    pub bytes: f64,
+    /// The downtime; of a migration that does not converge, what it would be at the end of the walk.
+    pub downtime: Duration,
+}
+
+/// What would make a migration converge: the smallest change of each, the others being as they are.
+/// `None`: no change of this one alone is enough.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Remedies {
+    /// The lowest downtime limit.
+    pub limit: Option<Duration>,
+    /// The lowest throttle of all vCPUs, in percent.
+    pub throttle: Option<u8>,
+    /// The lowest bandwidth, in bytes a second.
+    pub bandwidth: Option<f64>,
+}
+
+/// How many pages of a pool a pass of `time` seconds leaves dirty. `pending` of them are sent in
+/// it, evenly spread over the pass; the others are clean when it begins.
+///
+/// The guest writes the pages in turn, so it writes first those that it has not written for longest:
+/// the clean ones. A page that is written before it is sent goes in its newest version and does not
+/// come again. One that is written after that does.
+fn left_by(pool: &Pool, pending: f64, time: f64) -> f64 {
+    if time <= 0.0 || pool.rate <= 0.0 {
+        return 0.0;
+    }
+    let clean = (pool.pages - pending).max(0.0);
+    let writes = pool.rate * time;
+    let lap = pool.pages / pool.rate;
+    if writes >= pool.pages {
+        // Every page has its last write in the last lap. At a time t of the pass, a share of t/time
+        // of the pending ones is sent.
+        return clean + pending * (1.0 - lap / (2.0 * time));
+    }
+    if writes <= clean {
+        return writes;
+    }
+    let from = clean / pool.rate;
+    clean + pool.rate * (time * time - from * from) / (2.0 * time)
+}
+
+/// Walks through the passes to come. `decider` is the one that will judge the downtime, as it is
+/// now; `policies` the policy at work. Both are clones that the walk uses up. `speed` is the guest's
+/// speed beside what it is now: 1 unless a throttle is tried out.
+pub fn forecast<D: Decider + Clone>(
+    outlook: &Outlook,
+    decider: &D,
+    policies: Option<&Policies>,
+    speed: f64,
+) -> Forecast {
+    let (mut decider, mut policies) = (decider.clone(), policies.cloned());
+    let mut facts = outlook.facts;
+    let total = facts.total.0 as f64 / 4096.0;
+    let carried = |rate: &f64| rate.is_finite() && *rate > 0.0;
+    let link = facts.bandwidth.filter(carried);
+    let running = match (link, facts.cap.filter(carried)) {
+        (Some(link), Some(cap)) => Some(link.min(cap)),
+        (link, cap) => link.or(cap),
+    };
+    let mut forecast = Forecast {
+        passes: facts.pass.max(1),
+        time: facts.elapsed,
+        bytes: outlook.sent.0 as f64,
+        ..Forecast::default()
+    };
+    let Some(running) = running.map(|rate| rate / 4096.0) else {
+        return forecast;
+    };
+    let free: Vec<Pool> = outlook.working_set.pools(total);
+    // The throttle that the pools were seen under.
+    let mut throttle = policies.as_ref().map_or(0, Policies::throttle);
+    let seen_at = 1.0 - f64::from(throttle) / 100.0;
+    let slowed = |speed: f64| -> Vec<Pool> {
+        let slower = |pool: &Pool| Pool {
+            rate: pool.rate * speed,
+            ..*pool
+        };
+        free.iter().map(slower).collect()
+    };
+    let mut pools = slowed(speed);
+    let data = outlook.data.clamp(0.0, 1.0);
+    let remaining = facts.remaining.0 as f64 / 4096.0;
+    let pass_sent = outlook.pass_sent.0 as f64 / 4096.0;
+    // The pages of each pool that the current pass sends: all in the first, and later those that the
+    // pass before left.
+    let first = facts.pass <= 1;
+    let mut pending: Vec<f64> = pools
+        .iter()
+        .map(|pool| match first {
+            true => pool.pages,
+            false => left_by(pool, pool.pages, outlook.last_pass.as_secs_f64()),
+        })
+        .collect();
+    if !first {
+        let sum: f64 = pending.iter().sum();
+        let scale = if sum > 0.0 {
+            (remaining + pass_sent) / sum
+        } else {
+            0.0
+        };
+        for (pending, pool) in pending.iter_mut().zip(&pools) {
+            *pending = (*pending * scale).min(pool.pages);
+        }
+    }
+    let mut to_send = remaining * if first { data } else { 1.0 };
+    let mut before = match facts.moment {
+        Moment::Walking => facts.since_sync.as_secs_f64(),
+        _ => 0.0,
+    };
+    let (mut pages, mut number) = (to_send + pass_sent, facts.pass.max(1));
+    loop {
+        let rest = to_send / running;
+        let time = before + rest + facts.sync_time.as_secs_f64();
+        let mut left = 0.0;
+        for (pool, pending) in pools.iter().zip(&mut pending) {
+            *pending = left_by(pool, *pending, time);
+            left += *pending;
+        }
+        forecast.bytes += to_send * 4096.0;
+        forecast.time = forecast.time.saturating_add(seconds(time - before));
+        forecast.passes = number;
+        let wrote: f64 = pools.iter().map(|pool| pool.distinct(time)).sum();
+        facts.moment = Moment::Synced;
+        facts.elapsed = forecast.time;
+        facts.since_sync = Duration::ZERO;
+        facts.pass = number;
+        facts.remaining = Bytes((left * 4096.0) as u64);
+        facts.dirty_rate = Some(wrote / time.max(1e-6));
+        facts.last_pass = Some(PassFacts {
+            number,
+            pages: Pages(pages.ceil() as u64),
+            data: Pages(pages.ceil() as u64),
+            time: seconds(before + rest),
+        });
+        let expected = facts.expected_downtime().unwrap_or_default();
+        forecast.downtime = expected;
+        let mut next = decider.decide(&facts).next;
+        if let Some(policies) = &mut policies {
+            // Without rates of vCPUs there are no limits of vCPUs, so there is nothing to allocate.
+            if let Ok(steer) = policies.steer(&facts, &next, &[], 0.0) {
+                next = steer.next;
+                if steer.throttle != throttle {
+                    throttle = steer.throttle;
+                    let factor = (1.0 - f64::from(throttle) / 100.0) / seen_at.max(0.01);
+                    pools = slowed(speed * factor);
+                }
+            }
+        }
+        match next {
+            Next::SwitchOver { expected } => {
+                forecast.converges = true;
+                forecast.downtime = expected;
+                forecast.bytes += left * 4096.0;
+                forecast.time = forecast.time.saturating_add(expected);
+                return forecast;
+            }
+            Next::GiveUp(_) => return forecast,
+            Next::GoOn | Next::Sync if number >= PASSES => return forecast,
+            Next::GoOn | Next::Sync => {}
+        }
+        (to_send, pages, before) = (left, left, 0.0);
+        number += 1;
+    }
+}
+
+/// The smallest change of limit, throttle and bandwidth with which the migration converges.
+/// `decider` makes the downtime decider for a limit.
+pub fn remedies<D: Decider + Clone>(
+    outlook: &Outlook,
+    limit: Duration,
+    decider: impl Fn(Duration) -> D,
+) -> Remedies {
+    let converges = |outlook: &Outlook, limit: Duration, speed: f64| {
+        forecast(outlook, &decider(limit), None, speed).converges
+    };
+    if outlook.facts.bandwidth.is_none() {
+        return Remedies::default();
+    }
+    let with_bandwidth = |factor: f64| {
+        let mut outlook = outlook.clone();
+        let more = |rate: Option<f64>| rate.map(|rate| rate * factor);
+        outlook.facts.bandwidth = more(outlook.facts.bandwidth);
+        outlook.facts.cap = more(outlook.facts.cap);
+        outlook
+    };
+    let limit_found = lowest(
+        limit.as_secs_f64().max(1e-3),
+        LIMIT.as_secs_f64(),
+        |limit| converges(outlook, seconds(limit), 1.0),
+    );
+    let factor = lowest(1.0, BANDWIDTH, |factor| {
+        converges(&with_bandwidth(factor), limit, 1.0)
+    });
+    let throttle = (0..=MOST).find(|percent| {
+        let speed = 1.0 - f64::from(*percent) / 100.0;
+        converges(outlook, limit, speed)
+    });
+    Remedies {
+        limit: limit_found.map(seconds),
+        throttle,
+        bandwidth: factor.and_then(|factor| outlook.facts.bandwidth.map(|link| link * factor)),
+    }
+}
+
+/// The lowest value of a range that is enough, to within a hundredth, if the highest is.
+fn lowest(from: f64, to: f64, enough: impl Fn(f64) -> bool) -> Option<f64> {
+    if enough(from) {
+        return Some(from);
+    }
+    if !enough(to) {
+        return None;
+    }
+    let (mut low, mut high) = (from, to);
+    while high / low > 1.01 {
+        let middle = (low * high).sqrt();
+        match enough(middle) {
+            true => high = middle,
+            false => low = middle,
+        }
+    }
+    Some(high)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::FitsDowntime;
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMIT_MS: u64 = 300;
+
+    fn decider(limit: Duration) -> FitsDowntime {
+        FitsDowntime::new(limit, None)
+    }
+
+    fn default_decider() -> FitsDowntime {
+        decider(Duration::from_millis(LIMIT_MS))
+    }
+
+    /// A guest that dirties `rate` MB/s in a working set of `set` MB.
+    fn writes(rate: f64, set: f64) -> WorkingSet {
+        let (rate, set) = (rate * 1e6 / 4096.0, set * 1e6 / 4096.0);
+        let mut curve = WorkingSet::default();
+        if rate > 0.0 {
+            let lap = set / rate;
+            for share in [0.25, 0.5, 1.0, 2.0, 4.0] {
+                let pages = (set * share).min(set);
+                curve.observe(Duration::from_secs_f64(lap * share), pages);
+            }
+        }
+        curve
+    }
+
+    /// Before a migration of 10 GB over 1 GB/s.
+    fn before(working_set: &WorkingSet) -> Outlook<'_> {
+        let mut facts = Facts::default();
+        facts.total = Bytes(10_000_000_000);
+        facts.remaining = facts.total;
+        facts.bandwidth = Some(1e9);
+        Outlook {
+            facts,
+            pass_sent: Bytes(0),
+            sent: Bytes(0),
+            data: 1.0,
+            last_pass: Duration::ZERO,
+            working_set,
+        }
+    }
+
+    fn of(rate: f64, set: f64) -> Forecast {
+        let curve = writes(rate, set);
+        forecast(&before(&curve), &default_decider(), None, 1.0)
+    }
+
+    #[test]
+    fn an_idle_guest_takes_one_pass() {
+        let forecast = of(0.0, 0.0);
+        assert!(forecast.converges);
+        assert_eq!(forecast.passes, 1);
+        assert_eq!(forecast.time.as_millis(), 10_000);
+        assert!((forecast.bytes / 1e10 - 1.0).abs() < 1e-6);
+        assert_eq!(forecast.downtime, Duration::ZERO);
+    }
+
+    #[test]
+    fn half_of_the_bandwidth_converges_and_more_than_it_does_not() {
+        // Dirty rate and working set in MB(/s), whether it converges.
+        let table = [
+            (300.0, 5000.0, true),
+            (500.0, 5000.0, true),
+            (1500.0, 5000.0, false),
+            (3000.0, 5000.0, false),
+            // The whole working set fits the limit.
+            (3000.0, 200.0, true),
+        ];
+        for (rate, set, converges) in table {
+            let forecast = of(rate, set);
+            assert_eq!(forecast.converges, converges, "{rate} {set}: {forecast:?}");
+            if converges {
+                assert!(forecast.downtime <= Duration::from_millis(LIMIT_MS));
+            }
+        }
+    }
+
+    #[test]
+    fn zero_pages_take_no_time() {
+        let curve = WorkingSet::default();
+        let outlook = Outlook {
+            data: 0.25,
+            ..before(&curve)
+        };
+        let forecast = forecast(&outlook, &default_decider(), None, 1.0);
+        assert_eq!(forecast.time.as_millis(), 2500);
+    }
+
+    #[test]
+    fn without_a_bandwidth_there_is_no_forecast() {
+        let curve = writes(300.0, 5000.0);
+        let mut outlook = before(&curve);
+        outlook.facts.bandwidth = None;
+        assert!(!forecast(&outlook, &default_decider(), None, 1.0).converges);
+        let limit = Duration::from_millis(LIMIT_MS);
+        assert_eq!(remedies(&outlook, limit, decider), Remedies::default());
+    }
+
+    #[test]
+    fn what_would_help_is_the_smallest_change_of_each() {
+        let curve = writes(1500.0, 5000.0);
+        let outlook = before(&curve);
+        let limit = Duration::from_millis(LIMIT_MS);
+        let found = remedies(&outlook, limit, decider);
+        let (Some(bandwidth), Some(throttle), Some(higher)) =
+            (found.bandwidth, found.throttle, found.limit)
+        else {
+            panic!("{found:?}");
+        };
+        // Each is enough, and a little less is not.
+        let with = |change: &dyn Fn(&mut Outlook), limit, speed| {
+            let mut outlook = outlook.clone();
+            change(&mut outlook);
+            forecast(&outlook, &decider(limit), None, speed).converges
+        };
+        let link = |rate: f64| move |outlook: &mut Outlook| outlook.facts.bandwidth = Some(rate);
+        let speed = |percent: u8| 1.0 - f64::from(percent) / 100.0;
+        assert!(with(&link(bandwidth), limit, 1.0) && !with(&link(bandwidth * 0.98), limit, 1.0));
+        assert!(
+            with(&|_| (), limit, speed(throttle)) && !with(&|_| (), limit, speed(throttle - 1))
+        );
+        assert!(with(&|_| (), higher, 1.0) && !with(&|_| (), higher.mul_f64(0.98), 1.0));
+        assert!(
+            bandwidth > 1e9 && throttle > 20 && higher > limit,
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_policy_at_work_is_walked_through_too() {
+        use super::super::policies::{Policy, Slowing};
+        let curve = writes(1500.0, 5000.0);
+        let outlook = before(&curve);
+        let policies = Policies::new(Policy {
+            slowing: Slowing::AutoConverge,
+            ..Policy::default()
+        });
+        let forecast = forecast(&outlook, &default_decider(), Some(&policies.unwrap()), 1.0);
+        assert!(forecast.converges, "{forecast:?}");
+        assert!(forecast.time < Duration::from_secs(40), "{forecast:?}");
+    }
+
+    #[test]
+    fn a_pass_that_has_begun_is_counted_to_its_end() {
+        let curve = writes(300.0, 5000.0);
+        let start = before(&curve);
+        let whole = forecast(&start, &default_decider(), None, 1.0);
+        // Four seconds later: 4 GB are sent.
+        let mut outlook = start.clone();
+        outlook.facts.moment = Moment::Walking;
+        outlook.facts.elapsed = Duration::from_secs(4);
+        outlook.facts.since_sync = Duration::from_secs(4);
+        outlook.facts.pass = 1;
+        outlook.facts.remaining = Bytes(6_000_000_000);
+        (outlook.pass_sent, outlook.sent) = (Bytes(4_000_000_000), Bytes(4_000_000_000));
+        let later = forecast(&outlook, &default_decider(), None, 1.0);
+        assert_eq!(later.passes, whole.passes);
+        assert!((later.time.as_secs_f64() / whole.time.as_secs_f64() - 1.0).abs() < 0.001);
+        assert!((later.bytes / whole.bytes - 1.0).abs() < 0.001);
+    }
+
+    proptest! {
+        #[test]
+        fn a_faster_link_never_takes_longer_for_the_same_number_of_passes(
+            rate in 0.0f64..3000.0, set in 10.0f64..9000.0, link in 0.1f64..10.0, more in 1.0f64..4.0,
+        ) {
+            let curve = writes(rate, set);
+            let at = |link: f64| {
+                let mut outlook = before(&curve);
+                outlook.facts.bandwidth = Some(link * 1e9);
+                forecast(&outlook, &default_decider(), None, 1.0)
+            };
+            let (slow, fast) = (at(link), at(link * more));
+            prop_assert!(fast.time <= slow.time + Duration::from_secs(1) || fast.passes > slow.passes);
+            for forecast in [slow, fast] {
+                prop_assert!(forecast.passes >= 1 && forecast.passes <= PASSES);
+                prop_assert!(forecast.bytes.is_finite());
+                if forecast.converges {
+                    prop_assert!(forecast.downtime <= Duration::from_millis(LIMIT_MS));
+                }
+            }
+        }
+
+        #[test]
+        fn a_pass_leaves_no_more_than_the_pool_or_than_is_written(
+            pages in 1.0f64..1e9, rate in 0.0f64..1e9, share in 0.0f64..1.0, time in 0.0f64..1e4,
+            more in 1.0f64..10.0,
+        ) {
+            let pool = Pool { pages, rate };
+            let left = |time| left_by(&pool, pages * share, time);
+            prop_assert!(left(time) >= 0.0);
+            prop_assert!(left(time) <= pool.distinct(time) * 1.000_001 + 1e-6);
+            prop_assert!(left(time) <= left(time * more) * 1.000_001 + 1e-6);
+        }
+    }
+}
