@@ -10,6 +10,7 @@
 SHELL   := /bin/bash
 CC      ?= cc
 CFLAGS  ?= -O2 -g
+CARGO   ?= cargo
 OBJCOPY ?= objcopy
 STRIP   ?= strip
 INSTALL ?= install
@@ -25,7 +26,8 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SONAME  := libbrant.so.$(firstword $(subst ., ,$(VERSION)))
 DEBUG   = $(C)/libbrant.so.$(VERSION).debug
 CARGO_OUT := $(or $(CARGO_TARGET_DIR),target)/release
-# Two compilers keep apart by `make CC=clang C=target/clang BUILD=target/clang/build`.
+# Two compilers keep apart by `make CC=clang C=target/clang BUILD=target/clang/build`; with CARGO=true
+# the crate stays as it is.
 C       := target/c
 BUILD   := build
 MAP     := src/capi/brant.map
@@ -150,7 +152,7 @@ abi: | deps
 # Cargo decides whether there is anything to do; make looks at the time of the
 # file afterwards, so nothing is relinked when it did not change.
 $(CARGO_OUT)/libbrant.a: FORCE | deps
-	cargo build --release --locked
+	$(CARGO) build --release --locked
 
 $(C)/libbrant.a: $(CARGO_OUT)/libbrant.a
 	@mkdir -p $(@D)
