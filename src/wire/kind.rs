@@ -2,7 +2,7 @@
 //!
 //! They are in one table, so that a receiver can judge a header before it reads on; the header asks
 //! it. The layouts are elsewhere: payloads of control records in `records`, runs of pages in
-//! `header`, lists of runs in `list`, changed pages in `delta`.
+//! `header`, lists of runs in `list`, changed pages in `delta`, checksums of pages in `digest`.
 
 use crate::units::{PAGE_SIZE, STRETCH_PAGES};
 
@@ -32,6 +32,9 @@ pub const DELTA_PAGES_MAX: u32 = 512;
 /// Bytes for each page in a DELTA's table: 4 for the page, 4 for the checksum of its base, 2 for the
 /// length of its encoding.
 pub(super) const DELTA_ENTRY: usize = 10;
+
+/// The most checksums in one DIGEST.
+pub const DIGEST_SUMS_MAX: usize = 512;
 
 /// Bytes before the encodings in a DELTA of so many pages: a checksum, and the table.
 pub const fn delta_table_len(pages: u32) -> usize {
@@ -100,6 +103,9 @@ const ZEROS_LIST_LEAST: u32 = list_len(1) as u32;
 const ZEROS_LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32;
 const DELTA_LEAST: u32 = delta_table_len(1) as u32;
 const DELTA_MOST: u32 = delta_table_len(DELTA_PAGES_MAX) as u32 + DELTA_PAGES_MAX * PAGE;
+/// First page, pages, count of sums.
+const DIGEST_LEAST: u32 = 16;
+const DIGEST_MOST: u32 = DIGEST_LEAST + DIGEST_SUMS_MAX as u32 * CHECKSUM;
 const PAGE: u32 = PAGE_SIZE as u32;
 const CHECKSUM: u32 = CHECKSUM_LEN as u32;
 /// A checksum, and at least a byte of a frame, which is shorter than its pages.
@@ -162,6 +168,8 @@ record_types! {
     Compressed = 25, "COMPRESSED", ToDestination, PACKED_LEAST, PACKED_MOST;
     /// Pages as what has changed in them since they were sent last.
     Delta = 26, "DELTA", ToDestination, DELTA_LEAST, DELTA_MOST;
+    /// Checksums of pages at the destination, as they were before it loaded the state.
+    Digest = 27, "DIGEST", ToSource, DIGEST_LEAST, DIGEST_MOST;
     /// Short runs of pages that lie apart, whose bytes are compressed together.
     CompressedList = 28, "COMPRESSED_LIST", ToDestination, PACKED_LIST_LEAST, PACKED_LIST_MOST;
 }
@@ -210,7 +218,10 @@ impl RecordType {
         self.is_page_run()
             || matches!(
                 self,
-                RecordType::Block | RecordType::BlockAdded | RecordType::BlockRemoved
+                RecordType::Block
+                    | RecordType::BlockAdded
+                    | RecordType::BlockRemoved
+                    | RecordType::Digest
             )
     }
 }

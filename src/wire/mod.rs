@@ -21,8 +21,10 @@
 //!   that the data can be read in parts;
 //! - every other record is a [`Record`].
 
+mod body;
 mod cursor;
 mod delta;
+mod digest;
 mod header;
 mod kind;
 mod list;
@@ -32,10 +34,11 @@ mod records;
 mod tests;
 
 pub use delta::{decode_delta, encode_delta, Delta};
+pub use digest::{Digest, DIGEST_PAGES_MAX};
 pub use header::{Header, FLAG_SKIPPABLE, HEADER_LEN, MAGIC};
 pub use kind::{
     delta_table_len, list_len, Direction, RecordType, CHECKSUM_LEN, DELTA_PAGES_MAX,
-    LIST_PAGES_MAX, LIST_RUNS_MAX, PAYLOAD_MAX, SKIPPED_PAYLOAD_MAX,
+    DIGEST_SUMS_MAX, LIST_PAGES_MAX, LIST_RUNS_MAX, PAYLOAD_MAX, SKIPPED_PAYLOAD_MAX,
 };
 pub use list::{
     decode_list, encode_checked_list, encode_compressed_list, encode_list, encode_zeros_list,
@@ -43,8 +46,8 @@ pub use list::{
 };
 pub use negotiate::{
     check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_BALLOONED,
-    FEATURE_DELTA, FEATURE_PAGE_CHECKSUMS, FEATURE_ZERO_RUNS, FEATURE_ZSTD, VERSION_MAX,
-    VERSION_MIN,
+    FEATURE_DELTA, FEATURE_PAGE_CHECKSUMS, FEATURE_VERIFY, FEATURE_ZERO_RUNS, FEATURE_ZSTD,
+    VERSION_MAX, VERSION_MIN,
 };
 pub use records::{
     Abort, Ack, Blob, BlobEnd, Block, Handover, Hello, HelloReply, LayoutEnd, Marker, Ready,

@@ -26,6 +26,9 @@ pub const FEATURE_ZSTD: u64 = 1 << 2;
 /// Bit of "delta": DELTA records say what has changed in a page.
 pub const FEATURE_DELTA: u64 = 1 << 3;
 
+/// Bit of "verify": DIGEST records say what the destination's pages hold.
+pub const FEATURE_VERIFY: u64 = 1 << 4;
+
 /// Bit of "page-checksums": PAGES and PAGES_LIST have a checksum behind their contents.
 pub const FEATURE_PAGE_CHECKSUMS: u64 = 1 << 5;
 
@@ -57,6 +60,10 @@ pub const FEATURES: &[Feature] = &[
         name: "delta",
     },
     Feature {
+        bit: 4,
+        name: "verify",
+    },
+    Feature {
         bit: 5,
         name: "page-checksums",
     },
@@ -85,6 +92,7 @@ impl Default for Ours {
                 | FEATURE_BALLOONED
                 | FEATURE_ZSTD
                 | FEATURE_DELTA
+                | FEATURE_VERIFY
                 | FEATURE_PAGE_CHECKSUMS,
             required: FEATURE_ZERO_RUNS,
         }

@@ -5,7 +5,9 @@
 //! ([`Kind::Protocol`]). `migrate` makes and reads these records, and knows the order in which they
 //! may come.
 
+use super::body::{Body, Checked};
 use super::cursor::Reader;
+use super::digest::Digest;
 use super::header::{Header, HEADER_LEN};
 use super::kind::{RecordType, PAYLOAD_MAX};
 use crate::error::{Error, Kind, Result};
@@ -35,20 +37,8 @@ const BLOB_NAME_MAX: usize = 128;
 const REASON_MAX: usize = 1024;
 /// Length of name, instance, version, length of data.
 const BLOB_FIXED_LEN: usize = 1 + 4 + 4 + 8;
-/// The longest payload of a control record, that of ABORT.
-const CONTROL_PAYLOAD_MAX: usize = 1030;
-
-/// The broken rule of a record, or `Ok`.
-type Checked = std::result::Result<(), String>;
-
-/// A payload with a fixed order of fields.
-trait Body: Sized {
-    fn write(&self, out: &mut Vec<u8>);
-    fn read(reader: &mut Reader<'_>) -> Result<Self>;
-    fn problem(&self) -> Checked {
-        Ok(())
-    }
-}
+/// The longest payload of a control record, that of DIGEST.
+const CONTROL_PAYLOAD_MAX: usize = RecordType::Digest.payload_limits().1 as usize;
 
 /// Names are used in C strings, logs and file names on both sides.
 fn check_name(field: &str, name: &str, least: usize, most: usize) -> Checked {
@@ -584,6 +574,8 @@ pub enum Record {
         /// The block's id, which travels in the header.
         id: u32,
     },
+    /// DIGEST.
+    Digest(Digest),
 }
 
 impl Record {
@@ -607,6 +599,7 @@ impl Record {
             Record::Keepalive => RecordType::Keepalive,
             Record::BlockAdded(_) => RecordType::BlockAdded,
             Record::BlockRemoved { .. } => RecordType::BlockRemoved,
+            Record::Digest(_) => RecordType::Digest,
         }
     }
 
@@ -628,6 +621,7 @@ impl Record {
             Record::Handover(body) => self.put(body, 0, out),
             Record::Running(body) => self.put(body, 0, out),
             Record::Abort(body) => self.put(body, 0, out),
+            Record::Digest(body) => self.put(body, body.block, out),
             Record::BlockRemoved { id } => append(out, self.record_type(), *id, |_| None),
             Record::LayoutOk | Record::EarlyOk | Record::Keepalive => {
                 append(out, self.record_type(), 0, |_| None)
@@ -695,6 +689,10 @@ impl Record {
             RecordType::Keepalive => Record::Keepalive,
             RecordType::BlockAdded => Record::BlockAdded(block(payload)?),
             RecordType::BlockRemoved => Record::BlockRemoved { id: header.block },
+            RecordType::Digest => Record::Digest(Digest {
+                block: header.block,
+                ..read(kind, payload)?
+            }),
             RecordType::Pages
             | RecordType::Zeros
             | RecordType::Ballooned

@@ -5,6 +5,7 @@
 
 mod blobs;
 mod deltas;
+mod digests;
 mod fields;
 mod fixtures;
 mod headers;
@@ -327,6 +328,15 @@ fn examples() -> Vec<(&'static str, Any)> {
         (
             "pages_list_checked",
             checked_list(5, &[(510, 2), (513, 1), (9000, 1)]),
+        ),
+        (
+            "digest",
+            Any::Control(Record::Digest(Digest {
+                block: 5,
+                first_page: Pages(0x1_0000_0200),
+                pages: 3,
+                sums: vec![0x0102_0304, 0, 0xffff_ffff],
+            })),
         ),
         (
             "compressed",

@@ -88,6 +88,12 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
         R::Keepalive => Record::Keepalive,
         R::BlockAdded => Record::BlockAdded(block(9, "ram", PAGES)),
         R::BlockRemoved => Record::BlockRemoved { id: 4 },
+        R::Digest => Record::Digest(wire::Digest {
+            block: 4,
+            first_page: Pages(0),
+            pages: 2,
+            sums: vec![1, 2],
+        }),
     })
 }
 

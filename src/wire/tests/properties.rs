@@ -84,7 +84,23 @@ fn any_control() -> impl Strategy<Value = Record> {
         (any::<i32>(), ".{0,250}").prop_map(|(code, reason)| Record::Abort(Abort { code, reason })),
         Just(Record::Keepalive),
         any::<u32>().prop_map(|id| Record::BlockRemoved { id }),
+        any_digest().prop_map(Record::Digest),
     ]
+}
+
+fn any_digest() -> impl Strategy<Value = Digest> {
+    let sums = prop::collection::vec(any::<u32>(), 0..=DIGEST_SUMS_MAX);
+    (any::<u32>(), 0..1u64 << 63, 1..=DIGEST_PAGES_MAX, sums).prop_map(
+        |(block, first, pages, sums)| Digest {
+            block,
+            first_page: Pages(first),
+            pages: match sums.len() {
+                0 => pages,
+                sums => sums as u32,
+            },
+            sums,
+        },
+    )
 }
 
 fn any_record() -> impl Strategy<Value = Any> {
