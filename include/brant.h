@@ -356,7 +356,7 @@ const char *brant_version(void);
  * "vhost", "vfio", "iommufd" (logs of devices), "balloon" (ballooned pages are not sent), "hints"
  * (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports), and those of
  * `brant_params`: "channels" (several connections), "delta" (deltas of pages that are sent again),
- * "zero-copy", "checksums", "compression", "prefault". Any thread. NULL gives 0.
+ * "zero-copy", "checksums", "compression", "prefault", "verify". Any thread. NULL gives 0.
  */
 int32_t brant_has_feature(const char *name);
 
@@ -987,6 +987,12 @@ typedef struct brant_state_blob {
 /** The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`. */
 #define BRANT_EVENT_UNANSWERED 6
 /**
+ * Source: pages at the destination differ from those here (`brant_params.verify`). The message names
+ * the block, the first such page and their number; there is one event for each block. The guest
+ * runs at the destination, and the migration succeeds all the same.
+ */
+#define BRANT_EVENT_MISMATCH 7
+/**
  * Source: about the time in which the guest stands still. Either a pause was aborted
  * (`brant_params.downtime_slack_ms`): the message says after how long and why. Or the downtime was
  * longer than `brant_params.downtime_limit_ms`: the message says which parts took longer than
@@ -1032,6 +1038,12 @@ typedef struct brant_event {
  * `thread_start`.
  */
 #define BRANT_ROLE_IMAGE 9
+/**
+ * A thread that computes checksums of a destination's memory for a source that verifies the
+ * migration (`brant_params.verify`), while the guest stands still. An incoming migration has one
+ * for each channel but one. It calls no operation but `thread_start`.
+ */
+#define BRANT_ROLE_DIGEST 10
 
 /**
  * The VMM's operations. An operation that the VMM does not have is NULL. Operations belong to a
@@ -2613,6 +2625,11 @@ typedef struct brant_params {
     int32_t compression_level;
     /** BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum. */
     uint32_t page_checksums;
+    /**
+     * Source: BRANT_VERIFY_*: whether the destination's memory is compared with the memory here at
+     * the end.
+     */
+    uint32_t verify;
     /** BRANT_ZERO_COPY_OFF or BRANT_ZERO_COPY_ON. Source only. */
     uint32_t zero_copy;
     /**
@@ -2623,6 +2640,8 @@ typedef struct brant_params {
     uint32_t ballooned;
     /** Source: BRANT_OVERRUN_*: what becomes of a migration whose downtime limit cannot be kept. */
     uint32_t overrun;
+    /** 0. */
+    uint32_t reserved;
 } brant_params;
 
 /**
@@ -2690,6 +2709,23 @@ typedef struct brant_params {
  * has them on.
  */
 #define BRANT_CHECKSUMS_OFF 2
+
+/** In `brant_params.verify`, the default: memory is not compared. */
+#define BRANT_VERIFY_OFF 0
+/**
+ * In `brant_params.verify`: when all pages have arrived and before `load` is called, the destination
+ * computes a checksum of each page (CRC-32). When the guest runs there, the source compares the
+ * checksums with its own memory, in which nothing may be written from `release` to the end of the
+ * migration. It leaves out what was sent without being read (ballooned, hinted and poisoned pages),
+ * and what `load` writes comes later. Pages that differ are an event (BRANT_EVENT_MISMATCH), and
+ * `brant_stats` counts them. They are no failure, and neither is a connection that breaks meanwhile:
+ * the guest runs at the destination by then. An aid for testing. The guest stands still longer by the
+ * time that the destination takes to read its memory (`verify_ns` there), which `downtime_limit_ms`
+ * and `expected_downtime_ns` do not count; `switchover_timeout_ms` has to leave room for it. At the
+ * source the migration is over, and `brant_outgoing_wait` and `brant_outgoing_free` return, only when
+ * all is compared. A destination that does not know this is refused (BRANT_E_VERSION).
+ */
+#define BRANT_VERIFY_ON 1
 
 /**
  * In `brant_params.prefault`, the default. The host backs memory just before contents arrive for
@@ -2765,6 +2801,11 @@ typedef struct brant_params {
  * run the guest or never will.
  */
 #define BRANT_SOURCE_IN_DOUBT 20
+/**
+ * Source: the guest runs at the destination, and the memory there is compared with the memory here
+ * (`brant_params.verify`).
+ */
+#define BRANT_SOURCE_VERIFYING 21
 /**
  * Source: a pause is aborted because the downtime would exceed its limit: the VMM resumes the guest.
  * BRANT_SOURCE_COPYING follows.
@@ -3056,6 +3097,30 @@ typedef struct brant_stats {
     uint64_t zero_copy_refused;
     /** Whether pages go without a copy now, and why not: BRANT_ZERO_COPY_*. Source only. */
     uint64_t zero_copy;
+    /**
+     * Pages whose contents at the destination were compared with those here
+     * (`brant_params.verify`). Source only.
+     */
+    uint64_t verified_pages;
+    /**
+     * Pages that were not compared, because they were sent without being read: ballooned, hinted and
+     * poisoned ones, and those of a block that was removed meanwhile. Source only.
+     */
+    uint64_t unverified_pages;
+    /** Of the verified pages, those that differed. Source only. */
+    uint64_t mismatched_pages;
+    /** The block of the first page that differed; BRANT_UNKNOWN when none did. Source only. */
+    uint64_t first_mismatch_block;
+    /**
+     * The first page that differed, counted from the beginning of that block; BRANT_UNKNOWN when none
+     * did. Source only.
+     */
+    uint64_t first_mismatch_page;
+    /**
+     * Source: for how long the pages were compared, after the downtime. Destination: for how long
+     * checksums of them were computed; that is part of the downtime.
+     */
+    uint64_t verify_ns;
 } brant_stats;
 
 /**

@@ -50,6 +50,10 @@ pub enum EventKind {
     /// The source handed the guest over, and no answer came. The guest stays paused until the VMM
     /// resolves the migration.
     Unanswered = 6,
+    /// Source: pages at the destination differ from those here
+    /// ([`Params::verify`](crate::migrate::Params::verify)). The message names the block, the first
+    /// such page and their number. The guest runs at the destination.
+    Mismatch = 7,
     /// Source: about the time in which the guest stands still. Either a pause was aborted: the
     /// message says after how long and why. Or the downtime was longer than the limit: the message
     /// says which parts took longer than promised.

@@ -55,6 +55,10 @@ pub const BRANT_EVENT_COMPLETED: u32 = 4;
 pub const BRANT_EVENT_FAILED: u32 = 5;
 /// The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`.
 pub const BRANT_EVENT_UNANSWERED: u32 = 6;
+/// Source: pages at the destination differ from those here (`brant_params.verify`). The message names
+/// the block, the first such page and their number; there is one event for each block. The guest
+/// runs at the destination, and the migration succeeds all the same.
+pub const BRANT_EVENT_MISMATCH: u32 = 7;
 /// Source: about the time in which the guest stands still. Either a pause was aborted
 /// (`brant_params.downtime_slack_ms`): the message says after how long and why. Or the downtime was
 /// longer than `brant_params.downtime_limit_ms`: the message says which parts took longer than
@@ -93,6 +97,10 @@ pub const BRANT_ROLE_SNAPSHOT: u32 = 7;
 /// A thread that writes pages to an image, or reads them from it. It calls no operation but
 /// `thread_start`.
 pub const BRANT_ROLE_IMAGE: u32 = 9;
+/// A thread that computes checksums of a destination's memory for a source that verifies the
+/// migration (`brant_params.verify`), while the guest stands still. An incoming migration has one
+/// for each channel but one. It calls no operation but `thread_start`.
+pub const BRANT_ROLE_DIGEST: u32 = 10;
 
 /// The VMM's operations. An operation that the VMM does not have is NULL. Operations belong to a
 /// guest: `brant_guest_new` copies the table, and takes the `opaque` that each operation gets.
@@ -615,6 +623,7 @@ mod tests {
             (EventKind::Completed, BRANT_EVENT_COMPLETED),
             (EventKind::Failed, BRANT_EVENT_FAILED),
             (EventKind::Unanswered, BRANT_EVENT_UNANSWERED),
+            (EventKind::Mismatch, BRANT_EVENT_MISMATCH),
             (EventKind::Downtime, BRANT_EVENT_DOWNTIME),
         ];
         for (kind, number) in events {
@@ -626,5 +635,6 @@ mod tests {
         assert_eq!(Role::Reaper.number(), BRANT_ROLE_REAPER);
         assert_eq!(Role::Snapshot.number(), BRANT_ROLE_SNAPSHOT);
         assert_eq!(Role::Image.number(), BRANT_ROLE_IMAGE);
+        assert_eq!(Role::Digest.number(), BRANT_ROLE_DIGEST);
     }
 }

@@ -109,6 +109,9 @@ pub struct brant_params {
     pub compression_level: i32,
     /// BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum.
     pub page_checksums: u32,
+    /// Source: BRANT_VERIFY_*: whether the destination's memory is compared with the memory here at
+    /// the end.
+    pub verify: u32,
     /// BRANT_ZERO_COPY_OFF or BRANT_ZERO_COPY_ON. Source only.
     pub zero_copy: u32,
     /// Destination: BRANT_PREFAULT_*: whether memory is backed just before contents arrive for it.
@@ -117,6 +120,8 @@ pub struct brant_params {
     pub ballooned: u32,
     /// Source: BRANT_OVERRUN_*: what becomes of a migration whose downtime limit cannot be kept.
     pub overrun: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// In `brant_params.overrun`, the default: a migration whose downtime limit cannot be kept fails with
@@ -169,6 +174,21 @@ pub const BRANT_CHECKSUMS_ON: u32 = 1;
 /// has them on.
 pub const BRANT_CHECKSUMS_OFF: u32 = 2;
 
+/// In `brant_params.verify`, the default: memory is not compared.
+pub const BRANT_VERIFY_OFF: u32 = 0;
+/// In `brant_params.verify`: when all pages have arrived and before `load` is called, the destination
+/// computes a checksum of each page (CRC-32). When the guest runs there, the source compares the
+/// checksums with its own memory, in which nothing may be written from `release` to the end of the
+/// migration. It leaves out what was sent without being read (ballooned, hinted and poisoned pages),
+/// and what `load` writes comes later. Pages that differ are an event (BRANT_EVENT_MISMATCH), and
+/// `brant_stats` counts them. They are no failure, and neither is a connection that breaks meanwhile:
+/// the guest runs at the destination by then. An aid for testing. The guest stands still longer by the
+/// time that the destination takes to read its memory (`verify_ns` there), which `downtime_limit_ms`
+/// and `expected_downtime_ns` do not count; `switchover_timeout_ms` has to leave room for it. At the
+/// source the migration is over, and `brant_outgoing_wait` and `brant_outgoing_free` return, only when
+/// all is compared. A destination that does not know this is refused (BRANT_E_VERSION).
+pub const BRANT_VERIFY_ON: u32 = 1;
+
 /// In `brant_params.prefault`, the default. The host backs memory just before contents arrive for
 /// it, at most 2 MiB or one huge page ahead, and a thread of brant's (BRANT_ROLE_PREFAULT) helps.
 /// Memory that is backed already, and memory that a userfaultfd watches, is left alone. Nothing is
@@ -206,6 +226,18 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
     }
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
+    if p.reserved != 0 {
+        return Err(invalid(format!(
+            "brant_params.reserved is {}, not 0",
+            p.reserved
+        )));
+    }
+    if p.verify > BRANT_VERIFY_ON {
+        return Err(invalid(format!(
+            "brant_params.verify is BRANT_VERIFY_OFF (0) or BRANT_VERIFY_ON (1), not {}",
+            p.verify
+        )));
+    }
     let overrun = match p.overrun {
         BRANT_OVERRUN_FAIL => Overrun::Fail,
         BRANT_OVERRUN_CARRY_ON => Overrun::CarryOn,
@@ -305,6 +337,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         compression,
         compression_level: p.compression_level,
         page_checksums,
+        verify: p.verify == BRANT_VERIFY_ON,
         delta_cache_bytes: some(p.delta_cache_bytes),
         switchover_max_bandwidth: some(p.switchover_max_bandwidth),
         zero_copy: p.zero_copy == BRANT_ZERO_COPY_ON,

@@ -50,6 +50,9 @@ pub const BRANT_SOURCE_GIVEN_UP: u32 = 19;
 /// Source: handed over, and no answer can come any more; waiting until the destination has begun to
 /// run the guest or never will.
 pub const BRANT_SOURCE_IN_DOUBT: u32 = 20;
+/// Source: the guest runs at the destination, and the memory there is compared with the memory here
+/// (`brant_params.verify`).
+pub const BRANT_SOURCE_VERIFYING: u32 = 21;
 /// Source: a pause is aborted because the downtime would exceed its limit: the VMM resumes the guest.
 /// BRANT_SOURCE_COPYING follows.
 pub const BRANT_SOURCE_ABORTING_PAUSE: u32 = 22;
@@ -280,6 +283,22 @@ pub struct brant_stats {
     pub zero_copy_refused: u64,
     /// Whether pages go without a copy now, and why not: BRANT_ZERO_COPY_*. Source only.
     pub zero_copy: u64,
+    /// Pages whose contents at the destination were compared with those here
+    /// (`brant_params.verify`). Source only.
+    pub verified_pages: u64,
+    /// Pages that were not compared, because they were sent without being read: ballooned, hinted and
+    /// poisoned ones, and those of a block that was removed meanwhile. Source only.
+    pub unverified_pages: u64,
+    /// Of the verified pages, those that differed. Source only.
+    pub mismatched_pages: u64,
+    /// The block of the first page that differed; BRANT_UNKNOWN when none did. Source only.
+    pub first_mismatch_block: u64,
+    /// The first page that differed, counted from the beginning of that block; BRANT_UNKNOWN when none
+    /// did. Source only.
+    pub first_mismatch_page: u64,
+    /// Source: for how long the pages were compared, after the downtime. Destination: for how long
+    /// checksums of them were computed; that is part of the downtime.
+    pub verify_ns: u64,
 }
 
 /// In `brant_stats.zero_copy`, beside BRANT_ZERO_COPY_OFF (it was not asked for) and
@@ -436,6 +455,12 @@ impl From<&Stats> for brant_stats {
             copied_anyway_bytes: s.copied_anyway_bytes,
             zero_copy_refused: s.zero_copy_refused,
             zero_copy: s.zero_copy as u64,
+            verified_pages: s.verified_pages,
+            unverified_pages: s.unverified_pages,
+            mismatched_pages: s.mismatched_pages,
+            first_mismatch_block: s.first_mismatch_block.map_or(BRANT_UNKNOWN, u64::from),
+            first_mismatch_page: s.first_mismatch_page.unwrap_or(BRANT_UNKNOWN),
+            verify_ns: s.verify.map_or(0, nanos),
         }
     }
 }
@@ -506,6 +531,7 @@ mod tests {
             (S::ResumeFailed as u32, BRANT_SOURCE_RESUME_FAILED),
             (S::Unanswered as u32, BRANT_SOURCE_UNANSWERED),
             (S::InDoubt as u32, BRANT_SOURCE_IN_DOUBT),
+            (S::Verifying as u32, BRANT_SOURCE_VERIFYING),
             (S::AbortingPause as u32, BRANT_SOURCE_ABORTING_PAUSE),
             (S::TakenBack as u32, BRANT_SOURCE_TAKEN_BACK),
             (S::GivenUp as u32, BRANT_SOURCE_GIVEN_UP),

@@ -42,6 +42,7 @@ const FEATURES: &[&str] = &[
     "checksums",
     "compression",
     "prefault",
+    "verify",
 ];
 
 /// Whether the linked library has a feature: 1 if it does, 0 if not or if it does not know the
@@ -51,7 +52,7 @@ const FEATURES: &[&str] = &[
 /// "vhost", "vfio", "iommufd" (logs of devices), "balloon" (ballooned pages are not sent), "hints"
 /// (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports), and those of
 /// `brant_params`: "channels" (several connections), "delta" (deltas of pages that are sent again),
-/// "zero-copy", "checksums", "compression", "prefault". Any thread. NULL gives 0.
+/// "zero-copy", "checksums", "compression", "prefault", "verify". Any thread. NULL gives 0.
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {
@@ -77,6 +78,7 @@ mod tests {
             c"checksums",
             c"compression",
             c"prefault",
+            c"verify",
         ];
         for name in names {
             // SAFETY: a string.

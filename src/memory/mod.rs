@@ -15,6 +15,8 @@ pub mod blockers;
 #[doc(hidden)]
 pub mod contents;
 mod declared;
+#[doc(hidden)]
+pub mod digest;
 mod ground;
 mod hidden_holes;
 mod holds;

@@ -108,6 +108,19 @@ pub struct Params {
     /// source's choice. When one side has checksums on and the other has them off, the migration is
     /// refused.
     pub page_checksums: PageChecksums,
+    /// Source: whether the copy at the destination is compared with the guest's memory here. Off.
+    /// Before it loads the device state, the destination computes the CRC-32 of every page; the
+    /// guest stands still meanwhile. Once the guest runs there, the source compares the checksums
+    /// with its own memory, and leaves out pages that it did not send: ballooned, hinted and
+    /// poisoned ones. The result is in [`Stats`], and a difference is an event
+    /// ([`EventKind::Mismatch`]). The migration has succeeded by then, whatever is found. The
+    /// migration is over, and [`Outgoing::wait`] returns, when all is compared. An aid for testing,
+    /// see `docs/verify.md`. A destination that cannot do this is refused.
+    ///
+    /// [`Stats`]: crate::migrate::Stats
+    /// [`EventKind::Mismatch`]: crate::vmm::EventKind::Mismatch
+    /// [`Outgoing::wait`]: crate::migrate::Outgoing::wait
+    pub verify: bool,
     /// Destination: the host backs memory just before contents arrive for it, with the help of a
     /// thread (`Role::Prefault`). On. Memory that is backed already, and memory that a userfaultfd
     /// watches, is left alone either way.
@@ -182,6 +195,7 @@ impl Default for Params {
             compression_level: 0,
             page_checksums: PageChecksums::Default,
             switchover_max_bandwidth: None,
+            verify: false,
             prefault: true,
             zero_copy: false,
             skip_ballooned: true,
@@ -289,6 +303,11 @@ impl Params {
             (Compression::Always, Side::Source) => ours = ours.requiring(wire::FEATURE_ZSTD),
             (Compression::Adaptive, _) | (_, Side::Destination) => {}
         }
+        match (self.verify, side) {
+            (true, Side::Source) => ours = ours.requiring(wire::FEATURE_VERIFY),
+            (false, Side::Source) => ours = ours.without(wire::FEATURE_VERIFY),
+            (_, Side::Destination) => {}
+        }
         match (self.page_checksums, side) {
             (PageChecksums::On, _) => ours.requiring(wire::FEATURE_PAGE_CHECKSUMS),
             (PageChecksums::Off, _) | (PageChecksums::Default, Side::Source) => {
@@ -344,6 +363,15 @@ impl Params {
     /// Destination: the deadline of the hand-over.
     pub(super) fn incoming(&self, accepted: Instant) -> Limit {
         total(INCOMING, self.incoming_timeout, accepted)
+    }
+
+    /// The limit for all DIGEST records about a guest of so many pages. The source computes as many
+    /// checksums as it is sent. The name says what the length is made of.
+    pub(super) fn digests(&self, pages: u64) -> Timeout {
+        Timeout::new(
+            "the limit on verifying (the I/O timeout, and 4 bytes a page at 64 KiB/s)",
+            self.transfer(pages.saturating_mul(4)).length(),
+        )
     }
 
     /// Refuses a parameter out of its range; the error names the range.

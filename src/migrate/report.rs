@@ -222,6 +222,22 @@ pub struct Stats {
     pub zero_copy_refused: u64,
     /// Whether pages are sent without a copy, and why not. Source only.
     pub zero_copy: ZeroCopyState,
+    /// Pages whose contents at the destination were compared with those here
+    /// ([`Params::verify`](crate::migrate::Params::verify)). Source only.
+    pub verified_pages: u64,
+    /// Pages that were not compared, because they were sent without being read: ballooned, hinted
+    /// and poisoned pages, and those of a block that was removed meanwhile. Source only.
+    pub unverified_pages: u64,
+    /// Of the verified pages, those that differed. Source only.
+    pub mismatched_pages: u64,
+    /// The block of the first page that differed, by its number. Source only.
+    pub first_mismatch_block: Option<u32>,
+    /// The first page that differed, in that block. Source only.
+    pub first_mismatch_page: Option<u64>,
+    /// Source: how long the comparison took, after the downtime. Destination: how long computing
+    /// the checksums took, which is part of the downtime. 0 without verifying.
+    #[serde(rename = "verify_ns", serialize_with = "as_nanos_or_0")]
+    pub verify: Option<Duration>,
 }
 
 /// Whether pages are sent without a copy
@@ -637,6 +653,8 @@ mod tests {
             "expected_downtime_ns",
             "switchover_bandwidth",
             "round_trip_ns",
+            "first_mismatch_block",
+            "first_mismatch_page",
         ];
         for (name, value) in value.as_object().unwrap() {
             match name.as_str() {
@@ -646,7 +664,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 70);
+        assert_eq!(value.as_object().unwrap().len(), 76);
     }
 
     #[test]

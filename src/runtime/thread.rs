@@ -40,11 +40,13 @@ pub enum Role {
     DirtyRate = 8,
     /// Writes pages to an image, or reads them from it.
     Image = 9,
+    /// Computes checksums of the destination's memory, for a source that verifies the migration.
+    Digest = 10,
 }
 
 impl Role {
     /// Every role, by number.
-    pub const ALL: [Role; 9] = [
+    pub const ALL: [Role; 10] = [
         Role::Migration,
         Role::Channel,
         Role::Listener,
@@ -54,6 +56,7 @@ impl Role {
         Role::Snapshot,
         Role::DirtyRate,
         Role::Image,
+        Role::Digest,
     ];
 
     /// The number in the C ABI.
@@ -74,6 +77,7 @@ impl Role {
             Role::Snapshot => "brant-snapshot",
             Role::DirtyRate => "brant-dirtyrate",
             Role::Image => "brant-image",
+            Role::Digest => "brant-digest",
         }
     }
 

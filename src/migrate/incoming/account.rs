@@ -208,6 +208,18 @@ impl Account {
         Some((*id, removed(&target.name)))
     }
 
+    /// The blocks that are here, by the source's numbers, in ascending order.
+    pub(super) fn blocks(&self) -> Result<Vec<(u32, Arc<Block>)>> {
+        let targets = self.table.now();
+        let here = targets.iter().filter_map(|(id, target)| {
+            let block = target.block.as_ref()?;
+            Some((*id, Arc::clone(block)))
+        });
+        let mut blocks = fallible::collect(here, BLOCKS)?;
+        blocks.sort_unstable_by_key(|(id, _)| *id);
+        Ok(blocks)
+    }
+
     /// Frees, once the guest runs, what [`Account::finish`] left. The lanes are gone by then.
     pub(super) fn free(&mut self) {
         self.table.clear();

@@ -15,6 +15,8 @@ pub(super) struct Agreed {
     pub(super) delta: bool,
     /// Whether all contents come with a checksum behind them. Otherwise none do.
     pub(super) checksums: bool,
+    /// Whether the source verifies the migration, and waits for DIGEST records.
+    pub(super) verify: bool,
 }
 
 impl Agreed {

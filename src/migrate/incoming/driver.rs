@@ -5,6 +5,7 @@
 use super::account::Account;
 use super::arriving::Arriving;
 use super::blobs;
+use super::digests::Digests;
 use super::gather::Gathering;
 use super::lane::{Incomer, Lane, Waits};
 use super::negotiate::{answer, hellos, negotiate};
@@ -69,6 +70,10 @@ pub(super) struct Driver {
     forgotten: Forgotten,
     /// The session's token.
     token: Token,
+    /// Whether the source verifies the migration.
+    verify: bool,
+    /// What memory holds, for a source that verifies.
+    digests: Option<Digests>,
     /// How long a hand-over is valid, as the source said.
     handover_limit: Duration,
     /// The limit for the hand-over of the guest. It begins when there is a connection.
@@ -162,6 +167,7 @@ impl Driver {
                 if let Some(receiver) = self.lanes.first_mut() {
                     // The guest runs here whether the source hears of it or not.
                     if let Err(e) = receiver.lane.send_last(&shared.params, &running) {
+                        self.digests = None;
                         self.common.vmm.event(
                             EventKind::Warning,
                             format!("the guest runs, and the source could not be told: {e}"),
@@ -171,6 +177,10 @@ impl Driver {
                 // The account is freed only now, because that takes milliseconds for a huge guest.
                 self.account.free();
                 self.forgotten = Forgotten::default();
+                None
+            }
+            Action::SendDigests => {
+                self.send_digests()?;
                 None
             }
             Action::TellPeer => {
@@ -207,6 +217,8 @@ impl Driver {
             account: Account::new(memory),
             forgotten: Forgotten::default(),
             token: Token::default(),
+            verify: false,
+            digests: None,
             handover_limit: Duration::ZERO,
             limit: Limit::never(),
         })
@@ -370,6 +382,7 @@ impl Driver {
         };
         let (reply, agreed) = answer(&hello, &shared.params)?;
         self.token = agreed.token;
+        self.verify = agreed.verify;
         for receiver in &mut self.lanes {
             receiver.agreed(agreed);
             receiver.lane.send(&waits, &reply)?;
@@ -473,6 +486,9 @@ impl Driver {
         })?;
         self.handover_limit = state.handover_limit;
         self.common.stats.state_bytes = state.bytes;
+        if self.verify {
+            self.compute_digests()?;
+        }
         // While the VMM's devices load, they look into memory. All of the memory has to be here by
         // now.
         self.agree_on_blocks()?;
@@ -487,6 +503,44 @@ impl Driver {
             .vmm
             .call_that_makes_threads("loaded", |vmm| vmm.loaded())?;
         self.common.stats.load = Some(begun.elapsed());
+        Ok(())
+    }
+
+    /// Computes what memory holds. All pages are here, and nothing has been loaded.
+    fn compute_digests(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let shared = Arc::clone(&self.common.shared);
+        let digests = Digests::compute(
+            &shared.guest.memory,
+            self.account.blocks()?,
+            self.lanes.len(),
+            &shared.handle.cancel,
+            &self.common.vmm,
+        )?;
+        self.digests = Some(digests);
+        self.common.stats.verify = Some(begun.elapsed());
+        self.renew(true);
+        Ok(())
+    }
+
+    /// Sends the source what memory held. The guest runs here by now, whatever becomes of this.
+    fn send_digests(&mut self) -> Result<()> {
+        let (Some(digests), Some(first)) = (self.digests.take(), self.lanes.first_mut()) else {
+            return Ok(());
+        };
+        let params = &self.common.shared.params;
+        // The source compares while it reads, so it may take as long as reading its memory.
+        let limit = params.digests(digests.pages()).from_now();
+        let sent = digests.records(|bytes| first.lane.send_last_bytes(params, bytes, limit));
+        sent.map_err(|e| e.context("sending the checksums of memory"))
+    }
+
+    /// Forgets a block that the source has removed.
+    fn forget(&mut self, id: u32) -> Result<()> {
+        self.account.remove(id)?;
+        if let Some(digests) = &mut self.digests {
+            digests.remove(id);
+        }
         Ok(())
     }
 
@@ -517,7 +571,7 @@ impl Driver {
             match (came, missing) {
                 (Ok(None), _) => {}
                 (Ok(Some(Incomer::Control(Record::BlockRemoved { id }))), _) => {
-                    self.account.remove(id)?;
+                    self.forget(id)?;
                 }
                 (Ok(Some(other)), _) => {
                     let expected = "nothing but BLOCK_REMOVED before READY";
@@ -562,7 +616,7 @@ impl Driver {
             return match self.next(limit, "HANDOVER")? {
                 // The record was on its way when this side said that it is ready.
                 Incomer::Control(Record::BlockRemoved { id }) => {
-                    self.account.remove(id)?;
+                    self.forget(id)?;
                     continue;
                 }
                 Incomer::Control(Record::Handover(handover)) if handover.token == self.token => {

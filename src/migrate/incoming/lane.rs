@@ -4,7 +4,7 @@
 //! acknowledgements of its own. It knows records and their order in time, and nothing of guest
 //! memory. [`super::account`] knows where pages go, and the driver knows which record may come now.
 
-use crate::channel::{Channel, Counters, Io, IoPart as _, PartMut};
+use crate::channel::{Channel, Counters, Io, IoPart as _, Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::migrate::control;
@@ -454,6 +454,17 @@ impl Lane {
             .within(io.from_now())
             .of(record.record_type().name());
         self.outbox.send(&mut self.channel, record, &io)
+    }
+
+    /// Sends encoded records after [`Lane::send_last`], within `limit`.
+    pub(super) fn send_last_bytes(
+        &mut self,
+        params: &Params,
+        bytes: &[u8],
+        limit: Limit,
+    ) -> Result<()> {
+        let io = Io::patient(params.io()).within(limit).of("DIGEST");
+        self.channel.send(&[Part::bytes(bytes)], &io)
     }
 
     /// The error to report when sending failed. When the source went away, its own reason is

@@ -53,6 +53,7 @@ pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)>
         zstd: features & wire::FEATURE_ZSTD != 0,
         delta: features & wire::FEATURE_DELTA != 0,
         checksums: features & wire::FEATURE_PAGE_CHECKSUMS != 0,
+        verify: features & wire::FEATURE_VERIFY != 0,
     };
     Ok((Record::HelloReply(reply), agreed))
 }

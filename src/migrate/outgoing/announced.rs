@@ -3,10 +3,11 @@
 use crate::dirty::taken::Taken;
 use crate::error::Result;
 use crate::fallible;
-use crate::memory::{BlockId, Map, Memory};
+use crate::memory::{Block, BlockId, Map, Memory};
 use crate::migrate::layout::describe;
+use crate::units::Pages;
 use crate::wire::Record;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 /// The name of a table of blocks in the error of a failed allocation.
 const BLOCKS: &str = "the guest's blocks";
@@ -14,21 +15,27 @@ const BLOCKS: &str = "the guest's blocks";
 /// See the file's description.
 #[derive(Debug, Default)]
 pub(super) struct Announced {
-    blocks: HashSet<BlockId>,
+    /// Their lengths, by their numbers.
+    blocks: HashMap<BlockId, Pages>,
     /// The generation of the map whose removals the destination knows.
     at: Option<u64>,
 }
 
 impl Announced {
     /// Records that the destination was told of a block of the layout.
-    pub(super) fn add(&mut self, block: BlockId) -> Result<()> {
-        fallible::add(&mut self.blocks, block, BLOCKS)?;
+    pub(super) fn add(&mut self, block: &Block) -> Result<()> {
+        fallible::insert(&mut self.blocks, block.id(), block.pages(), BLOCKS)?;
         Ok(())
     }
 
     /// Records that the destination was told of the whole layout of `map`.
     pub(super) fn all_of(&mut self, map: &Map) {
         self.at = Some(map.generation());
+    }
+
+    /// The blocks that the destination knows, with their lengths.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (BlockId, Pages)> + '_ {
+        self.blocks.iter().map(|(id, pages)| (*id, *pages))
     }
 
     /// Whether `memory` has changed since the destination was told of all of it.
@@ -40,7 +47,7 @@ impl Announced {
     pub(super) fn lacks(&self, taken: &Taken) -> bool {
         taken
             .blocks()
-            .any(|block| !self.blocks.contains(&block.id()))
+            .any(|block| !self.blocks.contains_key(&block.id()))
     }
 
     /// All changes of `memory` that the destination does not know yet, as bytes. For a migration
@@ -49,16 +56,16 @@ impl Announced {
         let map = memory.map();
         let mut news = Vec::new();
         // Removed blocks first: a new block may have the name of a removed one.
-        let gone = self.blocks.iter().copied();
+        let gone = self.blocks.keys().copied();
         let gone = gone.filter(|id| map.block(*id).is_none());
         for id in fallible::collect(gone, BLOCKS)? {
             Record::BlockRemoved { id: id.0 }.encode(&mut news)?;
             self.blocks.remove(&id);
         }
         for block in map.blocks() {
-            if !self.blocks.contains(&block.id()) {
+            if !self.blocks.contains_key(&block.id()) {
                 Record::BlockAdded(describe(block)).encode(&mut news)?;
-                self.add(block.id())?;
+                self.add(block)?;
             }
         }
         self.at = Some(map.generation());
@@ -75,7 +82,7 @@ impl Announced {
         // for only when the map has changed, because this function is called with every batch.
         if self.at != Some(memory.with_map(Map::generation)) {
             let map = memory.map();
-            let gone = self.blocks.iter().copied();
+            let gone = self.blocks.keys().copied();
             let gone = gone.filter(|id| map.block(*id).is_none());
             let mut gone = fallible::collect(gone, BLOCKS)?;
             // When runs of a removed block are still being sent, a later batch tells of its
@@ -92,11 +99,11 @@ impl Announced {
             }
         }
         for block in blocks() {
-            if self.blocks.contains(&block.id()) {
+            if self.blocks.contains_key(&block.id()) {
                 continue;
             }
             Record::BlockAdded(describe(block)).encode(&mut news)?;
-            self.add(block.id())?;
+            self.add(block)?;
         }
         Ok(news)
     }

@@ -3,12 +3,14 @@
 
 mod copy;
 mod negotiate;
+mod verify;
 
 use super::announced::Announced;
 use super::asking::judge;
 use super::course::Course;
 use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
+use super::unread::Unread;
 use crate::channel::{Channel, Copying, Endpoint, Io, Pacer, Route};
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
@@ -113,6 +115,8 @@ pub(super) struct Driver {
     lanes: Option<Lanes>,
     /// Blocks that the destination knows.
     announced: Announced,
+    /// The pages that were sent without being read, for verifying.
+    unread: Option<Arc<Unread>>,
     token: Token,
     we_started_tracking: bool,
     walk: Walk,
@@ -149,7 +153,15 @@ impl Work for Driver {
 
     fn success(&self) -> String {
         let stood = self.common.stats.downtime.unwrap_or_default();
-        format!("downtime {:.1} ms", stood.as_secs_f64() * 1e3)
+        let stood = format!("downtime {:.1} ms", stood.as_secs_f64() * 1e3);
+        if !self.common.shared.params.verify {
+            return stood;
+        }
+        let stats = &self.common.stats;
+        format!(
+            "{stood}; {} pages verified, {} of them differ",
+            stats.verified_pages, stats.mismatched_pages
+        )
     }
 
     fn enter(&mut self, state: State) {
@@ -273,9 +285,18 @@ impl Work for Driver {
                 let run = self.await_running();
                 self.common.stats.handover = Some(begun.elapsed());
                 self.common.stats.run = Some(Duration::from_micros(run?));
-                self.common.done = Some(Event::PeerRunning);
+                self.common.done = Some(match self.common.shared.params.verify {
+                    true => Event::PeerRunningToVerify,
+                    false => Event::PeerRunning,
+                });
                 self.stood_until_now();
                 self.account_for();
+                self.common.done
+            }
+            Action::Verify => {
+                // A defect in the comparison changes nothing either.
+                self.common.done = Some(Event::Verified);
+                self.verify();
                 self.common.done
             }
             Action::WaitOut => {
@@ -366,6 +387,7 @@ impl Driver {
             decider,
             lanes: None,
             announced: Announced::default(),
+            unread: None,
             token: [0; 16],
             we_started_tracking: false,
             walk,

@@ -11,6 +11,7 @@ mod resent;
 
 use super::deltas::Deltas;
 use super::packing::Packing;
+use super::unread::Unread;
 use super::waiting::Waiting;
 use crate::channel::{Channel, Part};
 use crate::dirty::consumer::Content;
@@ -24,6 +25,7 @@ use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::walk::{Put, BATCH_PAGES};
 use crate::wire::{self, Header, HEADER_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Makes the records of one lane.
@@ -36,6 +38,8 @@ pub(super) struct Encoder {
     packing: Option<Packing>,
     /// The delta encoder of re-sent pages, when deltas were agreed on.
     deltas: Option<Deltas>,
+    /// Where pages are noted that are sent without being read, when the migration is verified.
+    unread: Option<Arc<Unread>>,
 }
 
 /// What the destination takes, as agreed.
@@ -65,7 +69,13 @@ impl Encoder {
             own: Own::default(),
             packing: None,
             deltas: None,
+            unread: None,
         }
+    }
+
+    /// Has pages noted that are sent without being read.
+    pub(super) fn note_unread(&mut self, unread: Arc<Unread>) {
+        self.unread = Some(unread);
     }
 
     /// Sets what the destination takes, as agreed, and how contents are compressed, if that was
@@ -114,6 +124,9 @@ impl Encoder {
             // A guest has run here, so the block is no longer known to be all zero.
             run.block.zeroed_no_more();
             if run.content != Content::Used {
+                if let Some(unread) = &self.unread {
+                    unread.note(run.block, &run.pages, true)?;
+                }
                 used.look(&mut self.contents, &mut records)?;
                 records.unread(run.pages, run.content);
                 continue;
@@ -128,6 +141,9 @@ impl Encoder {
                 .poisoned()
                 .split(run.pages.range(), |range, lost| {
                     let part = run.pages.part(range);
+                    if let Some(unread) = &self.unread {
+                        unread.note(run.block, &part, lost)?;
+                    }
                     if lost {
                         used.look(&mut self.contents, &mut records)?;
                         records.poisoned(part);

@@ -8,6 +8,7 @@ use super::encode::{Agreed, Encoder};
 use super::ledger::Ledger;
 use super::packing::Packing;
 use super::replies::Replies;
+use super::unread::Unread;
 use crate::channel::{Channel, Io, Part, ZeroCopy};
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
@@ -19,6 +20,7 @@ use crate::migrate::steering::delivery::Carried;
 use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::Put;
 use crate::wire::Record;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The most markers that may wait for their acknowledgement: 16 GiB of pages, or a million runs.
@@ -62,6 +64,11 @@ impl Lane {
     /// Has re-sent pages go as deltas, with a cache of at most `cache` bytes.
     pub(super) fn use_deltas(&mut self, cache: u64) -> Result<()> {
         self.encoder.use_deltas(cache)
+    }
+
+    /// Has pages noted that are sent without being read.
+    pub(super) fn note_unread(&mut self, unread: Arc<Unread>) {
+        self.encoder.note_unread(unread);
     }
 
     /// The pages that follow belong to pass `pass`.

@@ -17,6 +17,8 @@ mod packing;
 mod queue;
 mod replies;
 mod sent_pages;
+mod unread;
+mod verify;
 mod waiting;
 mod worker;
 

@@ -77,7 +77,8 @@ pub enum Action {
     Negotiate,
     /// Take memory until the end marker, and check its counts.
     Receive,
-    /// Take the state and call the VMM's `load`.
+    /// Take the state, compute the checksums of memory for a source that verifies, and call the
+    /// VMM's `load`.
     CallLoad,
     /// Send READY.
     SendReady,
@@ -89,12 +90,15 @@ pub enum Action {
     CallRun,
     /// Send RUNNING. Nothing depends on its arrival.
     SendRunning,
+    /// Send the checksums of memory to a source that verifies. Nothing depends on their arrival.
+    SendDigests,
     /// Tell the peer that the migration is over, and why.
     TellPeer,
     /// Tell the VMM how the migration ended.
     Report,
 }
 
+const END_WELL: &[Action] = &[Action::SendRunning, Action::SendDigests, Action::Report];
 const END_BADLY: &[Action] = &[Action::TellPeer, Action::Report];
 
 /// The next state and what to do on entering it. The function is total, as the source's.
@@ -112,7 +116,7 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::Ready, E::ReadySent) => to(S::AwaitingHandover, &[A::AwaitHandover]),
         (S::AwaitingHandover, E::Handover) => to(S::Committing, &[A::TakeGate]),
         (S::Committing, E::GateWon) => to(S::Starting, &[A::CallRun]),
-        (S::Starting, E::Started) => to(S::Running, &[A::SendRunning, A::Report]),
+        (S::Starting, E::Started) => to(S::Running, END_WELL),
 
         // The source may have taken the guest back by now.
         (S::Committing | S::Starting, E::Late) => to(S::Failed, END_BADLY),

@@ -53,6 +53,8 @@ pub enum State {
     /// Handed over, and no answer can come any more. Waiting until the destination has begun to run
     /// the guest or never will.
     InDoubt = 20,
+    /// The guest runs at the destination. The memory there is compared with the memory here.
+    Verifying = 21,
     /// The pause is aborted, because the downtime would exceed its limit: the VMM resumes the guest,
     /// and passes go on.
     AbortingPause = 22,
@@ -104,6 +106,10 @@ pub enum Event {
     Late,
     /// The destination has said that the guest runs.
     PeerRunning,
+    /// The destination has said that the guest runs, and the migration is to be verified.
+    PeerRunningToVerify,
+    /// The comparison has ended, whatever it found.
+    Verified,
     /// The destination has begun to run the guest, or never will.
     Decided,
     /// `resume` returned without an error.
@@ -143,6 +149,8 @@ pub enum Action {
     SendHandover,
     /// Wait for RUNNING.
     AwaitRunning,
+    /// Compare the destination's memory with the memory here. Nothing depends on the result.
+    Verify,
     /// Wait until the destination has begun to run the guest or never will.
     WaitOut,
     /// Call the VMM's `resume`.
@@ -191,6 +199,9 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::Committing, E::GateWon) => to(S::HandingOver, &[A::SendHandover]),
         (S::HandingOver, E::HandoverSent) => to(S::AwaitingRunning, &[A::AwaitRunning]),
         (S::AwaitingRunning, E::PeerRunning) => to(S::Completed, END_WELL),
+        (S::AwaitingRunning, E::PeerRunningToVerify) => to(S::Verifying, &[A::Verify]),
+        // The guest runs at the destination, whatever is found or goes wrong here.
+        (S::Verifying, _) => to(S::Completed, END_WELL),
         (S::InDoubt, E::Decided) => to(S::Unanswered, END_OPEN),
 
         (S::Resuming, E::Resumed) => to(S::Failed, END_BADLY),
@@ -275,6 +286,7 @@ impl State {
             State::TakenBack => "taken back",
             State::GivenUp => "given up",
             State::InDoubt => "handed over, in doubt",
+            State::Verifying => "verifying",
             State::AbortingPause => "aborting the pause",
         }
     }
@@ -293,6 +305,8 @@ impl State {
             | State::Resuming
             | State::AbortingPause => Stage::Paused,
             State::HandingOver | State::AwaitingRunning | State::InDoubt => Stage::HandingOver,
+            // The memory here is still read, so no other guest may arrive in it.
+            State::Verifying => Stage::HandingOver,
             State::Completed => Stage::HandedOver,
             State::Failed | State::TakenBack => Stage::Kept,
             State::ResumeFailed => Stage::Stands,

@@ -226,7 +226,9 @@ impl World {
                 let mut taken = self;
                 taken.wire.running = false;
                 worlds.push(taken.source(SE::PeerRunning));
+                worlds.push(taken.source(SE::PeerRunningToVerify));
             }
+            SS::Verifying => worlds.push(self.source(SE::Verified)),
             _ => {}
         }
         if self.resuming {
@@ -363,6 +365,7 @@ fn the_guest_never_runs_on_both_sides_whatever_fails_and_whenever_and_however_la
         assert!(worlds.iter().any(is), "never reached: {what}");
     };
     reached("completed", &|w| w.source == SS::Completed && w.runs_there);
+    reached("verifying", &|w| w.source == SS::Verifying && w.runs_there);
     reached("taken back", &|w| w.source == SS::TakenBack && w.runs_here);
     reached("a hand-over that comes too late", &|w| {
         w.wire.handover && w.time == Time::Decided && w.destination == DS::AwaitingHandover
@@ -526,6 +529,7 @@ fn without_a_hand_over_the_destination_never_runs() {
                     world.source,
                     SS::AwaitingRunning
                         | SS::InDoubt
+                        | SS::Verifying
                         | SS::Completed
                         | SS::Unanswered
                         | SS::GivenUp
@@ -581,6 +585,25 @@ fn a_failure_before_the_hand_over_ends_with_the_guest_here_and_after_it_is_left_
     assert_eq!(step.state, SS::Unanswered);
     assert!(!step.actions.contains(&SA::CallResume));
     assert!(step.actions.contains(&SA::PutBack));
+}
+
+#[test]
+fn nothing_that_happens_while_the_source_verifies_is_a_failure() {
+    let failures = FAILURES.map(SE::Failed);
+    let others = [SE::Verified, SE::Decided, SE::Late, SE::ResumeFailed];
+    for event in failures.into_iter().chain(others) {
+        let step = source::step(SS::Verifying, event);
+        assert_eq!(step.state, SS::Completed, "{event:?}");
+        assert!(!step.actions.contains(&SA::CallResume), "{event:?}");
+        assert!(!step.actions.contains(&SA::PutBack), "{event:?}");
+    }
+    // The memory is still read, so nothing else may use it.
+    assert_eq!(SS::Verifying.stage(), Stage::HandingOver);
+    for world in all_worlds(KEPT) {
+        if world.source == SS::Verifying {
+            assert!(world.here.arrives().is_err(), "{world:?}");
+        }
+    }
 }
 
 #[test]

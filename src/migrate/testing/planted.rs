@@ -226,6 +226,7 @@ mod tests {
             handover_timeout: Duration::from_secs(2),
             switchover_timeout: Duration::from_secs(5),
             io_timeout: Duration::from_secs(5),
+            verify: true,
             ..Params::default()
         };
         let outgoing = Outgoing::new(
@@ -329,6 +330,7 @@ mod tests {
             A::TakeGate,
             A::SendHandover,
             A::AwaitRunning,
+            A::Verify,
             A::WaitOut,
             A::CallResume,
             A::PutBack,
@@ -341,7 +343,7 @@ mod tests {
             match action {
                 A::Connect | A::Negotiate | A::Copy | A::CallPause | A::CallSave => {}
                 A::SyncLast | A::SendLast | A::AwaitReady | A::CallRelease | A::TakeGate => {}
-                A::SendHandover | A::AwaitRunning | A::WaitOut => {}
+                A::SendHandover | A::AwaitRunning | A::Verify | A::WaitOut => {}
                 A::CallResume | A::PutBack => {}
                 A::TellPeer | A::StopTracking | A::Report => {}
             }
@@ -369,6 +371,7 @@ mod tests {
             S::TakenBack,
             S::GivenUp,
             S::InDoubt,
+            S::Verifying,
         ];
         names.extend(states.iter().map(|s| format!("entering {s:?}")));
         everywhere(false, &names);
@@ -387,6 +390,7 @@ mod tests {
             A::TakeGate,
             A::CallRun,
             A::SendRunning,
+            A::SendDigests,
             A::TellPeer,
             A::Report,
         ];
@@ -394,7 +398,7 @@ mod tests {
             // As above.
             match action {
                 A::Accept | A::Negotiate | A::Receive | A::CallLoad | A::SendReady => {}
-                A::AwaitHandover | A::TakeGate | A::CallRun | A::SendRunning => {}
+                A::AwaitHandover | A::TakeGate | A::CallRun | A::SendRunning | A::SendDigests => {}
                 A::TellPeer | A::Report => {}
             }
         }

@@ -55,6 +55,8 @@ impl Driver {
         let ours = shared.params.ours(Side::Source);
         let token = self.token;
         let begun = Instant::now();
+        self.unread = shared.params.verify.then(Arc::default);
+        let unread = self.unread.clone();
         let lanes = self.lanes()?;
         for (channel, lane) in (0..).zip(lanes.all()) {
             let hello = Hello {
@@ -85,6 +87,9 @@ impl Driver {
                 _ => Packing::of(&shared.params)?,
             };
             lane.agree(Agreed::of(reply.features), packing);
+            if let Some(unread) = &unread {
+                lane.note_unread(Arc::clone(unread));
+            }
             if let Some(cache) = shared.params.delta_cache_bytes {
                 lane.use_deltas(cache / u64::from(shared.params.channels))?;
             }
@@ -126,7 +131,7 @@ impl Driver {
                 lane.say_encoded(&layout, &io.of("BLOCK"))?;
                 layout.clear();
             }
-            announced.add(block.id())?;
+            announced.add(block)?;
         }
         lane.say_encoded(&layout, &io.of("BLOCK"))?;
         announced.all_of(&map);
