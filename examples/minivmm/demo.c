@@ -1,7 +1,7 @@
 /*
  * The demo: a guest migrates into a second process of this program while it runs. The two processes share a piece of
  * memory, the ledger. Each writes a digest of every guest page and the guest's counters into it. No part of the guest
- * goes that way.
+ * goes that way. The engine compares the memory of both sides too (its verify mode); the ledger shows that it is right.
  */
 #define _GNU_SOURCE
 #include "digest.h"
@@ -32,6 +32,7 @@ struct ledger {
 	atomic_int listening;
 	char endpoint[256]; /* of the destination, once it listens */
 	struct side source, destination;
+	double verify_ms;      /* for which the guest stood still so that the engine could compare */
 	uint64_t writes_after; /* the guest's counter at the destination when it was looked at again */
 	int continued;
 	char why[512];
@@ -90,6 +91,7 @@ static int receive(struct program *p)
 		snprintf(l->why, sizeof(l->why), "%s", mg_error(p->migration));
 		return 1;
 	}
+	l->verify_ms = result.verify_ms;
 	l->continued = !program_check(p, l->destination.writes, &l->writes_after, &bad, &errors, l->why, sizeof(l->why));
 	return !l->continued;
 }
@@ -173,7 +175,7 @@ static int await_receiver(struct program *p, pid_t *child)
 static int verify(const struct ledger *l, const struct mg_result *result)
 {
 	double digesting = (double)(l->source.digest_us + l->destination.digest_us) / 1e3;
-	double downtime = result->downtime_ms - digesting;
+	double downtime = result->downtime_ms - digesting - l->verify_ms;
 	uint64_t differ = 0, first = 0;
 
 	if (l->source.pages != (long long)l->pages || l->destination.pages != (long long)l->pages) {
@@ -198,7 +200,15 @@ static int verify(const struct ledger *l, const struct mg_result *result)
 	}
 	screen_say("the guest counted %" PRIu64 " page writes when it stopped here and %" PRIu64 " a little later there",
 		   l->source.writes, l->writes_after);
-	screen_say("the guest stood still for %.1f ms in all, %.1f ms of it for the digests", result->downtime_ms, digesting);
+	if (result->mismatched_pages || result->verified_pages + result->unverified_pages != l->pages) {
+		screen_complain("FAILED: the engine compared %" PRIu64 " of %" PRIu64 " pages, and found that %" PRIu64 " differ",
+				result->verified_pages, l->pages, result->mismatched_pages);
+		return -1;
+	}
+	screen_say("the engine compared %" PRIu64 " pages too, and left out %" PRIu64 " that it did not read",
+		   result->verified_pages, result->unverified_pages);
+	screen_say("the guest stood still for %.1f ms in all, %.1f ms of it for the digests", result->downtime_ms,
+		   digesting + l->verify_ms);
 	screen_say("verified: %" PRIu64 " pages identical, guest continued, downtime %.1f ms (limit %.0f ms)", l->pages, downtime,
 		   result->limit_ms);
 	return 0;

@@ -297,7 +297,10 @@ static int send_guest(const struct options *o)
 	} else {
 		screen_say("the guest runs at %s, downtime %.1f ms (limit %.0f ms)", o->endpoint, result.downtime_ms,
 			   result.limit_ms);
-		status = 0;
+		if (o->migration.verify)
+			screen_say("%" PRIu64 " pages compared, %" PRIu64 " of them differ, %" PRIu64 " left out",
+				   result.verified_pages, result.mismatched_pages, result.unverified_pages);
+		status = result.mismatched_pages ? 1 : 0;
 	}
 	program_free(&p);
 	return status;

@@ -343,7 +343,7 @@ static void op_event(void *opaque, const brant_event *event)
 {
 	struct migration *g = opaque;
 
-	if (event->kind == BRANT_EVENT_WARNING && g->hooks.warning)
+	if ((event->kind == BRANT_EVENT_WARNING || event->kind == BRANT_EVENT_MISMATCH) && g->hooks.warning)
 		g->hooks.warning(g->hooks.opaque, event->message);
 }
 
@@ -484,6 +484,7 @@ int mg_prepare_send(struct migration *g)
 		.downtime_limit_ms = g->options.downtime_ms,
 		.max_bandwidth = g->options.bandwidth,
 		.total_timeout_ms = g->options.timeout_ms,
+		.verify = g->options.verify ? BRANT_VERIFY_ON : BRANT_VERIFY_OFF,
 	};
 
 	MUST("migration", brant_outgoing_new(g->tracker, &params, &g->outgoing, &e));

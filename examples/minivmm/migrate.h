@@ -12,6 +12,7 @@
 
 struct mg_options {
 	uint64_t downtime_ms, bandwidth, timeout_ms; /* 0: the engine's defaults */
+	bool verify; /* source: compare the memory at the destination with the memory here afterwards */
 	/* 0 is the best one. For a KVM guest: 1 get-and-clear, 2 manual protect, 3 initially set, MG_LOG_MEASURED the one
 	 * that costs least on this machine, rings included. For a process: MG_LOG_MARKS, so that only marked writes are
 	 * found. */
@@ -67,6 +68,10 @@ struct mg_result {
 	double seconds, downtime_ms, limit_ms;
 	uint64_t data_pages, zero_pages, hole_pages, wire_bytes;
 	unsigned passes;
+	/* With options.verify. Source: pages compared, left out and different. Destination: verify_ms, a part of the
+	 * downtime. */
+	uint64_t verified_pages, unverified_pages, mismatched_pages;
+	double verify_ms;
 	char json[4096];
 };
 

@@ -37,6 +37,7 @@ static const char usage[] =
 	"  --downtime MS            the limit, 1 to 3600000 (300)\n"
 	"  --bandwidth BYTES        a second, at most, while the guest runs, 64k to 1T (no cap)\n"
 	"  --timeout SECONDS        of the whole migration, 1 to 2592000 (3600)\n"
+	"  --verify                 send: compare the memory there with the memory here afterwards; a demo always does\n"
 	"  --log MODE               auto; with KVM: get-and-clear, manual, initially-set, or measured, which tries\n"
 	"                           them and rings for 0.2 s and takes the cheapest; without: marks (auto)\n"
 	"  --ring                   dirty rings, one a vCPU, instead of KVM's bitmap\n"
@@ -50,7 +51,7 @@ static const char usage[] =
 const char *const options_workloads[] = {
 	[GV_IDLE] = "idle", [GV_SWEEP] = "sweep", [GV_RANDOM] = "random", [GV_HOT] = "hot", [GV_MIXED] = "mixed", NULL};
 
-enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, TIMEOUT, LOG,
+enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, TIMEOUT, VERIFY, LOG,
        CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, JSON, TO, LISTEN, FROM, LEDGER, SOCKET, VERSION, HELP, END };
 
 #define ALL (DEMO | SEND | RECEIVE | SAVE | RESTORE)
@@ -74,6 +75,7 @@ static const struct {
 	[DOWNTIME - KIND] = {"downtime", DEMO | SEND | SAVE, 1, 3600000, "1 to 3600000 milliseconds"},
 	[BANDWIDTH - KIND] = {"bandwidth", DEMO | SEND, 64u << 10, 1ull << 40, "64k to 1T bytes a second"},
 	[TIMEOUT - KIND] = {"timeout", DEMO | SEND, 1, 30 * 86400, "1 to 2592000 seconds"},
+	[VERIFY - KIND] = {"verify", SEND, 0, 0, NULL},
 	[LOG - KIND] = {"log", DEMO | SEND | SAVE, 0, 0, "auto, get-and-clear, manual, initially-set, measured or marks"},
 	[CHUNK_SHIFT - KIND] = {"chunk-shift", DEMO | SEND | SAVE, 6, 31, "6 to 31"},
 	[CLEAR_AT_SYNC - KIND] = {"clear-at-sync", DEMO | SEND | SAVE, 0, 0, NULL},
@@ -255,6 +257,7 @@ static bool take(struct options *o, int option, uint64_t n, int *kind)
 	case DOWNTIME: o->migration.downtime_ms = n; return true;
 	case BANDWIDTH: o->migration.bandwidth = n; return true;
 	case TIMEOUT: o->migration.timeout_ms = n * 1000; return true;
+	case VERIFY: o->migration.verify = true; return true;
 	case LOG:
 		which = choice(optarg, logs);
 		o->migration.log_mode = (unsigned)which;
@@ -341,7 +344,7 @@ int options_parse(int argc, char **argv, struct options *o, bool *done)
 		.verb = (enum verb)(1 << which),
 		.machine = {.memory_bytes = 1u << 30, .vcpus = 1, .workload = GV_SWEEP, .rate = 20000, .fill_percent = 50,
 			    .seed = 1},
-		.migration = {.downtime_ms = 300},
+		.migration = {.downtime_ms = 300, .verify = 1 << which == DEMO},
 		.after = 1,
 		.ledger_fd = -1,
 		.socket_fd = -1,

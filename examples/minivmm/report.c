@@ -18,6 +18,7 @@ static const struct view {
 	[BRANT_SOURCE_CONNECTING] = {"connecting", BEGINS, MG_RUNS_HERE},
 	[BRANT_SOURCE_NEGOTIATING] = {"agreeing", BEGINS, MG_RUNS_HERE},
 	[BRANT_SOURCE_COPYING] = {"copying", COPIES, MG_RUNS_HERE},
+	[BRANT_SOURCE_VERIFYING] = {"verifying", SWITCHES, MG_RUNS_THERE},
 	[BRANT_SOURCE_COMPLETED] = {"done", DONE, MG_RUNS_THERE},
 	[BRANT_SOURCE_ABORTING_PAUSE] = {"copying", COPIES, MG_RUNS_HERE},
 	[BRANT_SOURCE_RESUMING] = {"failed", ENDED, MG_RUNS_HERE},
@@ -81,6 +82,10 @@ struct mg_result report_result(const brant_stats *s)
 		.hole_pages = s->hole_pages,
 		.wire_bytes = s->wire_bytes,
 		.passes = s->pass,
+		.verified_pages = s->verified_pages,
+		.unverified_pages = s->unverified_pages,
+		.mismatched_pages = s->mismatched_pages,
+		.verify_ms = (double)s->verify_ns / 1e6,
 	};
 }
 
