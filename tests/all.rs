@@ -23,3 +23,4 @@ mod proven;
 mod standstill;
 mod unreadable;
 mod userfault;
+mod verify;

@@ -6,5 +6,5 @@
 
 mod checksums;
 mod compression;
-mod damage;
+pub mod damage;
 mod every_way;
