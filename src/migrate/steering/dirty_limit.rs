@@ -19,8 +19,6 @@ use crate::error::{Error, Kind, Result};
 const AIM: f64 = 0.43;
 /// A limited vCPU that writes less than this share of its limit shows what it would write.
 const SHOWS: f64 = 0.8;
-/// A level that moves by less than this share stays.
-const STEADY: f64 = 0.1;
 /// The smallest limit, in pages a second. A vCPU below it would hardly run.
 pub const LEAST: f64 = 64.0;
 /// What passes leave although the limits are kept was written by somebody else. The limits take it
@@ -110,20 +108,23 @@ impl DirtyLimit {
             return Ok(());
         };
         self.tighten(load);
-        let link = link / 4096.0;
-        let sum: f64 = self.vcpus.iter().map(|vcpu| vcpu.would).sum();
-        let fits = match self.level {
-            None => sum <= STRAINED * link * self.tight,
-            Some(_) => sum <= AIM * link * self.tight,
+        let link = link / 4096.0 * self.tight;
+        let ratio = |level: f64| {
+            let sum: f64 = self.vcpus.iter().map(|vcpu| vcpu.would.min(level)).sum();
+            sum / link
         };
-        let level = (!fits).then(|| self.highest(AIM * link * self.tight).max(LEAST));
-        let moved = match (self.level, level) {
-            (Some(old), Some(new)) => (new / old - 1.0).abs() > STEADY,
-            (old, new) => old.is_some() != new.is_some(),
+        let would = ratio(f64::INFINITY);
+        let new = || Some(self.highest(AIM * link).max(LEAST));
+        // As with auto-converge, nothing changes between two ratios. What a small change of one
+        // vCPU leaves for the others may be large, so the level itself is no measure.
+        self.level = match self.level {
+            None if would > STRAINED => new(),
+            Some(level) if would > AIM => match ratio(level) {
+                RELAXED..=STRAINED => Some(level),
+                _ => new(),
+            },
+            _ => None,
         };
-        if moved {
-            self.level = level;
-        }
         let level = self.level;
         for vcpu in &mut self.vcpus {
             vcpu.limit = level.filter(|level| vcpu.would > *level);
@@ -257,7 +258,7 @@ mod tests {
             limit.next(&load, &[9000.0]).unwrap();
         }
         let last = limit.limits().next().unwrap().unwrap();
-        assert!((last / first - 1.0).abs() < STEADY * 1.5, "{first} {last}");
+        assert!((0.69..1.01).contains(&(last / first)), "{first} {last}");
     }
 
     proptest! {
