@@ -66,6 +66,14 @@ pub(super) fn prefetch(line: *const [u64; GROUP_WORDS]) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
 }
 
+/// Prefetches the line that a sequential loop reaches a page of memory later. The hardware's own
+/// prefetching ends at each page. A merge asks so for its source. For its destination it asks only
+/// behind a line that gets bits, because a destination that gets none is not read at all.
+#[inline(always)]
+fn ask_ahead(line: &[u64; GROUP_WORDS]) {
+    prefetch(std::ptr::from_ref(line).wrapping_add(AHEAD));
+}
+
 /// The loops over groups, which are the same at every width. `$feature` names the features they
 /// need. The following must be in scope: `Line` (8 words in registers), `load`, `store`, `union`,
 /// `and_not`, `any`, `Sum` with `add` and `total`, and `shifted`.
@@ -76,8 +84,7 @@ macro_rules! loops {
             let (lines, rest) = words.as_chunks::<GROUP_WORDS>();
             let mut sum = Sum::zero();
             for line in lines {
-                // The hardware's own prefetching ends at each page of memory.
-                prefetch(std::ptr::from_ref(line).wrapping_add(AHEAD));
+                ask_ahead(line);
                 sum.add(load(line));
             }
             sum.total() + portable::count(rest)
@@ -89,14 +96,15 @@ macro_rules! loops {
         }
 
         /// ORs one line. Returns whether the source had a bit. Counts the bits that became set, and
-        /// those that were set before.
+        /// all bits of the source. Whether a bit was set before is not asked: where that is so now
+        /// and then, no processor predicts it.
         #[target_feature(enable = $feature)]
         #[inline]
         fn or_line(
             dst: &mut [u64; GROUP_WORDS],
             value: Line,
             sum: &mut Sum,
-            again: &mut Sum,
+            all: &mut Sum,
         ) -> bool {
             if !any(value) {
                 return false;
@@ -107,10 +115,7 @@ macro_rules! loops {
                 store(dst, union(old, new));
                 sum.add(new);
             }
-            let both = and_not(new, value);
-            if any(both) {
-                again.add(both);
-            }
+            all.add(value);
             true
         }
 
@@ -130,12 +135,18 @@ macro_rules! loops {
             let (to, to_rest) = dst.as_chunks_mut::<GROUP_WORDS>();
             let (from, from_rest) = src.as_chunks::<GROUP_WORDS>();
             let mut sum = Sum::zero();
-            let mut again = Sum::zero();
+            let mut all = Sum::zero();
             let mut mask = 0;
             for (g, (d, s)) in to.iter_mut().zip(from).enumerate() {
-                mask |= u64::from(or_line(d, load(s), &mut sum, &mut again)) << g;
+                ask_ahead(s);
+                let some = or_line(d, load(s), &mut sum, &mut all);
+                if some {
+                    ask_ahead(d);
+                }
+                mask |= u64::from(some) << g;
             }
             let mut new = sum.total();
+            met.again += all.total() - new;
             if !to_rest.is_empty() {
                 let mut last = Met::default();
                 new += portable::or_span(to_rest, from_rest, &mut last);
@@ -143,7 +154,6 @@ macro_rules! loops {
                 met.again += last.again;
             }
             met.groups |= mask;
-            met.again += again.total();
             new
         }
 
@@ -158,17 +168,23 @@ macro_rules! loops {
             let (to, to_rest) = dst.as_chunks_mut::<GROUP_WORDS>();
             let (from, from_rest) = src.as_chunks::<GROUP_WORDS>();
             let mut sum = Sum::zero();
-            let mut again = Sum::zero();
+            let mut all = Sum::zero();
             let mut mask = 0;
             let mut before = load(&[previous; GROUP_WORDS]);
             let by = Shift::new(shift);
             for (g, (d, s)) in to.iter_mut().zip(from).enumerate() {
+                ask_ahead(s);
                 let line = load(s);
                 let value = shifted(before, line, by);
                 before = line;
-                mask |= u64::from(or_line(d, value, &mut sum, &mut again)) << g;
+                let some = or_line(d, value, &mut sum, &mut all);
+                if some {
+                    ask_ahead(d);
+                }
+                mask |= u64::from(some) << g;
             }
             let mut new = sum.total();
+            met.again += all.total() - new;
             if !to_rest.is_empty() {
                 let mut last = Met::default();
                 let previous = from.last().map_or(previous, |line| line[GROUP_WORDS - 1]);
@@ -177,7 +193,6 @@ macro_rules! loops {
                 met.again += last.again;
             }
             met.groups |= mask;
-            met.again += again.total();
             new
         }
 
@@ -187,7 +202,7 @@ macro_rules! loops {
         fn lines_with_bits(lines: &[[u64; GROUP_WORDS]]) -> u64 {
             let mut mask = 0;
             for (g, line) in lines.iter().enumerate() {
-                prefetch(std::ptr::from_ref(line).wrapping_add(AHEAD));
+                ask_ahead(line);
                 mask |= u64::from(any(load(line))) << g;
             }
             mask
@@ -201,16 +216,16 @@ macro_rules! loops {
                 return or_span(dst, src, met);
             }
             let mut sum = Sum::zero();
-            let mut again = Sum::zero();
+            let mut all = Sum::zero();
             let mask = lines_with_bits(from);
             for g in Each(mask) {
                 prefetch(&to[g]);
             }
             for g in Each(mask) {
-                or_line(&mut to[g], load(&from[g]), &mut sum, &mut again);
+                or_line(&mut to[g], load(&from[g]), &mut sum, &mut all);
             }
             met.groups |= mask;
-            met.again += again.total();
+            met.again += all.total() - sum.total();
             sum.total()
         }
 
@@ -228,7 +243,7 @@ macro_rules! loops {
                 return or_span_shifted(dst, src, previous, shift, met);
             }
             let mut sum = Sum::zero();
-            let mut again = Sum::zero();
+            let mut all = Sum::zero();
             let mut mask = 0;
             let by = Shift::new(shift);
             // The last word of a line reaches into the next line.
@@ -244,10 +259,10 @@ macro_rules! loops {
                     g => load(&from[g - 1]),
                 };
                 let value = shifted(before, load(&from[g]), by);
-                mask |= u64::from(or_line(&mut to[g], value, &mut sum, &mut again)) << g;
+                mask |= u64::from(or_line(&mut to[g], value, &mut sum, &mut all)) << g;
             }
             met.groups |= mask;
-            met.again += again.total();
+            met.again += all.total() - sum.total();
             sum.total()
         }
 
