@@ -194,14 +194,39 @@ impl Channel {
             }
             at = end;
         }
-        let mut cursor = Cursor::new(&rest);
-        // Who ends a migration has a tenth of a second in all.
-        let pacer = self.pacer.take();
-        let result = self.transfer(&mut cursor, io, false, None);
-        self.pacer = pacer;
+        let (moved, result) = self.send_at_last(&rest, io);
         self.send_broken = result.is_err();
-        self.cut_at += cursor.moved;
+        self.cut_at += moved;
         result
+    }
+
+    /// Sends the last bytes of this connection: at once as far as there is room, and the rest
+    /// within `patience`. No cap holds them back.
+    ///
+    /// # Errors
+    /// Those of [`send`](Self::send). After an error nothing may follow.
+    pub fn send_last(&mut self, bytes: &[u8], patience: Duration) -> Result<()> {
+        self.check(Direction::Send)?;
+        let io = Io::patient(patience).within(Deadline::after(patience));
+        let (moved, result) = self.send_at_last(&[Part::bytes(bytes)], &io);
+        self.send_broken = moved > 0 && result.is_err();
+        result
+    }
+
+    /// Sends `parts` at the end of a migration, which has a tenth of a second in all. So no cap
+    /// holds them back. The first call is made whatever the time is: on a busy host this thread may
+    /// get a processor only when the limit has passed, and the peer has room all the same. Returns
+    /// how many bytes went.
+    fn send_at_last(&mut self, parts: &[Part<'_>], io: &Io<'_>) -> (u64, Result<()>) {
+        let mut cursor = Cursor::new(parts);
+        let result = self.at_once(parts).and_then(|first| {
+            cursor.advance(first);
+            let pacer = self.pacer.take();
+            let result = self.transfer(&mut cursor, io, false, None);
+            self.pacer = pacer;
+            result
+        });
+        (cursor.moved, result)
     }
 
     /// Receives until all parts are full. Set a limit: nothing else ends the wait for a peer that

@@ -10,7 +10,7 @@ use crate::units::{Bytes, PAGE_SIZE};
 use std::os::fd::AsRawFd;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
+use std::sync::{mpsc, Arc};
 use std::time::{Duration, Instant};
 
 /// The socket under a channel, for calls that a channel does not make.
@@ -673,4 +673,35 @@ fn many_connections_are_made_together_and_none_is_left_where_one_fails() {
             "{message}"
         );
     }
+}
+
+#[test]
+fn the_last_word_goes_out_however_late_its_thread_is_and_whatever_the_cap() {
+    let (mut from, mut to) = socketpair();
+    // The cap's allowance is used up.
+    let pacer = Arc::new(Pacer::new(Some(1000)));
+    from.set_pacer(Arc::clone(&pacer));
+    let mut turn = pacer.turn();
+    while matches!(turn.ask(u64::MAX), pacing::Grant::Bytes(_)) {}
+    drop(turn);
+    from.send_last(b"over", Duration::ZERO).unwrap();
+    let mut got = [0; 4];
+    let room = || Io::patient(LONG).within(soon());
+    to.recv_exact(&[PartMut::bytes(&mut got)], &room()).unwrap();
+    assert_eq!(&got, b"over");
+
+    // The rest of a record that a limit has cut: it goes on as far as there is room.
+    let (mut from, mut to) = socketpair();
+    let bytes = pattern(64 << 20);
+    let parts = [Part::bytes(&bytes)];
+    let error = from.send(&parts, &Io::patient(Duration::from_millis(1)));
+    assert_eq!(error.unwrap_err().kind(), Kind::Timeout);
+    let cut = from.cut_at();
+    let mut got = vec![0; cut as usize];
+    to.recv_exact(&[PartMut::bytes(&mut got)], &room()).unwrap();
+    let late = Io::patient(LONG).within(Deadline::after(Duration::ZERO));
+    from.send_on(&parts, cut + 1000, &late).unwrap();
+    got.resize(1000, 0);
+    to.recv_exact(&[PartMut::bytes(&mut got)], &room()).unwrap();
+    assert_eq!(got[..1000], bytes[cut as usize..][..1000]);
 }

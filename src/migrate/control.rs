@@ -189,9 +189,7 @@ impl crate::vmm::StateSink for Blobs {
 /// when the stream is at a record's end and the peer takes the bytes at once. Returns whether it
 /// worked. Otherwise the peer learns the end from the end of the connection.
 pub(super) fn abort(channel: &mut Channel, outbox: &mut Outbox, error: &Error) -> bool {
-    let record = goodbye(error);
-    let io = Io::patient(TELL).within(Deadline::after(TELL));
-    outbox.send(channel, &record, &io).is_ok()
+    outbox.send_last(channel, &goodbye(error), TELL).is_ok()
 }
 
 /// The ABORT that says `error`.

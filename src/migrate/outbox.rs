@@ -9,6 +9,7 @@
 use crate::channel::{Channel, Io, Part};
 use crate::error::{Kind, Result};
 use crate::wire::{Ack, Record};
+use std::time::Duration;
 
 /// What is to be sent when there is room.
 #[derive(Debug, Default)]
@@ -65,16 +66,34 @@ impl Outbox {
         record: &Record,
         io: &Io<'_>,
     ) -> Result<()> {
+        let bytes = self.all_and(record)?;
+        channel.send(&[Part::bytes(&bytes)], io)
+    }
+
+    /// The bytes of all that is left to send, and of `record` after it.
+    fn all_and(&mut self, record: &Record) -> Result<Vec<u8>> {
         let mut bytes = std::mem::take(&mut self.rest);
         if let Some(number) = self.due.take() {
             Record::Ack(Ack { number }).encode(&mut bytes)?;
         }
         record.encode(&mut bytes)?;
-        channel.send(&[Part::bytes(&bytes)], io)
+        Ok(bytes)
     }
 }
 
 impl Outbox {
+    /// Sends everything and then `record`, after which nothing follows: at once as far as there is
+    /// room, and the rest within `patience`.
+    pub(super) fn send_last(
+        &mut self,
+        channel: &mut Channel,
+        record: &Record,
+        patience: Duration,
+    ) -> Result<()> {
+        let bytes = self.all_and(record)?;
+        channel.send_last(&bytes, patience)
+    }
+
     /// Sends the rest of a record, and `record`, as far as there is room now. Nothing follows.
     pub(super) fn last_at_once(&mut self, channel: &mut Channel, record: &Record) {
         let mut bytes = std::mem::take(&mut self.rest);
@@ -92,7 +111,6 @@ mod tests {
     use crate::wire::{Header, HEADER_LEN};
     use std::io::Read;
     use std::os::unix::net::UnixStream;
-    use std::time::Duration;
 
     #[test]
     fn acknowledging_never_waits_for_room_and_the_newest_is_said() {
