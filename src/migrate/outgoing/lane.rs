@@ -14,12 +14,14 @@ use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::memory::access::{self, Access};
 use crate::migrate::control::{self, Blobs, TELL};
+use crate::migrate::lane_name::LaneName;
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::{self, Params};
 use crate::migrate::steering::delivery::Carried;
+use crate::migrate::steering::timed::Span;
 use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::Put;
-use crate::wire::Record;
+use crate::wire::{Record, RecordType};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,10 @@ pub(super) struct Lane {
     ledger: Ledger,
     /// The totals of all that was sent.
     put: Put,
+    /// When the first of the pages that are on their way was sent, and the bytes sent before it.
+    on_their_way: Option<(Instant, u64)>,
+    /// The last time in which pages were on their way.
+    span: Option<Span>,
     /// How long the rest of a record that a cancel interrupted may take: [`TELL`], or longer in a
     /// test.
     patience: Duration,
@@ -51,6 +57,8 @@ impl Lane {
             encoder: Encoder::new(),
             ledger: Ledger::new(),
             put: Put::default(),
+            on_their_way: None,
+            span: None,
             patience: TELL,
         }
     }
@@ -117,6 +125,11 @@ impl Lane {
     /// How long the cap on the bandwidth has held sending back.
     pub(super) fn paced(&self) -> Duration {
         self.channel.counters().paced
+    }
+
+    /// The last time in which pages were on their way.
+    pub(super) fn span(&self) -> Option<Span> {
+        self.span
     }
 
     /// How many pages were sent and are not acknowledged.
@@ -199,6 +212,9 @@ impl Lane {
         // A peer that takes a byte now and then does not get more time than this.
         let limited = io.within(params::transfer(io.idle, put.bytes).from_now());
         let channel = &mut self.channel;
+        let sent_before = channel.counters().sent.0;
+        self.on_their_way
+            .get_or_insert_with(|| (Instant::now(), sent_before));
         let before = first.len() as u64;
         let result = match channel.sends_in_place() {
             false => channel.send_unless(&parts, recall, &limited),
@@ -354,6 +370,22 @@ impl Lane {
             0 => self.land(io),
             _ => Ok(()),
         }
+    }
+
+    /// Records that the destination has acknowledged marker `number`.
+    fn acknowledged(&mut self, number: u64) -> Result<()> {
+        let acknowledged = self.ledger.acknowledged(number);
+        if self.ledger.unacknowledged() == 0 {
+            let sent = self.sent();
+            if let Some((begun, before)) = self.on_their_way.take() {
+                self.span = Some(Span {
+                    begun,
+                    ended: Instant::now(),
+                    bytes: sent - before,
+                });
+            }
+        }
+        self.named(acknowledged)
     }
 
     /// When sending failed because the peer went away, the peer's own reason replaces `error`.

@@ -22,9 +22,11 @@ use crate::memory::Memory;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::control::TELL;
 use crate::migrate::failure::{Cause, Failure};
+use crate::migrate::lane_name::LaneName;
 use crate::migrate::params::Params;
 use crate::migrate::report::{LaneState, LaneStats};
 use crate::migrate::steering::delivery::Carried;
+use crate::migrate::steering::timed::Span;
 use crate::runtime::{wait_ready_or, Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::{Outlet, Put};
 use std::sync::Arc;
@@ -211,6 +213,13 @@ impl Lanes {
             .map(|lane| lane.paced)
             .max()
             .unwrap_or_default()
+    }
+
+    /// The spans of pages that were sent after `since`, one of each lane that has sent any. All of
+    /// them are acknowledged by now.
+    pub(super) fn spans_since(&self, since: Instant) -> Result<Vec<Span>> {
+        let spans = self.figures().filter_map(|lane| lane.span);
+        fallible::collect(spans.filter(|span| span.begun >= since), "times of a batch")
     }
 
     /// How many pages were sent and are not acknowledged.

@@ -11,8 +11,10 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::failure::{Cause, Failure};
+use crate::migrate::lane_name::LaneName;
 use crate::migrate::params::Params;
 use crate::migrate::steering::delivery::Carried;
+use crate::migrate::steering::timed::Span;
 use crate::runtime::thread::{catch, spawn, Join, Role};
 use crate::runtime::{Recall, Wake};
 use crate::walk::Put;
@@ -42,6 +44,8 @@ pub(super) struct Figures {
     pub(super) paced: Duration,
     /// What became of pages that were sent in place.
     pub(super) zero_copy: ZeroCopy,
+    /// The last time in which the lane had pages on their way.
+    pub(super) span: Option<Span>,
 }
 
 impl Figures {
@@ -57,6 +61,7 @@ impl Figures {
             waited: lane.waited(),
             paced: lane.paced(),
             zero_copy: lane.zero_copy(),
+            span: lane.span(),
         }
     }
 }

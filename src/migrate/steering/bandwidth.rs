@@ -9,9 +9,9 @@
 //!
 //! A cap on the bandwidth hides the link. Sending at the cap shows only the cap, and the time in
 //! which a small batch leaves is that of a copy into the socket. So with a cap some batches are
-//! *timed*: from the first byte until the destination says that it has the whole batch. The time
-//! includes a round trip, so the estimate is rather too low. The switchover, which is not capped,
-//! reaches at least this rate.
+//! *timed*: from the first byte until the destination says that it has the whole batch. Only time
+//! counts in which something was on its way ([`super::timed`]). That time includes a round trip, so
+//! the estimate is rather too low. The switchover, which is not capped, reaches at least this rate.
 
 use crate::units::Pages;
 use std::collections::VecDeque;
@@ -98,10 +98,11 @@ impl Bandwidth {
         now >= self.next_timed
     }
 
-    /// Records a timed batch. At `now`, all of its `bytes` have arrived, `time` after the first of
-    /// them was sent. Nothing else was on its way.
-    pub fn timed(&mut self, now: Duration, bytes: u64, time: Duration) {
-        self.next_timed = now.saturating_add(time.saturating_mul(TIMED_SHARE));
+    /// Records a timed batch: its `bytes`, or those of one lane, were on their way for `time`, and
+    /// nothing else was. At `now` all have arrived. The timing took `whole`, from when the lanes came
+    /// to rest before the batch until they were at rest after it.
+    pub fn timed(&mut self, now: Duration, bytes: u64, time: Duration, whole: Duration) {
+        self.next_timed = now.saturating_add(whole.saturating_mul(TIMED_SHARE));
         self.timed.push(Sample { bytes, time });
     }
 
@@ -236,7 +237,7 @@ mod tests {
             let now = Duration::from_millis(50) * i;
             let took = Duration::from_micros(150) + Duration::from_micros(200);
             if b.wants_timed(now) {
-                b.timed(now + took, batch, took);
+                b.timed(now + took, batch, took, took);
             }
             b.delivered(batch, Duration::from_millis(50));
         }
@@ -248,7 +249,8 @@ mod tests {
         let mut b = Bandwidth::default();
         for i in 0..100u32 {
             let now = Duration::from_millis(50) * i;
-            b.timed(now, batch, Duration::from_millis(90));
+            let took = Duration::from_millis(90);
+            b.timed(now, batch, took, took);
             b.delivered(batch, Duration::from_millis(50));
         }
         assert!((b.estimate().unwrap() - 3e6).abs() < 1.0);
@@ -263,7 +265,7 @@ mod tests {
             if b.wants_timed(now) {
                 now += round_trip;
                 timing += round_trip;
-                b.timed(now, 1_500_000, round_trip);
+                b.timed(now, 1_500_000, round_trip / 10, round_trip);
             }
             now += Duration::from_millis(1);
         }

@@ -23,6 +23,7 @@ pub mod stall;
 mod tests;
 pub mod throttle;
 pub mod working_set;
+pub(super) mod timed;
 
 pub use budget::Parts;
 pub(super) use compressing::{Batch, Compressing};

@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::outgoing::asking::ask;
 use crate::migrate::outgoing::lanes::Lanes;
 use crate::migrate::steering::budget::ROUND_TRIPS;
+use crate::migrate::steering::timed::proven;
 use crate::migrate::steering::{Facts, Moment, Next};
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::EventKind;
@@ -349,11 +350,12 @@ impl Driver {
                 Next::GiveUp(error) => return Err(error),
             }
             let cap = shared.guest.pacer.stated();
+            let whole = Instant::now();
             let timing = cap.is_some() && contents && self.prepare_timing(io)?;
             if let Some(cap) = cap {
                 batch_pages = capped_batch(cap, timing);
             }
-            let (begun, paced, sent) = (Instant::now(), self.paced(), self.sent());
+            let (begun, paced) = (Instant::now(), self.paced());
             self.course.sends(self.common.begun.elapsed());
             let Some(batch) = self.step(batch_pages, io)? else {
                 return Ok(true);
@@ -366,11 +368,15 @@ impl Driver {
             if contents && timing {
                 self.acknowledge_all(io)?;
                 self.delivered();
-                let (now, took) = (self.common.begun.elapsed(), begun.elapsed());
-                let bytes = self.sent().saturating_sub(sent);
-                // In the unit of the other figures: bytes of pages without compression.
-                let bytes = bytes + batch.carried().saturating_sub(batch.bytes);
-                self.course.bandwidth.timed(now, bytes, took);
+                let mut spans = self.lanes()?.spans_since(begun)?;
+                if let Some((bytes, time)) = proven(&mut spans) {
+                    // In the unit of the other figures: bytes of pages without compression.
+                    let plain = bytes as f64 * batch.carried() as f64 / batch.bytes.max(1) as f64;
+                    let (now, whole) = (self.common.begun.elapsed(), whole.elapsed());
+                    self.course
+                        .bandwidth
+                        .timed(now, plain as u64, time, whole);
+                }
             }
             self.renew(false);
         }
