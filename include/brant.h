@@ -889,7 +889,9 @@ int32_t brant_guest_count_ballooned(const struct brant_guest *guest,
  * pages counts whole. Any thread, whether a migration runs or not, but no signal handler: the call
  * takes a lock and may allocate. BRANT_E_NOT_FOUND if there is no such block, BRANT_E_INVALID if
  * the range is empty or reaches past the end of the block. When an incoming migration brings
- * contents for the page, the declaration ends.
+ * contents for the page, the declaration ends. When it brings a delta for the page
+ * (`brant_params.delta_cache_bytes`), there is nothing that the delta could change, and the
+ * migration fails with BRANT_E_MEMORY.
  */
 int32_t brant_guest_mark_poisoned(struct brant_guest *guest,
                                   uint32_t block,
@@ -2209,10 +2211,11 @@ int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
  * itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is in the list twice.
  *
  * BRANT_E_INVALID for a wrong list, for another number of sockets (the message says how many are
- * expected), and for any other descriptor. Nothing has begun then, and the same migration can be
- * started again. Each socket has a connection of its own: brant does not notice one socket under two
- * numbers (dup), or both ends of one pair. Such a migration fails when the connect timeout has run
- * out.
+ * expected), for any other descriptor, for one socket under two numbers (dup), and for both ends of
+ * one TCP connection. The message names the socket, for example "fds[2] (descriptor 17)". Nothing
+ * has begun then, and the same migration can be started again. Both ends of one unix pair are not
+ * noticed here: such a migration fails when the connect timeout has run out. When a channel fails
+ * later, the error names it, for example "channel 2 (descriptor 17)".
  */
 int32_t brant_outgoing_start_fds(struct brant_outgoing *outgoing,
                                  const int32_t *fds,
@@ -2428,10 +2431,12 @@ int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
  * all of them, also on a migration that was started before (BRANT_E_STATE). The sockets stay the
  * VMM's only when the list itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is
  * in the list twice. BRANT_E_INVALID for a wrong list, for more sockets than `channels` of the
- * parameters, and for any other descriptor. Nothing has begun then, and the same migration can be
- * started again. Each socket has a connection of its own: brant does not notice one socket under two
- * numbers (dup), or both ends of one pair. Such a migration fails when the connect timeout has run
- * out.
+ * parameters, for any other descriptor, for one socket under two numbers (dup), and for both ends of
+ * one TCP connection. The message names the socket, for example "fds[2] (descriptor 17)". Nothing
+ * has begun then, and the same migration can be started again. Both ends of one unix pair are not
+ * noticed here: such a migration fails when the connect timeout has run out. A later error names the
+ * sockets on which nothing came, or something else than the source's first record. From then on
+ * errors name the channel, for example "channel 2 (descriptor 17)".
  */
 int32_t brant_incoming_start_fds(struct brant_incoming *incoming,
                                  const int32_t *fds,
@@ -2684,8 +2689,9 @@ typedef struct brant_params {
  * (MSG_ZEROCOPY), over TCP and vsock. It pays for links of 10 Gbit/s and more. The process needs
  * memory that it may lock (RLIMIT_MEMLOCK, net.core.optmem_max): a send that the kernel refuses
  * for want of it is copied. Pages that travel with a checksum, compressed or as a delta are copied
- * too. Where the kernel copies all the same, as it does on loopback, a channel goes back to copies
- * after 32 sends in a row, which are about 30 MB; each channel does so by itself.
+ * too (`brant_stats.encoded_pages`): with BRANT_CHECKSUMS_ON nothing goes without a copy. Where the
+ * kernel copies all the same, as it does on loopback, brant goes back to copies after 32 sends in a
+ * row, which are about 30 MB. All channels between the same two addresses find that out together.
  * `brant_stats.zero_copy` tells. The removal of a block waits until the kernel has sent the pages
  * of it that are on their way. When the destination takes nothing for the I/O timeout, the
  * migration fails, and the removal returns. A cancel from another thread ends that wait within 100
@@ -3121,6 +3127,11 @@ typedef struct brant_stats {
      * checksums of them were computed; that is part of the downtime.
      */
     uint64_t verify_ns;
+     * Of the data pages, those that brant copied itself: to send them with a checksum, compressed or
+     * as a delta, or to keep them for later deltas. None of these can go without a copy. Source
+     * only.
+     */
+    uint64_t encoded_pages;
 } brant_stats;
 
 /**
@@ -3135,6 +3146,13 @@ typedef struct brant_stats {
 #define BRANT_ZERO_COPY_COPIED 3
 /** In `brant_stats.zero_copy`: not one send's memory may be locked. */
 #define BRANT_ZERO_COPY_LIMIT 4
+/**
+ * In `brant_stats.zero_copy`: nothing can go without a copy, and so far nothing has, because pages
+ * travel with a checksum, compressed or as deltas (`encoded_pages`). With checksums that stays so.
+ * With compression, the first pages that are not worth compressing turn this into
+ * BRANT_ZERO_COPY_ON.
+ */
+#define BRANT_ZERO_COPY_ENCODED 5
 
 /** A channel: there is no connection yet, or the migration is over. */
 #define BRANT_LANE_CLOSED 0

@@ -153,8 +153,9 @@ pub const BRANT_ZERO_COPY_OFF: u32 = 0;
 /// (MSG_ZEROCOPY), over TCP and vsock. It pays for links of 10 Gbit/s and more. The process needs
 /// memory that it may lock (RLIMIT_MEMLOCK, net.core.optmem_max): a send that the kernel refuses
 /// for want of it is copied. Pages that travel with a checksum, compressed or as a delta are copied
-/// too. Where the kernel copies all the same, as it does on loopback, a channel goes back to copies
-/// after 32 sends in a row, which are about 30 MB; each channel does so by itself.
+/// too (`brant_stats.encoded_pages`): with BRANT_CHECKSUMS_ON nothing goes without a copy. Where the
+/// kernel copies all the same, as it does on loopback, brant goes back to copies after 32 sends in a
+/// row, which are about 30 MB. All channels between the same two addresses find that out together.
 /// `brant_stats.zero_copy` tells. The removal of a block waits until the kernel has sent the pages
 /// of it that are on their way. When the destination takes nothing for the I/O timeout, the
 /// migration fails, and the removal returns. A cancel from another thread ends that wait within 100

@@ -299,6 +299,10 @@ pub struct brant_stats {
     /// Source: for how long the pages were compared, after the downtime. Destination: for how long
     /// checksums of them were computed; that is part of the downtime.
     pub verify_ns: u64,
+    /// Of the data pages, those that brant copied itself: to send them with a checksum, compressed or
+    /// as a delta, or to keep them for later deltas. None of these can go without a copy. Source
+    /// only.
+    pub encoded_pages: u64,
 }
 
 /// In `brant_stats.zero_copy`, beside BRANT_ZERO_COPY_OFF (it was not asked for) and
@@ -309,6 +313,11 @@ pub const BRANT_ZERO_COPY_UNSUPPORTED: u32 = 2;
 pub const BRANT_ZERO_COPY_COPIED: u32 = 3;
 /// In `brant_stats.zero_copy`: not one send's memory may be locked.
 pub const BRANT_ZERO_COPY_LIMIT: u32 = 4;
+/// In `brant_stats.zero_copy`: nothing can go without a copy, and so far nothing has, because pages
+/// travel with a checksum, compressed or as deltas (`encoded_pages`). With checksums that stays so.
+/// With compression, the first pages that are not worth compressing turn this into
+/// BRANT_ZERO_COPY_ON.
+pub const BRANT_ZERO_COPY_ENCODED: u32 = 5;
 
 sized!(brant_stats);
 
@@ -461,6 +470,7 @@ impl From<&Stats> for brant_stats {
             first_mismatch_block: s.first_mismatch_block.map_or(BRANT_UNKNOWN, u64::from),
             first_mismatch_page: s.first_mismatch_page.unwrap_or(BRANT_UNKNOWN),
             verify_ns: s.verify.map_or(0, nanos),
+            encoded_pages: s.encoded_pages,
         }
     }
 }

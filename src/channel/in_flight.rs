@@ -12,9 +12,11 @@ use crate::sys::errqueue::Completion;
 use crate::units::Bytes;
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::Arc;
 
-/// When the kernel has copied this many calls in a row after all, sending without a copy is
-/// switched off: a copy that is made later costs more than one that is made at once. Loopback, and
+/// When the kernel has copied this many calls in a row after all, on whichever of the channels that
+/// go the same way, sending without a copy is switched off for all of them: a copy that is made later costs more than one that is made at once. Loopback, and
 /// a socket whose packets somebody captures, copy each time.
 const TRIAL: u32 = 32;
 
@@ -54,6 +56,30 @@ pub struct ZeroCopy {
     pub refused: u64,
     /// Whether sends go without a copy now, or why not.
     pub copying: Copying,
+    /// Calls that were made without a copy, complete or not.
+    pub calls: u64,
+}
+
+/// What channels that go the same way have found out together. One of them has no other kernel, and
+/// no other limit on locked memory, than the others.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// The number of calls in a row that the kernel copied after all, over all channels.
+    copied: AtomicU32,
+    /// The kernel copies each call: the verdict, which stays.
+    copies: AtomicBool,
+    /// Calls on their way, over all channels. Their completion makes room for others.
+    on_their_way: AtomicUsize,
+}
+
+impl Findings {
+    fn found(&self, copied: bool) {
+        if !copied {
+            self.copied.store(0, Ordering::Relaxed);
+        } else if self.copied.fetch_add(1, Ordering::Relaxed) + 1 >= TRIAL {
+            self.copies.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -72,8 +98,9 @@ pub(super) struct InFlight {
     /// Each value that keeps memory, and the position before which it keeps the calls' memory.
     kept: VecDeque<(u64, Keep)>,
     so_far: ZeroCopy,
-    /// The number of calls in a row that the kernel copied after all.
-    copied: u32,
+    findings: Arc<Findings>,
+    /// The number of refusals in a row while no call of this connection was on its way.
+    refused_alone: u32,
 }
 
 impl fmt::Debug for InFlight {
@@ -93,14 +120,35 @@ impl InFlight {
         self.so_far.copying = copying;
     }
 
+    /// Has this connection find out together with others, before its first call.
+    pub fn learn_from(&mut self, findings: &Arc<Findings>) {
+        self.findings = Arc::clone(findings);
+    }
+
+    /// What this connection and those that learn from it have found out.
+    pub fn findings(&self) -> &Arc<Findings> {
+        &self.findings
+    }
+
     /// Whether the next send may go without a copy.
     pub fn is_on(&self) -> bool {
-        self.so_far.copying == Copying::No
+        self.copying() == Copying::No
+    }
+
+    fn copying(&self) -> Copying {
+        match self.so_far.copying {
+            Copying::No if self.findings.copies.load(Ordering::Relaxed) => Copying::Anyway,
+            copying => copying,
+        }
     }
 
     /// What became of all sends so far.
     pub fn so_far(&self) -> ZeroCopy {
-        self.so_far
+        ZeroCopy {
+            copying: self.copying(),
+            calls: self.position(),
+            ..self.so_far
+        }
     }
 
     /// Whether the kernel still reads the memory of any call.
@@ -122,6 +170,8 @@ impl InFlight {
 
     /// Notes a call that took `bytes` bytes. There has to be room for it ([`InFlight::make_room`]).
     pub fn sent(&mut self, bytes: u64) {
+        self.findings.on_their_way.fetch_add(1, Ordering::Relaxed);
+        self.refused_alone = 0;
         self.calls.push_back(Call {
             bytes,
             complete: false,
@@ -138,8 +188,14 @@ impl InFlight {
     /// Notes a call that the kernel refused because no more memory may be locked.
     pub fn refused(&mut self) {
         self.so_far.refused += 1;
-        if !self.any() {
-            // No call is on its way, so no memory will become free.
+        if self.any() {
+            return;
+        }
+        // Calls of other connections may hold the memory that may be locked. When they are complete,
+        // a call of this one is taken. But the room for completions is this socket's own.
+        self.refused_alone += 1;
+        let hopeless = self.findings.on_their_way.load(Ordering::Relaxed) == 0;
+        if hopeless || self.refused_alone >= TRIAL {
             self.set(Copying::Limit);
         }
     }
@@ -170,18 +226,11 @@ impl InFlight {
                 continue;
             }
             match completion.copied {
-                true => {
-                    self.so_far.anyway += Bytes(call.bytes);
-                    self.copied += 1;
-                }
-                false => {
-                    self.so_far.without += Bytes(call.bytes);
-                    self.copied = 0;
-                }
+                true => self.so_far.anyway += Bytes(call.bytes),
+                false => self.so_far.without += Bytes(call.bytes),
             }
-        }
-        if self.is_on() && self.copied >= TRIAL {
-            self.set(Copying::Anyway);
+            self.findings.found(completion.copied);
+            self.findings.on_their_way.fetch_sub(1, Ordering::Relaxed);
         }
         while self.calls.front().is_some_and(|call| call.complete) {
             self.calls.pop_front();
@@ -196,6 +245,10 @@ impl InFlight {
     /// memory.
     pub fn forget(&mut self) {
         self.oldest = self.position();
+        let left = self.calls.iter().filter(|call| !call.complete).count();
+        self.findings
+            .on_their_way
+            .fetch_sub(left, Ordering::Relaxed);
         self.calls.clear();
         self.kept.clear();
     }
@@ -206,7 +259,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     fn at(oldest: u64) -> InFlight {
         let mut flight = InFlight {
@@ -297,6 +350,60 @@ mod tests {
         flight.refused();
         assert_eq!(flight.so_far().copying, Copying::Limit);
         assert_eq!(flight.so_far().refused, 2);
+    }
+
+    #[test]
+    fn connections_that_go_the_same_way_find_out_together_that_the_kernel_copies() {
+        let findings = Arc::default();
+        let mut flights: Vec<InFlight> = (0..4).map(|_| at(0)).collect();
+        flights
+            .iter_mut()
+            .for_each(|flight| flight.learn_from(&findings));
+        let mut alone = at(0);
+        for call in 0..TRIAL {
+            assert!(flights.iter().all(InFlight::is_on), "{call}");
+            let flight = &mut flights[call as usize % 4];
+            flight.sent(1);
+            complete(flight, call / 4, call / 4, true);
+        }
+        for flight in &flights {
+            assert_eq!(flight.so_far().copying, Copying::Anyway);
+        }
+        // What went uncopied before the verdict does not end the verdict.
+        flights[0].sent(1);
+        complete(&mut flights[0], TRIAL / 4, TRIAL / 4, false);
+        assert!(!flights[0].is_on());
+        alone.sent(1);
+        assert!(alone.is_on(), "another way");
+    }
+
+    #[test]
+    fn a_refusal_is_not_the_last_while_other_connections_hold_the_memory_that_may_be_locked() {
+        let findings = Arc::default();
+        let (mut holds, mut refused) = (at(0), at(0));
+        holds.learn_from(&findings);
+        refused.learn_from(&findings);
+        holds.sent(1);
+        refused.refused();
+        assert!(refused.is_on());
+        complete(&mut holds, 0, 0, false);
+        refused.refused();
+        assert_eq!(refused.so_far().copying, Copying::Limit);
+        // The room for completions is the socket's own: others make none.
+        let mut refused = at(0);
+        refused.learn_from(&findings);
+        holds.sent(1);
+        for _ in 0..TRIAL {
+            assert!(refused.is_on());
+            refused.refused();
+        }
+        assert_eq!(refused.so_far().copying, Copying::Limit);
+        // What a connection that is gone had on its way is no more on its way.
+        let mut refused = at(0);
+        refused.learn_from(&findings);
+        holds.forget();
+        refused.refused();
+        assert_eq!(refused.so_far().copying, Copying::Limit);
     }
 
     /// A kept value that reports when it is dropped.

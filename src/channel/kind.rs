@@ -6,12 +6,13 @@
 //! than it was asked for.
 
 use super::parts::{IoPart, Part, PartMut};
-use super::socket::Socket;
+use super::socket::{Identity, Socket};
 use crate::error::Result;
 use crate::runtime::{wait_ready_or, Cancel, Deadline, Interest, Recall, Wake};
 use crate::sys::errqueue::Said;
 use crate::sys::net::Manner;
 use std::io;
+use std::net::IpAddr;
 
 /// See the file's description.
 #[derive(Debug)]
@@ -27,6 +28,20 @@ impl ConnectionKind {
             ConnectionKind::Socket(socket) => {
                 socket.peer().unwrap_or_else(|| "the peer".to_owned())
             }
+        }
+    }
+
+    /// What tells its socket from others.
+    pub fn identity(&self) -> Identity {
+        match self {
+            ConnectionKind::Socket(socket) => socket.identity(),
+        }
+    }
+
+    /// The way that its bytes go: its own address and the peer's, where they have addresses.
+    pub fn way(&self) -> Option<(IpAddr, IpAddr)> {
+        match self {
+            ConnectionKind::Socket(socket) => socket.identity().way(),
         }
     }
 

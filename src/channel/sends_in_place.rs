@@ -32,6 +32,16 @@ impl Channel {
         self.in_flight.set(copying);
     }
 
+    /// Has this connection and `other` find out together whether sends in place pay, if both go
+    /// between the same two addresses. Returns whether they do. Called before the first send.
+    pub fn learns_with(&mut self, other: &Channel) -> bool {
+        let same_way = self.kind.way() == other.kind.way();
+        if same_way {
+            self.in_flight.learn_from(other.in_flight.findings());
+        }
+        same_way
+    }
+
     /// What became of sends in place so far.
     pub fn zero_copy(&self) -> ZeroCopy {
         self.in_flight.so_far()

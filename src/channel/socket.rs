@@ -14,6 +14,39 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+/// What tells a socket from others, as far as the kernel says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    cookie: Option<u64>,
+    /// The addresses of this end and of the peer, for TCP.
+    ends: Option<(Address, Address)>,
+}
+
+impl Identity {
+    /// Whether both are one socket under two descriptors.
+    pub fn is_same_as(&self, other: &Identity) -> bool {
+        self.cookie.is_some() && self.cookie == other.cookie
+    }
+
+    /// The hosts' addresses of this end and of the peer, for TCP.
+    pub fn way(&self) -> Option<(IpAddr, IpAddr)> {
+        match &self.ends {
+            Some((Address::Inet(local), Address::Inet(peer))) => Some((local.ip(), peer.ip())),
+            _ => None,
+        }
+    }
+
+    /// Whether both are the ends of one TCP connection.
+    pub fn is_other_end_of(&self, other: &Identity) -> bool {
+        match (&self.ends, &other.ends) {
+            (Some((local, peer)), Some((other_local, other_peer))) => {
+                (local, peer) == (other_peer, other_local)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// The socket, as the file's description says.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
@@ -83,6 +116,19 @@ impl Socket {
             Address::Inet(address) => Some(format!("tcp:{address}")),
             Address::Unix(path) => Some(format!("unix:{}", path.display())),
             Address::Unnamed => None,
+        }
+    }
+
+    /// What tells this socket from others.
+    pub fn identity(&self) -> Identity {
+        let ends = || {
+            let local = net::local_address(self.fd()).ok()?;
+            let peer = net::peer_address(self.fd()).ok()?;
+            matches!(local, Address::Inet(_)).then_some((local, peer))
+        };
+        Identity {
+            cookie: net::cookie(self.fd()).ok(),
+            ends: ends(),
         }
     }
 

@@ -128,7 +128,8 @@ pub struct Params {
     /// Source: pages go from guest memory to the network device without a copy (`MSG_ZEROCOPY`),
     /// when the connection is TCP or vsock and the kernel can do that. Off. This pays for links of
     /// 10 Gbit/s and more, with guest memory that may be locked. Pages that travel with a checksum,
-    /// compressed or as a delta are copied. When the kernel copies all the same, as on loopback,
+    /// compressed or as a delta are copied
+    /// ([`Stats::encoded_pages`](crate::migrate::Stats::encoded_pages)). When the kernel copies all the same, as on loopback,
     /// sending without a copy is switched off after a few sends: see
     /// [`Stats::zero_copy`](crate::migrate::Stats::zero_copy).
     pub zero_copy: bool,

@@ -7,6 +7,7 @@ use super::state::State;
 use super::steering::budget::{millis, ROUND_TRIPS};
 use super::steering::fits_downtime::ABORTED_PAUSES_MAX;
 use super::steering::Parts;
+use crate::channel::{Copying, ZeroCopy};
 use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
 use serde::{Serialize, Serializer};
@@ -238,6 +239,10 @@ pub struct Stats {
     /// the checksums took, which is part of the downtime. 0 without verifying.
     #[serde(rename = "verify_ns", serialize_with = "as_nanos_or_0")]
     pub verify: Option<Duration>,
+    /// Of the data pages, those that brant copied itself: to send them with a checksum, compressed or
+    /// as a delta, or to keep them for later deltas. None of these can go without a copy. Source
+    /// only.
+    pub encoded_pages: u64,
 }
 
 /// Whether pages are sent without a copy
@@ -250,7 +255,8 @@ pub enum ZeroCopyState {
     /// Sending without a copy was not asked for.
     #[default]
     Off = 0,
-    /// Pages are sent without a copy.
+    /// Pages are sent without a copy, but for [`Stats::encoded_pages`] and records of fewer than four
+    /// pages.
     On = 1,
     /// The kernel cannot send without a copy on this kind of connection.
     Unsupported = 2,
@@ -258,9 +264,27 @@ pub enum ZeroCopyState {
     Copied = 3,
     /// Not even the memory of one send may be locked (`RLIMIT_MEMLOCK`, `net.core.optmem_max`).
     Limit = 4,
+    /// Nothing can go without a copy, and so far nothing has: pages travel with a checksum,
+    /// compressed or as deltas ([`Stats::encoded_pages`]). With checksums that stays so. With
+    /// compression, the first pages that are not worth compressing turn this into
+    /// [`ZeroCopyState::On`].
+    Encoded = 5,
 }
 
 impl ZeroCopyState {
+    /// The state of a source that asked to send without a copy. `checksums`: no page goes without
+    /// a checksum. `encoded`: some pages went from a copy that brant made.
+    pub(super) fn of(found: &ZeroCopy, checksums: bool, encoded: bool) -> ZeroCopyState {
+        match found.copying {
+            Copying::Asked => ZeroCopyState::Off,
+            Copying::No if found.calls == 0 && (checksums || encoded) => ZeroCopyState::Encoded,
+            Copying::No => ZeroCopyState::On,
+            Copying::Unsupported => ZeroCopyState::Unsupported,
+            Copying::Anyway => ZeroCopyState::Copied,
+            Copying::Limit => ZeroCopyState::Limit,
+        }
+    }
+
     /// Why pages are copied although sending without a copy was asked for.
     pub(super) fn why_off(self) -> Option<&'static str> {
         match self {
@@ -274,6 +298,10 @@ impl ZeroCopyState {
             ZeroCopyState::Limit => Some(
                 "not even one send's memory may be locked: raise RLIMIT_MEMLOCK or \
                  net.core.optmem_max",
+            ),
+            ZeroCopyState::Encoded => Some(
+                "pages travel with a checksum, compressed or as deltas, and those bytes are copies \
+                 already",
             ),
         }
     }

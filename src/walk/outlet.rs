@@ -73,6 +73,9 @@ pub struct Put {
     pub delta_misses: u64,
     /// Of the other data pages, re-sent ones in which too much had changed.
     pub delta_overflows: u64,
+    /// Of the data pages, those that left from a copy that this side made: with a checksum,
+    /// compressed, as a change, or to be kept for later changes.
+    pub copied_pages: u64,
     /// From the look at the first page until the last byte was sent or written. Where several
     /// threads send: the time in which all of them together have sent this.
     pub time: Duration,
@@ -102,6 +105,7 @@ impl Put {
             delta_saved: self.delta_saved - before.delta_saved,
             delta_misses: self.delta_misses - before.delta_misses,
             delta_overflows: self.delta_overflows - before.delta_overflows,
+            copied_pages: self.copied_pages - before.copied_pages,
             time: Duration::ZERO,
         }
     }
@@ -134,6 +138,7 @@ impl AddAssign for Put {
         self.delta_saved += more.delta_saved;
         self.delta_misses += more.delta_misses;
         self.delta_overflows += more.delta_overflows;
+        self.copied_pages += more.copied_pages;
         self.time += more.time;
     }
 }

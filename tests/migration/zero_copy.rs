@@ -10,24 +10,49 @@ use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::sides::{incoming, outgoing};
 use crate::support::time::LONG;
-use brant::migrate::{AcceptFrom, ConnectTo, Params, ZeroCopyState};
+use brant::migrate::{
+    AcceptFrom, Compression, ConnectTo, PageChecksums, Params, Stats, ZeroCopyState,
+};
 use brant::vmm::EventKind;
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Makes a whole migration of a busy guest over the connection of `a` and `b`.
-fn migrate(pair: &Pair, a: TcpStream, b: TcpStream) -> brant::migrate::Stats {
-    pair.source.fill(1);
-    pair.source.writers(1, Duration::from_micros(50));
-    let params = Params {
+/// The parameters of a migration that sends in place over `channels` channels.
+fn in_place(channels: u32) -> Params {
+    Params {
         zero_copy: true,
+        channels,
         downtime_slack: LONG,
         ..Params::default()
+    }
+}
+
+/// As many connections to `listener` as there are channels: both ends of each.
+fn connections(listener: &TcpListener, params: &Params) -> (Vec<OwnedFd>, Vec<OwnedFd>) {
+    let at = listener.local_addr().unwrap();
+    let connect = |_| {
+        let near: OwnedFd = TcpStream::connect(at).unwrap().into();
+        (near, OwnedFd::from(listener.accept().unwrap().0))
     };
-    let (out, inc) = (outgoing(pair, &params), incoming(pair, &params));
-    inc.start(AcceptFrom::Connected(b.into())).unwrap();
-    out.start(ConnectTo::Connected(a.into())).unwrap();
+    (0..params.channels).map(connect).unzip()
+}
+
+/// Makes a whole migration of a busy guest over connections to `listener`.
+fn migrate(pair: &Pair, listener: &TcpListener, params: &Params) -> Stats {
+    pair.source.fill(1);
+    pair.source.writers(1, Duration::from_micros(50));
+    migrate_as_it_is(pair, listener, params)
+}
+
+/// The same for a guest as the test has filled it.
+fn migrate_as_it_is(pair: &Pair, listener: &TcpListener, params: &Params) -> Stats {
+    let (out, inc) = (outgoing(pair, params), incoming(pair, params));
+    let (near, far) = connections(listener, params);
+    inc.start(AcceptFrom::ConnectedAll(far)).unwrap();
+    out.start(ConnectTo::ConnectedAll(near)).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     // The destination's VMM compared the memory of both sides before the guest ran there.
@@ -37,22 +62,71 @@ fn migrate(pair: &Pair, a: TcpStream, b: TcpStream) -> brant::migrate::Stats {
     stats
 }
 
+/// How often the VMM was told that pages are copied, for a reason that contains `why`.
+fn told(pair: &Pair, why: &str) -> usize {
+    let warnings = pair.from.events(EventKind::Warning);
+    println!("{warnings:?}");
+    warnings.iter().filter(|w| w.contains(why)).count()
+}
+
 #[test]
 fn on_loopback_the_kernel_copies_which_is_counted_told_and_ended() {
     let pair = Pair::new(&[ram("ram", 16 << 10)]);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let a = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let b = listener.accept().unwrap().0;
-    let stats = migrate(&pair, a, b);
+    let stats = migrate(&pair, &listener, &in_place(1));
     assert_eq!(stats.zero_copy, ZeroCopyState::Copied);
     assert_eq!(stats.zero_copied_bytes, 0);
     let anyway = stats.copied_anyway_bytes;
     assert!(anyway > 0 && anyway < stats.data_pages * 4096, "{stats:?}");
-    let warnings = pair.from.events(EventKind::Warning);
-    let told = warnings
-        .iter()
-        .filter(|w| w.contains("as it does on loopback"));
-    assert_eq!(told.count(), 1, "{warnings:?}");
+    assert_eq!(told(&pair, "as it does on loopback"), 1);
+}
+
+/// Each of the channels makes fewer sends than the 32 that one channel takes to find out.
+#[test]
+fn several_channels_find_out_together_that_the_kernel_copies() {
+    let pair = Pair::new(&[ram("ram", 24 << 10)]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stats = migrate(&pair, &listener, &in_place(8));
+    assert_eq!(stats.zero_copy, ZeroCopyState::Copied);
+    assert_eq!(stats.zero_copied_bytes, 0);
+    assert_eq!(told(&pair, "as it does on loopback"), 1);
+}
+
+#[test]
+fn pages_with_a_checksum_or_compressed_are_said_to_be_copies() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let checksums = Params {
+        page_checksums: PageChecksums::On,
+        ..in_place(2)
+    };
+    let pair = Pair::new(&[ram("ram", 4 << 10)]);
+    let stats = migrate(&pair, &listener, &checksums);
+    assert_eq!(stats.zero_copy, ZeroCopyState::Encoded);
+    assert_eq!(stats.encoded_pages, stats.data_pages);
+    assert_eq!((stats.zero_copied_bytes, stats.copied_anyway_bytes), (0, 0));
+    assert_eq!(told(&pair, "checksum"), 1);
+
+    // Pages that compress are copies. As long as there are no others, nothing goes without a copy.
+    let compressed = Params {
+        compression: Compression::Always,
+        ..in_place(2)
+    };
+    let pair = Pair::new(&[ram("ram", 4 << 10)]);
+    let memory = pair.source.ram("ram");
+    for page in 0..4 << 10 {
+        let word = memory.word(page * 4096);
+        word.store(page as u64 + 1, Ordering::Relaxed);
+    }
+    let stats = migrate_as_it_is(&pair, &listener, &compressed);
+    assert_eq!(stats.compressed_pages, 4 << 10, "{stats:?}");
+    assert_eq!(stats.encoded_pages, 4 << 10, "{stats:?}");
+    assert_eq!(stats.zero_copy, ZeroCopyState::Encoded);
+
+    // Without any of these, no page is a copy of brant's own.
+    let pair = Pair::new(&[ram("ram", 4 << 10)]);
+    let stats = migrate(&pair, &listener, &in_place(2));
+    assert_eq!(stats.encoded_pages, 0);
+    assert_ne!(stats.zero_copy, ZeroCopyState::Encoded);
 }
 
 /// A veth pair, whose far end is in a network namespace of its own.
@@ -202,17 +276,17 @@ fn over_a_device_that_does_not_copy_pages_go_without_a_copy() {
         println!("skipped: no root, no `ip`, or no packet filters here");
         return;
     };
-    let pair = Pair::new(&[ram("ram", 16 << 10)]);
     let listener = veth.inside(|| TcpListener::bind("10.213.77.2:0").unwrap());
-    let a = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let b = listener.accept().unwrap().0;
-    let stats = migrate(&pair, a, b);
-    assert_eq!(stats.zero_copy, ZeroCopyState::On);
-    // Most bytes went without a copy: all but those of small records.
-    assert!(
-        stats.zero_copied_bytes > stats.data_pages * 4096 / 2,
-        "{stats:?}"
-    );
-    assert_eq!(stats.copied_anyway_bytes, 0);
-    assert!(pair.from.events(EventKind::Warning).is_empty());
+    for channels in [1, 4] {
+        let pair = Pair::new(&[ram("ram", 16 << 10)]);
+        let stats = migrate(&pair, &listener, &in_place(channels));
+        assert_eq!(stats.zero_copy, ZeroCopyState::On);
+        // Most bytes went without a copy: all but those of small records.
+        assert!(
+            stats.zero_copied_bytes > stats.data_pages * 4096 / 2,
+            "{channels} channels: {stats:?}"
+        );
+        assert_eq!(stats.copied_anyway_bytes, 0);
+        assert!(pair.from.events(EventKind::Warning).is_empty());
+    }
 }

@@ -83,6 +83,41 @@ fn loopback_copies_each_time_which_is_noticed_and_switched_off() {
     assert!(!from.sends_in_place());
 }
 
+/// Reads what comes, until the connection ends.
+fn drain(peer: &mut Channel) {
+    let mut room = vec![0; 64 << 10];
+    let mut more = || peer.recv_some(&[PartMut::bytes(&mut room)], &Io::patient(LONG));
+    while more().is_ok() {}
+}
+
+#[test]
+fn connections_between_the_same_addresses_find_out_together_that_the_kernel_copies() {
+    let (mut first, mut peer) = tcp_pair();
+    let (mut second, _second_peer) = tcp_pair();
+    assert!(second.learns_with(&first));
+    // A connection to another address may go another way.
+    let cancel = Cancel::new().unwrap();
+    let listener = Listener::bind(&Endpoint::parse("tcp:127.0.0.2:0").unwrap()).unwrap();
+    let until = Deadline::after(LONG);
+    let mut other = Channel::connect(listener.local_endpoint(), &cancel, until).unwrap();
+    other.send_in_place();
+    assert!(!other.learns_with(&first));
+    let bytes = vec![7; BATCH];
+    std::thread::scope(|scope| {
+        scope.spawn(|| drain(&mut peer));
+        while first.sends_in_place() {
+            send(&mut first, &bytes, keep().0).unwrap();
+            first.land(&Io::patient(LONG)).unwrap();
+        }
+        first.shutdown().unwrap();
+    });
+    // The second connection has sent nothing, and knows already.
+    assert!(!second.sends_in_place());
+    let known = second.zero_copy();
+    assert_eq!((known.copying, known.calls), (Copying::Anyway, 0));
+    assert!(other.sends_in_place());
+}
+
 #[test]
 fn a_peer_that_reads_nothing_has_memory_kept_until_the_connection_is_reset() {
     let (mut from, to) = tcp_pair();

@@ -17,7 +17,8 @@ use crate::dirty::tracker::Tracker;
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::common::{Common, Migration};
-use crate::migrate::control::{self, Blobs};
+use crate::migrate::control::Blobs;
+use crate::migrate::params::PageChecksums;
 use crate::migrate::report::{LaneState, LaneStats, ZeroCopyState, RENEW};
 use crate::migrate::steering::budget::millis;
 use crate::migrate::steering::{Decider, Moment, Operations, Verdict};
@@ -437,14 +438,16 @@ impl Driver {
             stats.zero_copied_bytes = zero_copy.without.0;
             stats.copied_anyway_bytes = zero_copy.anyway.0;
             stats.zero_copy_refused = zero_copy.refused;
-            stats.zero_copy = match zero_copy.copying {
-                Copying::Asked => ZeroCopyState::Off,
-                Copying::No => ZeroCopyState::On,
-                Copying::Unsupported => ZeroCopyState::Unsupported,
-                Copying::Anyway => ZeroCopyState::Copied,
-                Copying::Limit => ZeroCopyState::Limit,
+            stats.encoded_pages = put.copied_pages;
+            let checksums = self.common.shared.params.page_checksums == PageChecksums::On;
+            stats.zero_copy = ZeroCopyState::of(&zero_copy, checksums, put.copied_pages > 0);
+            // In the first pass, pages may follow that are not worth compressing.
+            let for_good = match stats.zero_copy {
+                ZeroCopyState::Encoded => checksums || stats.pass > 1,
+                _ => true,
             };
-            let off = stats.zero_copy.why_off().filter(|_| !self.told_copies);
+            let off = stats.zero_copy.why_off();
+            let off = off.filter(|_| for_good && !self.told_copies);
             self.told_copies |= off.is_some();
             if let Some(why) = off {
                 let text = format!("pages are copied when they are sent: {why}");

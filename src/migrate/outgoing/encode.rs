@@ -375,11 +375,16 @@ impl<'a> Records<'a> {
             None => (0, 0),
         };
         let (head, contents) = (head..self.heads.len(), contents..self.contents.len());
-        let bytes = self.contents[contents.clone()].iter().map(Source::length);
+        let sources = &self.contents[contents.clone()];
+        let from_guest = sources.iter().any(|s| matches!(s, Source::Guest(_)));
+        let bytes = sources.iter().map(Source::length);
         let length = (head.len() + bytes.sum::<usize>()) as u64;
         self.put.bytes += length;
         self.put.data_pages += data_pages;
         self.put.zero_pages += zero_pages;
+        if !from_guest {
+            self.put.copied_pages += data_pages;
+        }
         self.list.push(Record {
             head,
             contents,

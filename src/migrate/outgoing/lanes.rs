@@ -90,14 +90,29 @@ impl Lanes {
             true => Cancel::under(cancel)?,
             false => cancel.clone(),
         };
-        let mut lanes = channels.into_iter().map(|mut channel| {
-            channel.set_pacer(Arc::clone(pacer));
-            let mut lane = Lane::new(channel);
-            if params.zero_copy {
-                lane.send_in_place();
+        for at in 1..channels.len() {
+            let (before, rest) = channels.split_at_mut(at);
+            for other in before {
+                if rest[0].learns_with(other) {
+                    break;
+                }
             }
-            lane
-        });
+        }
+        let mut lanes = channels
+            .into_iter()
+            .enumerate()
+            .map(|(number, mut channel)| {
+                channel.set_pacer(Arc::clone(pacer));
+                let name = match several {
+                    true => LaneName::of(number, channel.handed_in()),
+                    false => LaneName::default(),
+                };
+                let mut lane = Lane::new(channel, name);
+                if params.zero_copy {
+                    lane.send_in_place();
+                }
+                lane
+            });
         let first = lanes
             .next()
             .ok_or_else(|| Error::new(Kind::Internal, "no channel for a migration"))?;
@@ -197,6 +212,7 @@ impl Lanes {
     pub(super) fn zero_copy(&self) -> ZeroCopy {
         let mut all = Figures::of(&self.first).zero_copy;
         for lane in self.further() {
+            all.calls += lane.zero_copy.calls;
             all.without += lane.zero_copy.without;
             all.anyway += lane.zero_copy.anyway;
             all.refused += lane.zero_copy.refused;
