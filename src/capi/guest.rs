@@ -366,7 +366,9 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
 /// pages counts whole. Any thread, whether a migration runs or not, but no signal handler: the call
 /// takes a lock and may allocate. BRANT_E_NOT_FOUND if there is no such block, BRANT_E_INVALID if
 /// the range is empty or reaches past the end of the block. When an incoming migration brings
-/// contents for the page, the declaration ends.
+/// contents for the page, the declaration ends. When it brings a delta for the page
+/// (`brant_params.delta_cache_bytes`), there is nothing that the delta could change, and the
+/// migration fails with BRANT_E_MEMORY.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_mark_poisoned(
     guest: *mut brant_guest,

@@ -120,10 +120,11 @@ pub unsafe extern "C" fn brant_outgoing_start_fd(
 /// itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is in the list twice.
 ///
 /// BRANT_E_INVALID for a wrong list, for another number of sockets (the message says how many are
-/// expected), and for any other descriptor. Nothing has begun then, and the same migration can be
-/// started again. Each socket has a connection of its own: brant does not notice one socket under two
-/// numbers (dup), or both ends of one pair. Such a migration fails when the connect timeout has run
-/// out.
+/// expected), for any other descriptor, for one socket under two numbers (dup), and for both ends of
+/// one TCP connection. The message names the socket, for example "fds[2] (descriptor 17)". Nothing
+/// has begun then, and the same migration can be started again. Both ends of one unix pair are not
+/// noticed here: such a migration fails when the connect timeout has run out. When a channel fails
+/// later, the error names it, for example "channel 2 (descriptor 17)".
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start_fds(
     outgoing: *mut brant_outgoing,

@@ -12,6 +12,7 @@ use super::kind::{ConnectionKind, Direction};
 use super::pacing::Pacer;
 use super::parts::{IoPart, Part, PartMut};
 use super::socket::Socket;
+use super::socket_name::SocketName;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
@@ -55,6 +56,8 @@ pub struct Channel {
     /// What holds sending to a stated bandwidth, if anything does.
     pub(super) pacer: Option<Arc<Pacer>>,
     pub(super) in_flight: InFlight,
+    /// Set when the VMM made the connection.
+    pub(super) handed_in: Option<SocketName>,
 }
 
 impl Channel {
@@ -86,6 +89,7 @@ impl Channel {
             fault: None,
             pacer: None,
             in_flight: InFlight::default(),
+            handed_in: None,
         })
     }
 
@@ -94,6 +98,11 @@ impl Channel {
     /// without waiting ([`Channel::try_send`]).
     pub fn set_pacer(&mut self, pacer: Arc<Pacer>) {
         self.pacer = Some(pacer);
+    }
+
+    /// The connection's name when the VMM made it and handed it in.
+    pub fn handed_in(&self) -> Option<SocketName> {
+        self.handed_in
     }
 
     /// The peer's name in messages.

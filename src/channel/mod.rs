@@ -1,5 +1,5 @@
 //! Byte transports: the addresses (endpoint), the ways to make a connection (listener and newcomer,
-//! connect, a given descriptor), the transfer of bytes (connection, transfer), and pacing.
+//! connect, a descriptor that was handed in), the transfer of bytes (connection, transfer), and pacing.
 //!
 //! Code above sends, receives, waits and shuts down, without a descriptor, whatever kind of
 //! connection carries the bytes. Nothing in this module knows of records. `migrate` uses it.
@@ -8,6 +8,7 @@ mod connect;
 mod connection;
 mod cursor;
 pub mod endpoint;
+pub mod handed_in;
 mod in_flight;
 mod io;
 mod kind;
@@ -19,6 +20,7 @@ pub mod parts;
 pub mod route;
 mod sends_in_place;
 mod socket;
+pub mod socket_name;
 mod transfer;
 pub mod waiting;
 
@@ -34,4 +36,5 @@ pub use newcomer::Newcomer;
 pub use pacing::Pacer;
 pub use parts::{IoPart, Part, PartMut};
 pub use route::Route;
+pub use socket_name::SocketName;
 pub use waiting::wait_for_any;

@@ -9,6 +9,7 @@ mod control;
 mod failure;
 mod handle;
 pub mod incoming;
+mod lane_name;
 mod layout;
 mod outbox;
 pub mod outgoing;

@@ -403,13 +403,8 @@ impl Params {
         time_within("the switchover timeout", self.switchover_timeout, HOUR)?;
         time_within("the hand-over timeout", self.handover_timeout, HOUR)?;
         let most = u32::from(wire::CHANNELS_MAX);
-        within("the number of channels", self.channels, 1, most)?;
-        within(
-            "the most channels of a source",
-            self.incoming_channels,
-            1,
-            most,
-        )?;
+        within("channels", self.channels, 1, most)?;
+        within("incoming_channels", self.incoming_channels, 1, most)?;
         if let Some(bytes) = self.delta_cache_bytes {
             within("delta_cache_bytes", bytes, 1 << 20, 1 << 40)?;
         }
@@ -626,21 +621,21 @@ mod tests {
             ),
             (
                 Params { channels: 0, ..d() },
-                "the number of channels is 0; it can be 1 to 64",
+                "channels is 0; it can be 1 to 64",
             ),
             (
                 Params {
                     channels: 65,
                     ..d()
                 },
-                "the number of channels is 65; it can be 1 to 64",
+                "channels is 65; it can be 1 to 64",
             ),
             (
                 Params {
                     incoming_channels: 65,
                     ..d()
                 },
-                "the most channels of a source is 65; it can be 1 to 64",
+                "incoming_channels is 65; it can be 1 to 64",
             ),
             (
                 Params {

@@ -281,6 +281,24 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     Ok(value)
 }
 
+/// The number that the kernel gives to a socket and to no other (`SO_COOKIE`), whatever descriptor
+/// it is asked through.
+pub fn cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut value = 0u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: value is eight writable bytes on this stack frame, as len says.
+    check(unsafe {
+        kernel::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(value)
+}
+
 /// Takes and clears the error that a socket holds (`SO_ERROR`).
 pub fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
     let error = option(fd, libc::SOL_SOCKET, libc::SO_ERROR)?;

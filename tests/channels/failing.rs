@@ -83,6 +83,7 @@ fn what_one_channel_says_wrong_ends_all_of_them_with_its_reason() {
         ),
     ];
     for (what, say, reason) in cases {
+        // On channel 0 other records may come too.
         for channel in [1, 3] {
             let what = format!("{what} on channel {channel}");
             let mut session = Session::of(4, &quick(), 3);
@@ -91,7 +92,7 @@ fn what_one_channel_says_wrong_ends_all_of_them_with_its_reason() {
             let (error, told) = ended(session, &what);
             assert_eq!(error.kind(), Kind::Protocol, "{what}: {error}");
             assert!(error.message().contains(reason), "{what}: {error}");
-            let named = format!("channel {channel}: ");
+            let named = format!("channel {channel} (descriptor ");
             assert!(error.message().starts_with(&named), "{what}: {error}");
             // Every channel is told the same reason.
             let same = vec![Some(error.message().to_owned()); 4];
@@ -134,10 +135,8 @@ fn a_channel_that_is_cut_at_any_byte_ends_the_session_and_names_itself() {
         let (error, told) = ended(session, &what);
         let gone = matches!(error.kind(), Kind::PeerGone | Kind::Io);
         assert!(gone, "{what}: {:?} {error}", error.kind());
-        if channel > 0 {
-            let named = format!("channel {channel}: ");
-            assert!(error.message().starts_with(&named), "{what}: {error}");
-        }
+        let named = format!("channel {channel} (descriptor ");
+        assert!(error.message().starts_with(&named), "{what}: {error}");
         // The source is told the reason on the other channels.
         let other = (channel + 1) % 3;
         assert_eq!(told[other].as_deref(), Some(error.message()), "{what}");
@@ -200,8 +199,13 @@ fn nothing_may_follow_the_end_marker_of_a_channel() {
         let destination = std::sync::Arc::clone(&session.pair.destination);
         let (error, _) = ended(session, what);
         assert_eq!(error.kind(), Kind::Protocol, "{what}: {error}");
-        let wanted = "nothing after the final MARKER of channel 2";
-        assert!(error.message().contains(wanted), "{what}: {error}");
+        let message = error.message();
+        assert!(
+            message.starts_with("channel 2 (descriptor "),
+            "{what}: {message}"
+        );
+        let wanted = "expected nothing after the final MARKER";
+        assert!(message.contains(wanted), "{what}: {message}");
         let page = destination.ram("ram").page(0)[0];
         assert_eq!(page, 0, "{what}: it was written");
     }
@@ -256,7 +260,7 @@ fn a_silent_channel_beside_busy_ones_runs_into_its_limit() {
         assert_eq!(error.kind(), Kind::Timeout, "{error}");
         let wanted = "the I/O timeout of 400 ms ran out";
         assert!(error.message().contains(wanted), "{error}");
-        let named = error.message().starts_with("channel 2: ");
+        let named = error.message().starts_with("channel 2 (descriptor ");
         assert_eq!(named, silent == 2, "{error}");
     }
 }

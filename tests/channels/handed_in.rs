@@ -74,13 +74,13 @@ fn a_connection_that_does_not_belong_to_the_session_is_refused_with_the_reason()
             "fewer channels than connections",
             [of(0, |_| ()), of(1, |h| h.channels = 2), of(1, |_| ())],
             Kind::Unsupported,
-            "the source wants 2 channels; the connections that were handed in here are 3",
+            "expected a source of 3 channels, one for each socket that was handed in here; found one of 2",
         ),
         (
             "more channels than connections",
             [of(0, |h| h.channels = 4), of(1, |_| ()), of(2, |_| ())],
             Kind::Unsupported,
-            "the source wants 4 channels; the connections that were handed in here are 3",
+            "expected a source of 3 channels, one for each socket that was handed in here; found one of 4",
         ),
     ];
     for (what, hellos, kind, reason) in cases {
@@ -91,6 +91,9 @@ fn a_connection_that_does_not_belong_to_the_session_is_refused_with_the_reason()
         let error = session.inc.wait(Some(LONG)).unwrap_err();
         assert_eq!(error.kind(), kind, "{what}: {error}");
         assert!(error.message().contains(reason), "{what}: {error}");
+        // The VMM knows its sockets by their place and their descriptor.
+        let named = error.message().starts_with("fds[") && error.message().contains("(descriptor ");
+        assert!(named, "{what}: {error}");
         for lane in &mut session.lanes {
             assert_eq!(
                 lane.hear_abort().as_deref(),
@@ -108,9 +111,9 @@ fn the_connect_timeout_counts_for_all_hellos_together() {
         connect_timeout: Duration::from_millis(300),
         ..quick()
     };
-    for silent in [0, 1, 3] {
+    for silent in [&[0][..], &[1], &[3], &[1, 2], &[0, 1, 2, 3]] {
         let mut session = Session::of(4, &params, 8);
-        for channel in (0..4).filter(|channel| *channel != silent) {
+        for channel in (0..4).filter(|channel| !silent.contains(channel)) {
             session.lanes[channel].say(&Record::Hello(hello(channel, 4)));
         }
         let begun = Instant::now();
@@ -124,7 +127,25 @@ fn the_connect_timeout_counts_for_all_hellos_together() {
         let wanted = "the connect timeout of 300 ms ran out";
         assert!(error.message().contains(wanted), "{error}");
         assert!(error.message().contains("HELLO"), "{error}");
+        // Each silent socket is named, and no other.
+        let named = error.message().matches("fds[").count();
+        assert_eq!(named, silent.len(), "{silent:?}: {error}");
     }
+}
+
+#[test]
+fn a_socket_on_which_something_else_than_hello_comes_is_named() {
+    let mut session = Session::of(3, &quick(), 4);
+    session.lanes[0].say(&Record::Hello(hello(0, 3)));
+    session.lanes[2].say(&Record::EarlyOk);
+    let error = session.inc.wait(Some(LONG)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    let message = error.message();
+    assert!(message.starts_with("fds["), "{message}");
+    assert!(
+        message.ends_with("expected HELLO, found EARLY_OK"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -139,7 +160,12 @@ fn how_many_connections_may_be_handed_in_is_said_before_anything_begins() {
         let fds = (0..count).map(|_| socketpair().1).collect();
         let error = inc.start(AcceptFrom::ConnectedAll(fds)).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
-        assert!(error.message().contains("expected 1 to 2"), "{error}");
+        assert!(
+            error
+                .message()
+                .contains("at most 2, the number of channels"),
+            "{error}"
+        );
     }
     // When a descriptor is no connection, nothing begins, and the other connections are closed.
     let (mut raw, fd) = Raw::pair();
@@ -149,6 +175,10 @@ fn how_many_connections_may_be_handed_in_is_said_before_anything_begins() {
         .start(AcceptFrom::ConnectedAll(vec![fd, file.into()]))
         .unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid, "{error}");
+    assert!(
+        error.message().starts_with("fds[1] (descriptor "),
+        "{error}"
+    );
     assert!(raw.hear().is_none());
 }
 
@@ -164,7 +194,10 @@ fn more_channels_than_this_side_takes_are_refused_by_name() {
     inc.start(AcceptFrom::Connected(fd)).unwrap();
     raw.say(&Record::Hello(hello(0, 2)));
     let told = raw.hear_abort().unwrap();
-    assert!(told.contains("the source wants 2 channels"), "{told}");
+    assert!(
+        told.contains("expected a source of 1 channels, one for each socket"),
+        "{told}"
+    );
     let error = inc.wait(Some(LONG)).unwrap_err();
     assert_eq!(error.kind(), Kind::Unsupported, "{error}");
 }

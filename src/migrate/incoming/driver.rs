@@ -13,11 +13,13 @@ use super::placement::Placement;
 use super::prefault::{Backed, Prefault};
 use super::receiver::{Came, Receiver};
 use super::workers::Workers;
+use crate::channel::handed_in::handed_in;
 use crate::channel::{Channel, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::ballooned::Forgotten;
 use crate::migrate::common::{Common, Migration};
 use crate::migrate::control;
+use crate::migrate::lane_name::LaneName;
 use crate::migrate::params::Params;
 use crate::migrate::report::RENEW;
 use crate::migrate::switchover::destination::{Action, Event, State};
@@ -41,7 +43,7 @@ pub enum AcceptFrom {
     /// from here on.
     Connected(OwnedFd),
     /// Connected stream sockets that the VMM made, in any order, for a source with as many
-    /// channels.
+    /// channels. Messages call socket `n` of the list `fds[n]`.
     ConnectedAll(Vec<OwnedFd>),
 }
 
@@ -277,7 +279,8 @@ impl Driver {
             ..
         } = self;
         let first = lanes.first_mut().ok_or_else(no_connection)?;
-        f(&mut first.lane, &waits(&common.shared, *limit))
+        let done = f(&mut first.lane, &waits(&common.shared, *limit));
+        first.lane.named(done)
     }
 
     fn next(&mut self, limit: Limit, what: &'static str) -> Result<Incomer> {
@@ -332,13 +335,18 @@ impl Driver {
                 // With one channel all connections are there, and the address is free.
                 self.gathering = (channels > 1).then_some(gathering);
                 self.hello = Some(arrival.hello);
-                let first = receiver(&shared, &self.account, 0, arrival.channel, channels)?;
+                let name = LaneName::default();
+                let first = receiver(&shared, &self.account, 0, name, arrival.channel, channels)?;
                 self.add(first);
             }
             Some(Accepting::Connected(channels)) => {
                 let count = channels.len() as u16;
                 for (number, channel) in (0..).zip(channels) {
-                    let lane = receiver(&shared, &self.account, number, channel, count)?;
+                    let name = match count {
+                        1 => LaneName::default(),
+                        _ => LaneName::before_hello(channel.handed_in()),
+                    };
+                    let lane = receiver(&shared, &self.account, number, name, channel, count)?;
                     self.add(lane);
                 }
             }
@@ -369,7 +377,8 @@ impl Driver {
         let (shared, vmm) = (&common.shared, &common.vmm);
         let waits = waits(shared, *overall);
         let map = || shared.guest.memory.map();
-        negotiate(&mut first.lane, &waits, limit, vmm, map, account)
+        let agreed = negotiate(&mut first.lane, &waits, limit, vmm, map, account);
+        first.lane.named(agreed)
     }
 
     /// Answers the HELLO of every channel.
@@ -384,6 +393,9 @@ impl Driver {
         self.token = agreed.token;
         self.verify = agreed.verify;
         for receiver in &mut self.lanes {
+            if hello.channels > 1 {
+                receiver.is_channel(receiver.channel);
+            }
             receiver.agreed(agreed);
             receiver.lane.send(&waits, &reply)?;
         }
@@ -394,8 +406,9 @@ impl Driver {
             gathering.others(&shared.handle.cancel, limit, &mut warn, &mut |arrived| {
                 for came in arrived.drain(..) {
                     let (number, channels) = (came.hello.channel, came.hello.channels);
-                    let account = &self.account;
-                    let mut lane = receiver(&shared, account, number, came.channel, channels)?;
+                    let (account, name) = (&self.account, LaneName::of(number.into(), None));
+                    let mut lane =
+                        receiver(&shared, account, number, name, came.channel, channels)?;
                     lane.agreed(agreed);
                     lane.lane.send(&waits, &reply)?;
                     self.add(lane);
@@ -451,7 +464,9 @@ impl Driver {
             while workers.is_some() && !begins.expired() {
                 waits.cancel.check("waiting for pages or a marker")?;
                 let soon = Deadline::after(RENEW).earlier(begins.at());
-                if self.lanes[0].lane.wait_for_more(waits.cancel, soon)? {
+                let first = &mut self.lanes[0].lane;
+                let came = first.wait_for_more(waits.cancel, soon);
+                if first.named(came)? {
                     break;
                 }
                 self.renew(false);
@@ -470,10 +485,9 @@ impl Driver {
                     self.account.remove(id)?;
                 }
                 Came::Other(other) => {
-                    return Err(control::unexpected(
-                        other.kind(),
-                        "pages, a marker or a change of blocks",
-                    ))
+                    let expected = "pages, a marker or a change of blocks";
+                    let error = control::unexpected(other.kind(), expected);
+                    return self.lanes[0].lane.named(Err(error));
                 }
             }
             self.renew(false);
@@ -575,7 +589,8 @@ impl Driver {
                 }
                 (Ok(Some(other)), _) => {
                     let expected = "nothing but BLOCK_REMOVED before READY";
-                    return Err(control::unexpected(other.kind(), expected));
+                    let error = control::unexpected(other.kind(), expected);
+                    return self.with_lane(|_, _| Err(error));
                 }
                 (Err(e), Some((_, missing))) if e.kind() == Kind::Timeout && word.expired() => {
                     return Err(missing);
@@ -590,12 +605,12 @@ impl Driver {
     fn nothing_follows(&mut self) -> Result<()> {
         let waits = waits(&self.common.shared, self.limit);
         let limit = waits.params.switchover().from_now();
-        for Receiver { channel, lane, .. } in self.lanes.iter_mut().skip(1) {
+        for Receiver { lane, .. } in self.lanes.iter_mut().skip(1) {
             while lane.has_more().unwrap_or(false) {
-                let came = lane.next_or_skipped(&waits, limit, "nothing after the final MARKER")?;
-                if let Some(came) = came {
-                    let expected = format!("nothing after the final MARKER of channel {channel}");
-                    return Err(control::unexpected(came.kind(), &expected));
+                let expected = "nothing after the final MARKER";
+                let came = lane.next_or_skipped(&waits, limit, expected);
+                if let Some(came) = lane.named(came)? {
+                    return lane.named(Err(control::unexpected(came.kind(), expected)));
                 }
             }
         }
@@ -622,11 +637,15 @@ impl Driver {
                 Incomer::Control(Record::Handover(handover)) if handover.token == self.token => {
                     Ok(())
                 }
-                Incomer::Control(Record::Handover(_)) => Err(Error::new(
-                    Kind::Protocol,
-                    "the hand-over has another token than this session",
-                )),
-                other => Err(control::unexpected(other.kind(), "HANDOVER")),
+                Incomer::Control(Record::Handover(_)) => {
+                    let message = "the hand-over has another token than this session";
+                    let error = Error::new(Kind::Protocol, message);
+                    self.with_lane(|_, _| Err(error))
+                }
+                other => {
+                    let error = control::unexpected(other.kind(), "HANDOVER");
+                    self.with_lane(|_, _| Err(error))
+                }
             };
         }
     }
@@ -648,18 +667,19 @@ impl Driver {
 }
 
 /// Makes channels of the connections that a VMM has handed in.
-fn all(fds: Vec<OwnedFd>, params: &Params) -> Result<Vec<Channel>> {
+fn all(sockets: Vec<OwnedFd>, params: &Params) -> Result<Vec<Channel>> {
     let most = params.incoming_channels as usize;
-    if !(1..=most).contains(&fds.len()) {
+    if !(1..=most).contains(&sockets.len()) {
         return Err(Error::new(
             Kind::Invalid,
             format!(
-                "expected 1 to {most} connections, which is the most channels of a source; found {}",
-                fds.len()
+                "expected at least one connected socket and at most {most}, the number of channels \
+                 in this side's parameters; found {}",
+                sockets.len()
             ),
         ));
     }
-    fds.into_iter().map(Channel::from_fd).collect()
+    handed_in(sockets)
 }
 
 /// The lane of channel `channel`, in a session of `channels` channels.
@@ -667,13 +687,14 @@ fn receiver(
     shared: &Migration<Arriving, State>,
     account: &Account,
     number: u16,
+    name: LaneName,
     channel: Channel,
     channels: u16,
 ) -> Result<Receiver> {
     let memory = &shared.guest.memory;
     let prefault = || Prefault::new(Arc::clone(memory), shared.callbacks(), channels.into());
     let placement = Placement::new(shared.params.prefault.then(prefault));
-    Receiver::new(number, channel, memory, account, placement)
+    Receiver::new(number, name, channel, memory, account, placement)
 }
 
 fn waits(shared: &Migration<Arriving, State>, overall: Limit) -> Waits<'_> {

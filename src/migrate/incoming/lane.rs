@@ -8,6 +8,7 @@ use crate::channel::{Channel, Counters, Io, IoPart as _, Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::migrate::control;
+use crate::migrate::lane_name::LaneName;
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
 use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall, Timeout};
@@ -82,6 +83,7 @@ pub(super) struct Counts {
 
 /// See the file's description.
 pub(super) struct Lane {
+    name: LaneName,
     channel: Channel,
     /// The beginning of the next record's header, when it was read along with the last record's
     /// payload.
@@ -95,8 +97,10 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(channel: Channel) -> Self {
+    /// A lane over `channel`, with a name for errors.
+    pub(super) fn new(channel: Channel, name: LaneName) -> Self {
         Lane {
+            name,
             channel,
             ahead: [0; HEADER_LEN],
             ahead_len: 0,
@@ -105,6 +109,25 @@ impl Lane {
             last_marker: 0,
             told: false,
         }
+    }
+
+    /// The lane's name in messages.
+    pub(super) fn name(&self) -> &LaneName {
+        &self.name
+    }
+
+    /// The HELLO has said which channel of several this is.
+    pub(super) fn is_channel(&mut self, number: u16) {
+        self.name = LaneName::of(number.into(), self.channel.handed_in());
+    }
+
+    /// The result with the lane's name before its error. An error that the source told in an ABORT
+    /// keeps the source's words.
+    pub(super) fn named<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match self.told {
+            true => error,
+            false => self.name.before(error),
+        })
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -229,14 +252,21 @@ impl Lane {
     /// # Errors
     /// The error that the ABORT carries, or the loss of the connection.
     pub(super) fn heed_abort(&mut self, waits: &Waits<'_>) -> Result<()> {
+        let heeded = self.look_for_abort(waits);
+        self.named(heeded)
+    }
+
+    fn look_for_abort(&mut self, waits: &Waits<'_>) -> Result<()> {
         if !self.has_more()? || self.ahead_len < HEADER_LEN {
             return Ok(());
         }
         let kind = Header::decode(&self.ahead)?.classify()?;
-        if kind == Some(RecordType::Abort) {
-            self.next(waits, waits.params.io().from_now(), "ABORT")?;
+        match kind == Some(RecordType::Abort) {
+            true => self
+                .next(waits, waits.params.io().from_now(), "ABORT")
+                .map(drop),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Reads the next header. Until its first byte comes, the source may have nothing to say. After
@@ -444,7 +474,8 @@ impl Lane {
             .within(waits.overall)
             .of(record.record_type().name());
         let sent = self.outbox.send(&mut self.channel, record, &io);
-        sent.map_err(|e| self.explain(waits, e))
+        let sent = sent.map_err(|e| self.explain(waits, e));
+        self.named(sent)
     }
 
     /// Sends a record even after a cancel, because the guest runs here by now.
@@ -453,7 +484,8 @@ impl Lane {
         let io = Io::patient(io)
             .within(io.from_now())
             .of(record.record_type().name());
-        self.outbox.send(&mut self.channel, record, &io)
+        let sent = self.outbox.send(&mut self.channel, record, &io);
+        self.named(sent)
     }
 
     /// Sends encoded records after [`Lane::send_last`], within `limit`.

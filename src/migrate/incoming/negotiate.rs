@@ -37,8 +37,9 @@ pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)>
         return Err(Error::new(
             Kind::Unsupported,
             format!(
-                "the source wants {} channels; this side takes at most {} (its number of channels)",
-                hello.channels, params.incoming_channels
+                "expected a source of at most {} channels, the number in this side's parameters; \
+                 found one of {}",
+                params.incoming_channels, hello.channels
             ),
         ));
     }
@@ -64,11 +65,15 @@ pub(super) fn hellos(lanes: &mut [Receiver], waits: &Waits<'_>, limit: Limit) ->
     let count = lanes.len();
     let mut said: Vec<Option<Hello>> = vec![None; count];
     let mut session: Option<Session> = None;
-    while let Some(silent) = said.iter().position(Option::is_none) {
+    let limit = limit.earlier(waits.overall);
+    while let Some(next) = said.iter().position(Option::is_none) {
         if count > 1 {
             // Each connection gets a short look, because any of them may speak first.
             let soon = Deadline::after(LOOK).earlier(limit.at());
-            lanes[silent].lane.wait_for_more(waits.cancel, soon)?;
+            let lane = &mut lanes[next].lane;
+            let waited = lane.wait_for_more(waits.cancel, soon);
+            lane.named(waited)?;
+            waits.cancel.check("waiting for HELLO")?;
         }
         for (receiver, said) in lanes.iter_mut().zip(&mut said) {
             let lane = &mut receiver.lane;
@@ -76,35 +81,58 @@ pub(super) fn hellos(lanes: &mut [Receiver], waits: &Waits<'_>, limit: Limit) ->
                 lane.heed_abort(waits)?;
                 continue;
             }
-            if count > 1 && !lane.has_more()? && !limit.expired() {
-                continue;
+            if count > 1 {
+                let more = lane.has_more();
+                if !lane.named(more)? {
+                    continue;
+                }
             }
-            let hello = match lane.next(waits, limit, "HELLO")? {
-                Incomer::Control(Record::Hello(hello)) => hello,
-                other => return Err(control::unexpected(other.kind(), "HELLO")),
+            let hello = heard(lane, waits, limit, count)?;
+            let admitted = match &mut session {
+                Some(session) => session.admit(&hello),
+                None => Ok(session = Some(Session::new(hello.clone()))),
             };
-            check_role(&hello)?;
-            if usize::from(hello.channels) != count {
-                return Err(Error::new(
-                    Kind::Unsupported,
-                    format!(
-                        "the source wants {} channels; the connections that were handed in here \
-                         are {count}",
-                        hello.channels
-                    ),
-                ));
-            }
-            match &mut session {
-                Some(session) => session.admit(&hello)?,
-                None => session = Some(Session::new(hello.clone())),
-            }
+            lane.named(admitted)?;
             receiver.channel = hello.channel;
             *said = Some(hello);
+        }
+        if count > 1 && limit.expired() && said.iter().any(Option::is_none) {
+            return Err(silent(lanes, &said, &limit));
         }
     }
     lanes.sort_by_key(|receiver| receiver.channel);
     let opening = said.into_iter().flatten().find(|h| h.channel == 0);
     opening.ok_or_else(|| Error::new(Kind::Internal, "no HELLO of channel 0"))
+}
+
+/// Reads the HELLO of one of `count` connections.
+fn heard(lane: &mut Lane, waits: &Waits<'_>, limit: Limit, count: usize) -> Result<Hello> {
+    let came = lane.next(waits, limit, "HELLO");
+    let hello = match lane.named(came)? {
+        Incomer::Control(Record::Hello(hello)) => hello,
+        other => return lane.named(Err(control::unexpected(other.kind(), "HELLO"))),
+    };
+    lane.named(check_role(&hello))?;
+    if usize::from(hello.channels) != count {
+        return lane.named(Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "expected a source of {count} channels, one for each socket that was handed in \
+                 here; found one of {}",
+                hello.channels
+            ),
+        )));
+    }
+    Ok(hello)
+}
+
+/// The error that names the connections on which no HELLO came.
+fn silent(lanes: &[Receiver], said: &[Option<Hello>], limit: &Limit) -> Error {
+    let all = lanes.iter().zip(said);
+    let silent = all.filter(|(_, said)| said.is_none());
+    let names: Vec<String> = silent.map(|(r, _)| r.lane.name().to_string()).collect();
+    let message = format!("waiting for HELLO on {}: {limit} ran out", names.join(", "));
+    Error::new(Kind::Timeout, message)
 }
 
 /// Answers the source on channel 0 until its RAM blocks are known to match ours and `account` takes

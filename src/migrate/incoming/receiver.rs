@@ -14,6 +14,7 @@ use super::placement::Placement;
 use crate::channel::Channel;
 use crate::error::Result;
 use crate::memory::{Memory, PageRun, PinRecall};
+use crate::migrate::lane_name::LaneName;
 use crate::runtime::Limit;
 use crate::wire::{self, list_len, Header, Marker, Record, RecordType, LIST_RUNS_MAX};
 use std::sync::Arc;
@@ -44,12 +45,14 @@ pub(super) enum Came {
 }
 
 impl Receiver {
-    /// A receiver for pages that come on `channel` for the blocks of `account`.
+    /// A receiver for pages that come on `channel` for the blocks of `account`. `name` is its name in
+    /// errors.
     ///
     /// # Errors
     /// `Kernel` when no descriptor can be had.
     pub(super) fn new(
         number: u16,
+        name: LaneName,
         channel: Channel,
         memory: &Memory,
         account: &Account,
@@ -57,7 +60,7 @@ impl Receiver {
     ) -> Result<Self> {
         Ok(Receiver {
             channel: number,
-            lane: Lane::new(channel),
+            lane: Lane::new(channel, name),
             figures: Arc::default(),
             account: account.of_lane(),
             placement,
@@ -72,8 +75,19 @@ impl Receiver {
         self.agreed = agreed;
     }
 
+    /// The HELLO has said which channel of several this is.
+    pub(super) fn is_channel(&mut self, number: u16) {
+        self.channel = number;
+        self.lane.is_channel(number);
+    }
+
     /// Takes the next record, whose header has to come by `begins`.
     pub(super) fn take(&mut self, waits: &Waits<'_>, begins: Limit) -> Result<Came> {
+        let taken = self.take_one(waits, begins);
+        self.lane.named(taken)
+    }
+
+    fn take_one(&mut self, waits: &Waits<'_>, begins: Limit) -> Result<Came> {
         let came = self.lane.next_by(waits, begins, "pages or a marker")?;
         match came {
             Incomer::Pages(kind, header) => {

@@ -147,12 +147,8 @@ fn work(mut lane: Receiver, shared: &Shared, vmm: &Callbacks) -> Receiver {
         vmm.thread_start(Role::Channel)?;
         receive(&mut lane, &shared.waits())
     });
-    if let Err(error) = received.and_then(|received| received) {
+    if let Err(error) = lane.lane.named(received.and_then(|received| received)) {
         let cause = Cause::of(&error, lane.lane.was_told());
-        let error = match cause {
-            Cause::Said => error,
-            _ => error.context(format_args!("channel {}", lane.channel)),
-        };
         shared.failure.offer_beside_others(cause, error);
     }
     lane

@@ -11,7 +11,8 @@ use super::course::Course;
 use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
 use super::unread::Unread;
-use crate::channel::{Channel, Copying, Endpoint, Io, Pacer, Route};
+use crate::channel::handed_in::handed_in;
+use crate::channel::{Channel, Endpoint, Io, Pacer, Route};
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::dirty::When;
@@ -48,7 +49,7 @@ pub enum ConnectTo {
     /// here on.
     Connected(OwnedFd),
     /// Connected stream sockets for [`Params::channels`](crate::migrate::Params::channels)
-    /// channels: one for each, channel 0 first.
+    /// channels: one for each, channel 0 first. Messages call socket `n` of the list `fds[n]`.
     ConnectedAll(Vec<OwnedFd>),
 }
 
@@ -56,23 +57,25 @@ impl ConnectTo {
     /// The way to the destination for `channels` channels. Descriptors that are no connections are
     /// refused, and so is a number of them other than `channels`.
     fn route(self, channels: u32) -> Result<Route> {
-        let sockets = match self {
-            ConnectTo::Endpoint(endpoint) => return Ok(Route::Endpoint(endpoint)),
-            ConnectTo::Connected(socket) => vec![socket],
-            ConnectTo::ConnectedAll(sockets) => sockets,
+        let count = match &self {
+            ConnectTo::Endpoint(_) => channels as usize,
+            ConnectTo::Connected(_) => 1,
+            ConnectTo::ConnectedAll(sockets) => sockets.len(),
         };
-        if sockets.len() != channels as usize {
+        if count != channels as usize {
             return Err(Error::new(
                 Kind::Invalid,
                 format!(
                     "expected a connected socket for each channel, {channels} by the parameters; \
-                     found {}",
-                    sockets.len()
+                     found {count}"
                 ),
             ));
         }
-        let connected = sockets.into_iter().map(Channel::from_fd);
-        Ok(Route::Connected(connected.collect::<Result<_>>()?))
+        Ok(match self {
+            ConnectTo::Endpoint(endpoint) => Route::Endpoint(endpoint),
+            ConnectTo::Connected(socket) => Route::Connected([Channel::from_fd(socket)?].into()),
+            ConnectTo::ConnectedAll(sockets) => Route::Connected(handed_in(sockets)?.into()),
+        })
     }
 }
 
@@ -822,15 +825,16 @@ impl Driver {
                 self.common.open_window(limit);
                 Ok(ready.load_micros)
             }
-            other => Err(control::unexpected(other.record_type(), "READY")),
+            other => Err(self.first()?.unexpected(other.record_type(), "READY")),
         }
     }
 
     fn await_running(&mut self) -> Result<u64> {
         let io = self.until_decided().of("RUNNING");
-        match self.first()?.hear(&io)? {
+        let lane = self.first()?;
+        match lane.hear(&io)? {
             Record::Running(running) => Ok(running.run_micros),
-            other => Err(control::unexpected(other.record_type(), "RUNNING")),
+            other => Err(lane.unexpected(other.record_type(), "RUNNING")),
         }
     }
 }

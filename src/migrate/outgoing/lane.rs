@@ -34,6 +34,7 @@ const LISTEN_RECORDS: usize = 64;
 /// See the file's description.
 #[derive(Debug)]
 pub(super) struct Lane {
+    name: LaneName,
     channel: Channel,
     replies: Replies,
     encoder: Encoder,
@@ -50,8 +51,10 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(channel: Channel) -> Self {
+    /// A lane over `channel`, with a name for errors.
+    pub(super) fn new(channel: Channel, name: LaneName) -> Self {
         Lane {
+            name,
             channel,
             replies: Replies::default(),
             encoder: Encoder::new(),
@@ -61,6 +64,25 @@ impl Lane {
             span: None,
             patience: TELL,
         }
+    }
+
+    /// The lane's name in messages.
+    pub(super) fn name(&self) -> &LaneName {
+        &self.name
+    }
+
+    /// The result with the lane's name before its error. An error that the destination told in an
+    /// ABORT keeps the destination's words.
+    pub(super) fn named<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match self.replies.ended() {
+            true => error,
+            false => self.name.before(error),
+        })
+    }
+
+    /// The error for a record that came where another was expected.
+    pub(super) fn unexpected(&self, found: RecordType, expected: &str) -> Error {
+        self.name.before(control::unexpected(found, expected))
     }
 
     /// Sets what the destination takes, as agreed, and how contents are compressed, if that was
@@ -113,7 +135,8 @@ impl Lane {
 
     /// Waits until the kernel no longer reads any page that was sent in place.
     pub(super) fn land(&mut self, io: &Io<'_>) -> Result<()> {
-        self.channel.land(&io.of("pages"))
+        let landed = self.channel.land(&io.of("pages"));
+        self.named(landed)
     }
 
     /// Makes the kernel stop reading pages that were sent in place. When nothing else helps, the
@@ -174,7 +197,8 @@ impl Lane {
         io: &Io<'_>,
     ) -> Result<Put> {
         self.in_pass(pass);
-        let put = self.send(first, taken, recall, io)?;
+        let sent = self.send(first, taken, recall, io);
+        let put = self.named(sent)?;
         if self.ledger.marker_is_due() {
             self.send_marker(pass, false, io)?;
             self.await_acknowledgements(MARKERS_WAITING, params, io)?;
@@ -289,17 +313,20 @@ impl Lane {
 
     /// Sends one control record.
     pub(super) fn say(&mut self, record: &Record, io: &Io<'_>) -> Result<()> {
-        control::send(&mut self.channel, record, io)
+        let said = control::send(&mut self.channel, record, io);
+        self.named(said)
     }
 
     /// Sends control records that are encoded already, a few at once. `records` may be empty.
     pub(super) fn say_encoded(&mut self, records: &[u8], io: &Io<'_>) -> Result<()> {
-        control::send_bytes(&mut self.channel, records, io)
+        let said = control::send_bytes(&mut self.channel, records, io);
+        self.named(said)
     }
 
     /// Sends the VMM's early configuration.
     pub(super) fn send_early(&mut self, blobs: &Blobs, io: &Io<'_>) -> Result<()> {
-        blobs.send_early(&mut self.channel, io)
+        let sent = blobs.send_early(&mut self.channel, io);
+        self.named(sent)
     }
 
     /// Sends the VMM's state, and how long a hand-over counts.
@@ -309,12 +336,14 @@ impl Lane {
         handover: Duration,
         io: &Io<'_>,
     ) -> Result<()> {
-        blobs.send_state(&mut self.channel, handover, io)
+        let sent = blobs.send_state(&mut self.channel, handover, io);
+        self.named(sent)
     }
 
     /// Waits for the next record of the destination. An ABORT becomes the error that it states.
     pub(super) fn hear(&mut self, io: &Io<'_>) -> Result<Record> {
-        self.replies.wait(&mut self.channel, io)
+        let heard = self.replies.wait(&mut self.channel, io);
+        self.named(heard)
     }
 
     /// As [`Lane::hear`], but acknowledgements may come before the record, and are taken into
@@ -325,8 +354,9 @@ impl Lane {
         io: &Io<'_>,
     ) -> Result<Option<Record>> {
         loop {
-            match self.replies.wait_unless(&mut self.channel, removals, io)? {
-                Some(Record::Ack(ack)) => self.ledger.acknowledged(ack.number)?,
+            let heard = self.replies.wait_unless(&mut self.channel, removals, io);
+            match self.named(heard)? {
+                Some(Record::Ack(ack)) => self.acknowledged(ack.number)?,
                 other => return Ok(other),
             }
         }
@@ -337,10 +367,11 @@ impl Lane {
         // The number of reads is bounded: a destination that keeps talking must not hold up the
         // walk.
         for _ in 0..LISTEN_RECORDS {
-            match self.replies.poll(&mut self.channel)? {
+            let heard = self.replies.poll(&mut self.channel);
+            match self.named(heard)? {
                 None => break,
-                Some(Record::Ack(ack)) => self.ledger.acknowledged(ack.number)?,
-                Some(other) => return Err(control::unexpected(other.record_type(), "ACK")),
+                Some(Record::Ack(ack)) => self.acknowledged(ack.number)?,
+                Some(other) => return Err(self.unexpected(other.record_type(), "ACK")),
             }
         }
         Ok(())
@@ -360,9 +391,9 @@ impl Lane {
             let next = params.acknowledgement(self.channel.held());
             let io = Io { idle: next, ..*io };
             let io = io.within(next.from_now()).of("an acknowledgement");
-            match self.replies.wait(&mut self.channel, &io)? {
-                Record::Ack(ack) => self.ledger.acknowledged(ack.number)?,
-                other => return Err(control::unexpected(other.record_type(), "ACK")),
+            match self.hear(&io)? {
+                Record::Ack(ack) => self.acknowledged(ack.number)?,
+                other => return Err(self.unexpected(other.record_type(), "ACK")),
             }
         }
         match most {
@@ -393,7 +424,7 @@ impl Lane {
         if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
             return error;
         }
-        self.replies.reason(&mut self.channel).unwrap_or(error)
+        self.reason().unwrap_or(error)
     }
 
     /// Puts back all pages that were not acknowledged.
@@ -403,7 +434,8 @@ impl Lane {
 
     /// The destination's reason for the end, when it has arrived.
     pub(super) fn reason(&mut self) -> Option<Error> {
-        self.replies.reason(&mut self.channel)
+        let reason = self.replies.reason(&mut self.channel)?;
+        self.named::<()>(Err(reason)).err()
     }
 
     /// As [`Lane::reason`], after a wait of at most `limit`.

@@ -80,7 +80,7 @@ impl Lanes {
     /// # Errors
     /// When there is no channel, and when there is no descriptor for what the lanes share.
     pub(super) fn over(
-        channels: Vec<Channel>,
+        mut channels: Vec<Channel>,
         pacer: &Arc<Pacer>,
         params: &Params,
         cancel: &Cancel,
@@ -177,6 +177,13 @@ impl Lanes {
 
     fn workers(&mut self) -> impl Iterator<Item = &mut Worker> {
         self.further.iter_mut().filter_map(|further| match further {
+            Further::Working(worker) => Some(worker),
+            Further::Here(_) | Further::Gone => None,
+        })
+    }
+
+    fn working(&self) -> impl Iterator<Item = &Worker> {
+        self.further.iter().filter_map(|further| match further {
             Further::Working(worker) => Some(worker),
             Further::Here(_) | Further::Gone => None,
         })
@@ -343,13 +350,13 @@ impl Lanes {
         }
     }
 
-    /// Waits until `ready` is true. A worker signals a change by its news.
-    fn wait(&mut self, io: &Io<'_>, mut ready: impl FnMut(&mut Lanes) -> bool) -> Result<()> {
+    /// Waits until no worker is `awaited`. A worker signals a change by its news.
+    fn wait(&mut self, io: &Io<'_>, awaited: impl Fn(&Worker) -> bool) -> Result<()> {
         let news = Arc::clone(&self.shared.news);
         loop {
             news.lower();
             self.check()?;
-            if ready(self) {
+            if !self.working().any(|worker| awaited(worker)) {
                 return Ok(());
             }
             let stop = self.shared.failure.stop();
@@ -364,9 +371,13 @@ impl Lanes {
                 Wake::Cancelled => self.check()?,
                 Wake::TimedOut if !io.limit.expired() => {}
                 Wake::TimedOut => {
+                    let left = self.working().filter(|worker| awaited(worker));
+                    let names: Vec<String> = left.map(|worker| worker.name().to_string()).collect();
                     let message = format!(
-                        "sending {} on several channels: {} ran out",
-                        io.what, io.limit
+                        "{}: sending {}: {} ran out",
+                        names.join(", "),
+                        io.what,
+                        io.limit
                     );
                     return Err(Error::new(Kind::Timeout, message));
                 }
@@ -381,10 +392,10 @@ impl Lanes {
         let _full = shared.balance.be(Load::Full);
         let _idle = shared.balance.be(Load::Idle);
         // Bit n: the queue of worker n is full.
-        let full = (self.workers().enumerate()).fold(0u64, |full, (at, worker)| {
+        let full = (self.working().enumerate()).fold(0u64, |full, (at, worker)| {
             full | u64::from(!worker.queue().has_room()) << at
         });
-        let waited = self.wait(io, Lanes::have_room);
+        let waited = self.wait(io, |worker| !worker.queue().has_room());
         for (at, worker) in self.workers().enumerate() {
             if full & 1 << at != 0 {
                 worker.full += begun.elapsed();
@@ -411,9 +422,7 @@ impl Lanes {
         if !self.several() {
             return Ok(());
         }
-        self.wait(io, |lanes| {
-            lanes.workers().all(|worker| worker.queue().is_done())
-        })
+        self.wait(io, |worker| !worker.queue().is_done())
     }
 
     /// Ends the workers, whose work is done. Their lanes belong to this thread again.
@@ -442,9 +451,9 @@ impl Lanes {
     }
 
     fn stop_workers(&mut self) {
-        if self.workers().next().is_some() {
+        if self.working().next().is_some() {
             self.stop().cancel();
-            for worker in self.workers() {
+            for worker in self.working() {
                 worker.queue().close();
             }
             self.end_workers();

@@ -79,6 +79,7 @@ pub(super) struct Shared {
 /// A lane at work on its thread.
 #[derive(Debug)]
 pub(super) struct Worker {
+    name: LaneName,
     queue: Arc<Queue>,
     figures: Arc<Mutex<Figures>>,
     thread: Join<Lane>,
@@ -107,17 +108,23 @@ impl Worker {
             shared: Arc::clone(shared),
             idle: Duration::ZERO,
         };
-        let vmm = vmm.clone();
+        let (vmm, name) = (vmm.clone(), work.lane.name().clone());
         let body = move || {
             work.run(&vmm);
             work.lane
         };
         Ok(Worker {
+            name,
             queue,
             figures,
             thread: spawn(Role::Channel, |_| (), body)?,
             full: Duration::ZERO,
         })
+    }
+
+    /// The lane's name in messages.
+    pub(super) fn name(&self) -> &LaneName {
+        &self.name
     }
 
     pub(super) fn queue(&self) -> &Queue {

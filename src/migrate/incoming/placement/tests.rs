@@ -7,6 +7,7 @@ use crate::error::Kind;
 use crate::memory::{Block, BlockDescription, BlockFlags, HostMemory, Memory, PinRecall};
 use crate::migrate::incoming::account::Account;
 use crate::migrate::incoming::lane::Waits;
+use crate::migrate::lane_name::LaneName;
 use crate::migrate::Params;
 use crate::page::compress::Compressor;
 use crate::runtime::{Cancel, Limit, Timeout};
@@ -115,7 +116,7 @@ impl World {
             block,
             _host: host,
             account,
-            lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
+            lane: Lane::new(Channel::from_fd(ours.into()).unwrap(), LaneName::default()),
             source,
             io: Io::patient(Duration::from_secs(10)),
             placement: Placement::new(None),

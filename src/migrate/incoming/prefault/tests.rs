@@ -8,6 +8,7 @@ use crate::memory::{BackingFile, BlockDescription, BlockFlags, HostMemory, PinRe
 use crate::migrate::incoming::account::Account;
 use crate::migrate::incoming::lane::Lane;
 use crate::migrate::incoming::placement::Placement;
+use crate::migrate::lane_name::LaneName;
 use crate::units::{Bytes, STRETCH_PAGES};
 use crate::vmm::{Event, Vmm};
 use crate::wire::Header;
@@ -77,7 +78,7 @@ impl World {
             memory,
             machine,
             account,
-            lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
+            lane: Lane::new(Channel::from_fd(ours.into()).unwrap(), LaneName::default()),
             source,
         }
     }

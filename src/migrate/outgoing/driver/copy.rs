@@ -373,9 +373,7 @@ impl Driver {
                     // In the unit of the other figures: bytes of pages without compression.
                     let plain = bytes as f64 * batch.carried() as f64 / batch.bytes.max(1) as f64;
                     let (now, whole) = (self.common.begun.elapsed(), whole.elapsed());
-                    self.course
-                        .bandwidth
-                        .timed(now, plain as u64, time, whole);
+                    self.course.bandwidth.timed(now, plain as u64, time, whole);
                 }
             }
             self.renew(false);

@@ -75,13 +75,13 @@ impl Driver {
         }
         let mut first: Option<HelloReply> = None;
         let mut greeted = Duration::MAX;
-        for (channel, lane) in lanes.all().enumerate() {
+        for lane in lanes.all() {
             let reply = match lane.hear(&io.of("HELLO_REPLY"))? {
                 Record::HelloReply(reply) => reply,
-                other => return Err(control::unexpected(other.record_type(), "HELLO_REPLY")),
+                other => return Err(lane.unexpected(other.record_type(), "HELLO_REPLY")),
             };
             greeted = greeted.min(begun.elapsed());
-            wire::check_reply(&reply, &ours)?;
+            lane.named(wire::check_reply(&reply, &ours))?;
             let packing = match reply.features & wire::FEATURE_ZSTD {
                 0 => None,
                 _ => Packing::of(&shared.params)?,
@@ -96,7 +96,7 @@ impl Driver {
             match &first {
                 None => first = Some(reply),
                 Some(first) if *first == reply => {}
-                Some(first) => return Err(unlike(channel, first, &reply)),
+                Some(first) => return lane.named(Err(unlike(first, &reply))),
             }
         }
         self.greeted = greeted;
@@ -120,7 +120,7 @@ impl Driver {
         let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
         match lane.hear(&answer.of("EARLY_OK"))? {
             Record::EarlyOk => {}
-            other => return Err(control::unexpected(other.record_type(), "EARLY_OK")),
+            other => return Err(lane.unexpected(other.record_type(), "EARLY_OK")),
         }
         let map = shared.guest.tracker.memory().map();
         // Many records in one call: a guest may have thousands of blocks.
@@ -142,7 +142,7 @@ impl Driver {
         lane.say(&Record::LayoutEnd(end), &io.of("LAYOUT_END"))?;
         match lane.hear(&answer.of("LAYOUT_OK"))? {
             Record::LayoutOk => {}
-            other => return Err(control::unexpected(other.record_type(), "LAYOUT_OK")),
+            other => return Err(lane.unexpected(other.record_type(), "LAYOUT_OK")),
         }
         let vmm = &self.common.vmm;
         lanes
@@ -152,8 +152,8 @@ impl Driver {
     }
 }
 
-/// The error when the answer on channel `channel` differs from the one on channel 0.
-fn unlike(channel: usize, first: &HelloReply, reply: &HelloReply) -> Error {
+/// The error when the answer on another channel differs from the one on channel 0.
+fn unlike(first: &HelloReply, reply: &HelloReply) -> Error {
     let said = |reply: &HelloReply| {
         format!(
             "version {}, features {:#x}, software `{}`",
@@ -165,7 +165,7 @@ fn unlike(channel: usize, first: &HelloReply, reply: &HelloReply) -> Error {
     Error::new(
         Kind::Protocol,
         format!(
-            "HELLO_REPLY on channel {channel}: expected {} as on channel 0, found {}",
+            "HELLO_REPLY: expected {} as on channel 0, found {}",
             said(first),
             said(reply)
         ),

@@ -9,6 +9,7 @@ use crate::runtime::Cancel;
 use crate::units::Pages;
 use crate::wire::{Header, RecordType, HEADER_LEN};
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc::{channel, Receiver};
@@ -25,6 +26,11 @@ struct Side {
     peer: UnixStream,
 }
 
+fn lane_over(socket: impl Into<OwnedFd>) -> Lane {
+    let channel = Channel::from_fd(socket.into()).unwrap();
+    Lane::new(channel, LaneName::default())
+}
+
 /// A guest whose pages are all pending, and a lane for them.
 fn side() -> Side {
     let guest = Guest::new(PAGES as usize);
@@ -36,7 +42,7 @@ fn side() -> Side {
     Side {
         _guest: guest,
         consumer,
-        lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
+        lane: lane_over(ours),
         peer,
     }
 }
@@ -185,7 +191,7 @@ fn a_cancel_in_mid_record_can_still_be_told_to_who_reads_on() {
         side.has_all("cancelled");
         let io = Io::patient(LONG);
         side.lane.say(&Record::Keepalive, &io).unwrap();
-        side.lane = Lane::new(Channel::from_fd(UnixStream::pair().unwrap().0.into()).unwrap());
+        side.lane = lane_over(UnixStream::pair().unwrap().0);
         reader.join().unwrap();
     });
 }
@@ -218,7 +224,7 @@ fn recalled_without_a_copy(patience: Duration, then: fn(UnixStream)) -> (Error, 
         let error = side.send_unless(recall, &Io::patient(LONG)).unwrap_err();
         side.has_all("no copy");
         let said = side.lane.say(&Record::Keepalive, &Io::patient(LONG));
-        side.lane = Lane::new(Channel::from_fd(UnixStream::pair().unwrap().0.into()).unwrap());
+        side.lane = lane_over(UnixStream::pair().unwrap().0);
         protect(libc::PROT_READ | libc::PROT_WRITE);
         (error, said)
     })
@@ -263,7 +269,7 @@ fn a_lane_that_is_dropped_puts_back_what_was_not_acknowledged() {
     side.send().unwrap();
     side.send_marker();
     assert_eq!(side.lane.unacknowledged(), PAGES);
-    side.lane = Lane::new(Channel::from_fd(UnixStream::pair().unwrap().0.into()).unwrap());
+    side.lane = lane_over(UnixStream::pair().unwrap().0);
     side.has_all("a dropped lane");
 }
 
@@ -296,7 +302,7 @@ fn in_place() -> (Side, std::net::TcpStream) {
     let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let peer = listener.accept().unwrap().0;
     let mut side = full_side();
-    side.lane = Lane::new(Channel::from_fd(ours.into()).unwrap());
+    side.lane = lane_over(ours);
     side.lane.send_in_place();
     (side, peer)
 }

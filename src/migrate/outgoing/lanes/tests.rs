@@ -215,6 +215,12 @@ fn right(_: usize, _: R, _: &Session) -> Act {
     Act::Right
 }
 
+/// Checks that an error begins with the channel that caused it, and its socket's descriptor.
+fn assert_names(error: &Error, channel: usize) {
+    let name = format!("channel {channel} (descriptor ");
+    assert!(error.message().starts_with(&name), "{error}");
+}
+
 /// Writes scattered pages in each pass.
 fn writes(source: &Source) -> impl FnMut(u32) + Send {
     let (tracker, block) = (Arc::clone(&source.tracker), source.block);
@@ -338,6 +344,7 @@ fn a_channel_that_is_cut_anywhere_fails_the_migration_and_loses_nothing() {
             Err(error) => {
                 let kinds = [Kind::PeerGone, Kind::Io];
                 assert!(kinds.contains(&error.kind()), "{what}: {error}");
+                assert_names(&error, channel);
                 source.runs_on(&what, &session);
             }
         }
@@ -542,7 +549,7 @@ fn each_channel_is_greeted_and_one_that_answers_otherwise_is_refused() {
         (
             Record::HelloReply(reply("another")),
             Kind::Protocol,
-            "HELLO_REPLY on channel 2: expected",
+            "HELLO_REPLY: expected",
         ),
         (
             Record::EarlyOk,
@@ -568,6 +575,9 @@ fn each_channel_is_greeted_and_one_that_answers_otherwise_is_refused() {
         let error = end.unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.message().contains(words), "{error}");
+        if kind == Kind::Protocol {
+            assert_names(&error, 2);
+        }
         assert_eq!(source.vmm.channels.load(Ordering::SeqCst), 0);
         assert!(source.vmm.runs());
         assert!(session.known().sent.is_empty());
@@ -607,5 +617,18 @@ fn a_channel_that_acknowledges_nothing_is_left_at_the_io_timeout() {
     let error = end.unwrap_err();
     assert_eq!(error.kind(), Kind::Timeout, "{error}");
     assert!(error.message().contains("an acknowledgement"), "{error}");
+    assert_names(&error, 2);
     source.runs_on("silent", &session);
+}
+
+#[test]
+fn a_channel_that_takes_nothing_until_the_time_is_up_is_named() {
+    let source = Source::with(2, Machine::default(), |params| {
+        params.total_timeout = Some(Duration::from_millis(500));
+    });
+    let (end, session) = source.migrate(OnAndOn, stalls(false), |_| ());
+    let error = end.unwrap_err();
+    assert_eq!(error.kind(), Kind::Timeout, "{error}");
+    assert_names(&error, 1);
+    source.runs_on("out of time", &session);
 }
