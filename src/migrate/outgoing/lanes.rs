@@ -18,6 +18,7 @@ use super::worker::{Figures, Shared, Worker};
 use crate::channel::{Channel, Copying, Io, Pacer, ZeroCopy};
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::Memory;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::control::TELL;
