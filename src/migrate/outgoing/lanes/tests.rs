@@ -2,6 +2,7 @@
 //! again after a failure, and who is told of the failure. The guest is memory of the test's own.
 //! The decider writes to it between two passes.
 
+mod reaping;
 mod scripted;
 
 use super::*;
