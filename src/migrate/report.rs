@@ -692,7 +692,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 76);
+        assert_eq!(value.as_object().unwrap().len(), 77);
     }
 
     #[test]

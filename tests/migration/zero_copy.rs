@@ -118,8 +118,8 @@ fn pages_with_a_checksum_or_compressed_are_said_to_be_copies() {
         word.store(page as u64 + 1, Ordering::Relaxed);
     }
     let stats = migrate_as_it_is(&pair, &listener, &compressed);
-    assert_eq!(stats.compressed_pages, 4 << 10, "{stats:?}");
-    assert_eq!(stats.encoded_pages, 4 << 10, "{stats:?}");
+    assert!(stats.compressed_pages >= 4 << 10, "{stats:?}");
+    assert_eq!(stats.encoded_pages, stats.data_pages, "{stats:?}");
     assert_eq!(stats.zero_copy, ZeroCopyState::Encoded);
 
     // Without any of these, no page is a copy of brant's own.
