@@ -3127,6 +3127,7 @@ typedef struct brant_stats {
      * checksums of them were computed; that is part of the downtime.
      */
     uint64_t verify_ns;
+    /**
      * Of the data pages, those that brant copied itself: to send them with a checksum, compressed or
      * as a delta, or to keep them for later deltas. None of these can go without a copy. Source
      * only.

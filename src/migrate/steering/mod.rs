@@ -22,8 +22,8 @@ pub mod stall;
 #[cfg(test)]
 mod tests;
 pub mod throttle;
-pub mod working_set;
 pub(super) mod timed;
+pub mod working_set;
 
 pub use budget::Parts;
 pub(super) use compressing::{Batch, Compressing};

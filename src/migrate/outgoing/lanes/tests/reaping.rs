@@ -86,7 +86,7 @@ fn a_block_that_lane_0_sends_in_place_can_be_removed_while_lane_0_waits_for_anot
     lanes.start(&guest.memory, &vmm).unwrap();
     let mut announced = Announced::default();
     announced.all_of(&guest.memory.map());
-    for block in [small, large] {
+    for block in guest.memory.map().blocks() {
         announced.add(block).unwrap();
     }
     let shared = Arc::clone(&lanes.shared);
