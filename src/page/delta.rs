@@ -47,103 +47,109 @@ pub fn encode(base: &[u8; PAGE], page: &[u8; PAGE], out: &mut [u8]) -> Option<us
     let (mask, some) = Level::best().differing(base, page);
     match some {
         0 => Some(0),
-        _ => write(&Given::of(mask, some), page, out),
+        Groups::MAX if least(&mask) > out.len() => None,
+        _ => write(Edges::of(mask, some), page, out),
     }
 }
 
-/// The bytes that an encoding gives. The summaries by group let long runs of alike groups be passed
-/// over at once: reading the mask of an unchanged page word by word would cost as much as making it.
-struct Given {
-    mask: Mask,
-    /// The groups with a set bit.
-    some: Groups,
-    /// The groups whose bits are all set.
-    all: Groups,
+/// Bytes that an encoding has at least: those of groups that have changed as a whole, and a pair. A
+/// page that was written anew is known by it at once.
+fn least(mask: &Mask) -> usize {
+    let whole = mask.iter().filter(|word| **word == u64::MAX);
+    whole.count() * GROUP + 2
 }
 
-impl Given {
-    /// The bytes that differ, and each single byte between two of them. `some` has the groups in
-    /// which bytes differ.
-    fn of(mut mask: Mask, some: Groups) -> Given {
-        let (mut all, mut left) = (0, some);
+/// The positions in a page at which the runs of given bytes begin and end, by turns. Groups without
+/// such a position are passed over at once: reading the mask of an unchanged page word by word would
+/// cost as much as making it.
+struct Edges {
+    /// A set bit for each position.
+    words: Mask,
+    /// The groups with a set bit, but those that were begun.
+    groups: Groups,
+    /// The group that was begun, and its bits that are left.
+    group: usize,
+    word: u64,
+}
+
+impl Edges {
+    /// Given are the bytes of `mask`, and each single byte between two of them. `some` has the
+    /// groups in which `mask` has a bit.
+    fn of(mut mask: Mask, some: Groups) -> Edges {
+        let (mut words, mut groups) = ([0; GROUPS], 0);
+        // A run may end at the beginning of a group without a bit.
+        let mut left = some | some << 1;
         while left != 0 {
             let group = left.trailing_zeros() as usize;
             left &= left - 1;
+            // The group before has been dealt with. What was set in its last bit just now changes
+            // nothing here: it was set because the first bit of this group is.
+            let before = group.checked_sub(1).map_or(0, |last| mask[last] >> 63);
             let word = mask[group];
-            if word != u64::MAX {
-                // A single clear bit has a set neighbour in its own group, so groups without one
-                // need no look. The last bit of the group before may have been set just now, but
-                // only when the first bit of this one is set, and then nothing asks for it.
-                let before = group.checked_sub(1).map_or(0, |last| mask[last] >> 63);
-                let after = mask.get(group + 1).map_or(0, |next| next << 63);
-                mask[group] |= (word << 1 | before) & (word >> 1 | after);
+            if word == u64::MAX && before == 1 {
+                // A run goes on.
+                continue;
             }
-            all |= Groups::from(mask[group] == u64::MAX) << group;
+            let after = mask.get(group + 1).map_or(0, |next| next << 63);
+            let given = word | (word << 1 | before) & (word >> 1 | after);
+            mask[group] = given;
+            words[group] = given ^ (given << 1 | before);
+            groups |= Groups::from(words[group] != 0) << group;
         }
-        Given { mask, some, all }
-    }
-
-    /// The first byte at `from` or later that is given, or [`PAGE`].
-    #[inline]
-    fn next(&self, from: usize) -> usize {
-        self.first(from, 0, self.some)
-    }
-
-    /// The first byte at `from` or later that is not given, or [`PAGE`].
-    #[inline]
-    fn end(&self, from: usize) -> usize {
-        self.first(from, u64::MAX, !self.all)
-    }
-
-    /// The first bit at `from` or later that differs from those of `flip`, which is all zeros or all
-    /// ones. `groups` has the groups with such a bit.
-    #[inline]
-    fn first(&self, from: usize, flip: u64, groups: Groups) -> usize {
-        let group = from / GROUP;
-        let Some(word) = self.mask.get(group) else {
-            return PAGE;
-        };
-        let here = (word ^ flip) & (u64::MAX << (from % GROUP));
-        if here != 0 {
-            return group * GROUP + here.trailing_zeros() as usize;
-        }
-        // Two shifts: one of 64 bits would be no shift.
-        let later = groups & (Groups::MAX << group << 1);
-        let group = later.trailing_zeros() as usize;
-        match self.mask.get(group) {
-            Some(word) => group * GROUP + (word ^ flip).trailing_zeros() as usize,
-            None => PAGE,
+        Edges {
+            words,
+            groups,
+            group: 0,
+            word: 0,
         }
     }
 }
 
-/// Writes the encoding that gives the bytes of `page` that `given` says.
-fn write(given: &Given, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
-    let (mut length, mut end) = (0, 0);
-    loop {
-        let start = given.next(end);
-        if start == PAGE {
-            return Some(length);
+impl Iterator for Edges {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        if self.word == 0 {
+            self.group = self.groups.trailing_zeros() as usize;
+            self.word = *self.words.get(self.group)?;
+            self.groups &= self.groups - 1;
         }
+        let bit = self.word.trailing_zeros() as usize;
+        self.word &= self.word - 1;
+        Some(self.group * GROUP + bit)
+    }
+}
+
+/// Writes the encoding that gives the bytes of `page` between `edges`.
+fn write(mut edges: Edges, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
+    let (mut length, mut end) = (0, 0);
+    while let Some(start) = edges.next() {
         let skipped = start - end;
-        end = given.end(start);
+        // The last run may end with the page.
+        end = edges.next().unwrap_or(PAGE);
         let bytes = end - start;
+        // Most runs are short: copying a fixed number of bytes is cheaper than copying exactly the
+        // run.
+        if skipped < 0x80 && bytes <= SHORT {
+            let from = page.get(start..start + SHORT);
+            let to = out.get_mut(length..length + 2 + SHORT);
+            if let (Some(from), Some([skip, give, to @ ..])) = (from, to) {
+                (*skip, *give) = (skipped as u8, bytes as u8);
+                to.copy_from_slice(from);
+                length += 2 + bytes;
+                continue;
+            }
+        }
         if size(skipped) + size(bytes) + bytes > out.len() - length {
             return None;
         }
         length += put(skipped, &mut out[length..]);
         length += put(bytes, &mut out[length..]);
-        // Most runs are short: copying a fixed number of bytes is cheaper than copying exactly the
-        // run.
-        match (
-            page.get(start..start + SHORT),
-            out.get_mut(length..length + SHORT),
-        ) {
-            (Some(from), Some(to)) if bytes <= SHORT => to.copy_from_slice(from),
-            _ => out[length..length + bytes].copy_from_slice(&page[start..end]),
-        }
+        out[length..length + bytes].copy_from_slice(&page[start..end]);
         length += bytes;
     }
+    Some(length)
 }
 
 const SHORT: usize = 16;
