@@ -8,5 +8,6 @@
 mod aborted;
 mod faults;
 mod kept;
+mod kvm;
 mod over;
 mod promise;
