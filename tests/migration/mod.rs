@@ -20,3 +20,4 @@ mod resolution;
 mod state;
 mod whole;
 mod zero_copy;
+mod zero_copy_stalled;

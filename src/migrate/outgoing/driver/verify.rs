@@ -6,7 +6,6 @@ use super::{no_connection, Driver};
 use crate::channel::Io;
 use crate::error::Result;
 use crate::memory::BlockId;
-use crate::migrate::control;
 use crate::migrate::outgoing::verify::{name_of, Comparer, Coverage, Found};
 use crate::vmm::EventKind;
 use crate::wire::Record;
@@ -56,7 +55,7 @@ impl Driver {
             let lanes = self.lanes.as_mut().ok_or_else(no_connection)?;
             let digest = match lanes.first().hear(&io)? {
                 Record::Digest(digest) => digest,
-                other => return Err(control::unexpected(other.record_type(), "DIGEST")),
+                other => return Err(lanes.first().unexpected(other.record_type(), "DIGEST")),
             };
             let (block, range) = coverage.take(&digest)?;
             let found = comparer.compare(block, range, &digest)?;
