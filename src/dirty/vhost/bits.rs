@@ -17,7 +17,7 @@
 //! harvest's.
 
 use super::memory::LogMemory;
-use crate::bits::summary::Bitmap;
+use crate::bits::heap::Words;
 use crate::bits::words;
 use crate::dirty::{Origin, Sink};
 use crate::error::Result;
@@ -38,26 +38,26 @@ const LINE: usize = 8;
 /// The memory of a log, and which of its bits a harvest has reported.
 pub(super) struct LogBits {
     memory: LogMemory,
-    /// Bits that were reported and are set still. `None` where each harvest clears what it reports.
-    seen: Option<Bitmap>,
+    /// `None` where each harvest clears what it reports.
+    seen: Option<Seen>,
 }
 
-/// What becomes of the bits that are reported.
-#[derive(Clone, Copy, PartialEq)]
-enum Then {
-    /// They stay set until [`LogBits::clear_seen`].
-    Stay,
-    /// They are cleared at once.
-    Clear,
+/// Bits that harvests have reported and that are set still. Plain words and no bitmap with a
+/// summary, so that a harvest of a log with many bits copies right into them.
+struct Seen {
+    words: Words,
+    /// How many bits are set.
+    count: u64,
 }
 
 impl LogBits {
     /// The bits of `memory`. With `stay` they stay set in a harvest. Where there is no memory for
     /// the account of them, harvests clear them.
     pub fn new(memory: LogMemory, stay: bool) -> LogBits {
-        let bits = memory.0.words().len().checked_mul(64).filter(|_| stay);
+        let words = || Words::zeroed(memory.0.words().len(), "reported bits of a vhost log");
+        let seen = stay.then(words).and_then(Result::ok);
         LogBits {
-            seen: bits.and_then(|bits| Bitmap::new(bits).ok()),
+            seen: seen.map(|words| Seen { words, count: 0 }),
             memory,
         }
     }
@@ -73,7 +73,7 @@ impl LogBits {
     /// Forgets what was reported: every bit that is set is reported by the next harvest as new.
     pub fn forget_seen(&mut self) {
         if let Some(seen) = &mut self.seen {
-            seen.clear_all();
+            seen.clear(0..seen.words.len());
         }
     }
 
@@ -81,45 +81,60 @@ impl LogBits {
     pub fn heap_bytes(&self) -> u64 {
         self.seen
             .as_ref()
-            .map_or(0, |seen| seen.heap_bytes() as u64)
+            .map_or(0, |seen| seen.words.heap_bytes() as u64)
     }
 
     /// Reports all bits to `sink`. Bits of pages that are RAM in none of `maps` are cleared and not
     /// reported; returns how many there were.
     pub fn harvest(&mut self, maps: &[&Map], sink: &mut dyn Sink) -> Result<u64> {
-        let then = match self.seen {
-            Some(_) => Then::Stay,
-            None => Then::Clear,
+        let LogBits { memory, seen } = self;
+        let Some(seen) = seen else {
+            return self.take_all(maps, sink);
         };
-        self.report_all(then, maps, sink)
+        let mut room = [0u64; PIECE_WORDS];
+        let (mut strays, mut bits) = (0, 0);
+        // All bits that were seen before are among those that are found now.
+        let mut known = seen.count;
+        // A piece of the log is mostly like the one before it.
+        let mut any = false;
+        let done = each_piece(memory, |at| {
+            let log = &memory.0.words()[at.clone()];
+            let seen = &mut seen.words[at.clone()];
+            if any {
+                memory.0.read(at.start, seen);
+                any = !words::is_zero(seen);
+            } else {
+                // Where no bit is found, nothing is written.
+                let copy = &mut room[..at.len()];
+                memory.0.read(at.start, copy);
+                any = !words::is_zero(copy);
+                if any {
+                    seen.copy_from_slice(copy);
+                }
+            }
+            if any {
+                // The copying used no order. A page is read after this at the earliest, and so with
+                // the write in it that its bit was set for.
+                std::sync::atomic::fence(Ordering::Acquire);
+                strays += remove_strays(seen, Some(log), at.start, maps);
+                let (origin, pages) = place(&at);
+                let found = sink.lasting_bitmap(origin, seen, pages, Pages(known));
+                known = known.saturating_sub(found);
+                bits += found;
+            }
+        });
+        // After an error the pieces that were not reached have what is left of the known bits.
+        seen.count = bits + if done.is_err() { known } else { 0 };
+        done.map(|()| strays)
     }
 
     /// [`LogBits::harvest`] that clears all bits.
     pub fn take_all(&mut self, maps: &[&Map], sink: &mut dyn Sink) -> Result<u64> {
-        self.report_all(Then::Clear, maps, sink)
-    }
-
-    fn report_all(&mut self, then: Then, maps: &[&Map], sink: &mut dyn Sink) -> Result<u64> {
-        let mut room = [0u64; PIECE_WORDS];
         let mut strays = 0;
-        let mut from = 0;
-        // Pages of the log that were never written have no memory, and need not be read. A bit set
-        // in one of them from now on belongs to the next harvest.
-        while let Some(data) = mem::seek_data(self.memory.fd(), from)? {
-            let length = self.memory.length();
-            let end = mem::seek_hole(self.memory.fd(), data)?.unwrap_or(length);
-            let end = end.min(length);
-            let mut at = (data / 8) as usize;
-            while at < (end / 8) as usize {
-                let stop = (at + PIECE_WORDS).min((end / 8) as usize);
-                strays += self.report(at..stop, &mut room, then, maps, sink);
-                at = stop;
-            }
-            if end <= from {
-                break;
-            }
-            from = end;
-        }
+        let LogBits { memory, seen } = self;
+        each_piece(memory, |at| {
+            strays += take(memory, seen.as_mut(), at, maps, sink);
+        })?;
         Ok(strays)
     }
 
@@ -133,7 +148,6 @@ impl LogBits {
     ) -> Result<u64> {
         let mut at = (pages.start / 64) as usize;
         let end = (pages.end.div_ceil(64) as usize).min(self.memory.0.words().len());
-        let mut room = [0u64; PIECE_WORDS];
         let mut strays = 0;
         while at < end {
             let Some(data) = mem::seek_data(self.memory.fd(), at as u64 * 8)? else {
@@ -142,82 +156,101 @@ impl LogBits {
             at = at.max((data / 8) as usize);
             let stop = (at + 1).next_multiple_of(PAGE_WORDS).min(end);
             if at < stop {
-                strays += self.report(at..stop, &mut room, Then::Clear, maps, sink);
+                strays += take(&self.memory, self.seen.as_mut(), at..stop, maps, sink);
             }
             at = stop;
         }
         Ok(strays)
     }
 
-    /// Reports the bits of some words of the log, as many as there is `room` for at most.
-    fn report(
-        &mut self,
-        at: Range<usize>,
-        room: &mut [u64],
-        then: Then,
-        maps: &[&Map],
-        sink: &mut dyn Sink,
-    ) -> u64 {
-        let copy = &mut room[..at.len()];
-        let log = &self.memory.0.words()[at.clone()];
-        self.memory.0.read(at.start, copy);
-        if words::is_zero(copy) {
-            return 0;
-        }
-        if then == Then::Clear {
-            // The copying has brought these words into the cache, so none of the exchanges waits
-            // for memory, which it would do one after the other.
-            for (copy, log) in copy.iter_mut().zip(log).filter(|(copy, _)| **copy != 0) {
-                // Acquires the write that the bit was set for. Releases, so that a back end that
-                // sees the bit clear and sets it again comes after this harvest.
-                *copy = log.swap(0, Ordering::AcqRel);
-            }
-        } else {
-            // The copying used no order. A page is read after this at the earliest, and so with the
-            // write in it that its bit was set for.
-            std::sync::atomic::fence(Ordering::Acquire);
-        }
-        let first = at.start * 64;
-        let pages = Pages(copy.len() as u64 * 64);
-        let origin = Origin::Guest(GuestAddress(first as u64 * PAGE_SIZE));
-        let set = (then == Then::Stay).then_some(log);
-        let strays = remove_strays(copy, set, first as u64, maps);
-        match (&mut self.seen, then) {
-            (Some(seen), Then::Stay) => {
-                let bits = seen.merge_words_counted(first, copy, copy.len() * 64);
-                sink.lasting_bitmap(origin, copy, pages, Pages(bits.again));
-            }
-            (seen, _) => {
-                if let Some(seen) = seen {
-                    seen.clear_range(first, copy.len() * 64);
-                }
-                sink.bitmap(origin, copy, pages);
-            }
-        }
-        strays
-    }
-
     /// Clears the bits of these pages that a harvest has reported, by whole words. Returns how many
     /// it cleared.
     pub fn clear_seen(&mut self, pages: Range<u64>) -> u64 {
-        let Some(seen) = self.seen.as_mut().filter(|seen| !seen.is_empty()) else {
+        let Some(seen) = self.seen.as_mut().filter(|seen| seen.count > 0) else {
             return 0;
         };
         let log = self.memory.0.words();
-        let first = (pages.start / 64) as usize;
         let end = (pages.end.div_ceil(64) as usize).min(log.len());
-        let mut at = first;
-        while let Some(bit) = seen.next_set_before(at * 64, end * 64) {
-            at = bit / 64;
-            let stop = (at + 1).next_multiple_of(PAGE_WORDS).min(end);
-            clear(&log[at..stop], &seen.words()[at..stop]);
+        let (mut at, mut bits) = ((pages.start / 64) as usize, 0);
+        while let Some(first) = words::find_nonzero(&seen.words[..end], at) {
+            let stop = (first + 1).next_multiple_of(PAGE_WORDS).min(end);
+            clear(&log[first..stop], &seen.words[first..stop]);
+            bits += seen.clear(first..stop);
             at = stop;
         }
-        match first < end {
-            true => seen.clear_range(first * 64, (end - first) * 64),
-            false => 0,
-        }
+        bits
     }
+}
+
+impl Seen {
+    /// Forgets the bits of some words. Returns how many there were.
+    fn clear(&mut self, at: Range<usize>) -> u64 {
+        let words = &mut self.words[at];
+        let bits = words::count(words);
+        if bits > 0 {
+            words.fill(0);
+        }
+        self.count = self.count.saturating_sub(bits);
+        bits
+    }
+}
+
+/// Calls `f` with the words of each piece of a log that may have a bit.
+fn each_piece(memory: &LogMemory, mut f: impl FnMut(Range<usize>)) -> Result<()> {
+    let mut from = 0;
+    // Pages of the log that were never written have no memory, and need not be read. A bit set in
+    // one of them from now on belongs to the next harvest.
+    while let Some(data) = mem::seek_data(memory.fd(), from)? {
+        let end = mem::seek_hole(memory.fd(), data)?;
+        let end = end.unwrap_or(u64::MAX).min(memory.length());
+        let words = (data / 8) as usize..(end / 8) as usize;
+        for at in words.clone().step_by(PIECE_WORDS) {
+            f(at..(at + PIECE_WORDS).min(words.end));
+        }
+        if end <= from {
+            break;
+        }
+        from = end;
+    }
+    Ok(())
+}
+
+/// The pages that the bits of some words of a log stand for.
+fn place(at: &Range<usize>) -> (Origin, Pages) {
+    let first = GuestAddress(at.start as u64 * 64 * PAGE_SIZE);
+    (Origin::Guest(first), Pages(at.len() as u64 * 64))
+}
+
+/// Reports and clears the bits of some words of a log, at most [`PIECE_WORDS`]. Returns how many
+/// were strays.
+fn take(
+    memory: &LogMemory,
+    seen: Option<&mut Seen>,
+    at: Range<usize>,
+    maps: &[&Map],
+    sink: &mut dyn Sink,
+) -> u64 {
+    let mut room = [0u64; PIECE_WORDS];
+    let copy = &mut room[..at.len()];
+    memory.0.read(at.start, copy);
+    if words::is_zero(copy) {
+        return 0;
+    }
+    // The copying has brought these words into the cache, so none of the exchanges waits for
+    // memory, which it would do one after the other.
+    let log = &memory.0.words()[at.clone()];
+    for (copy, log) in copy.iter_mut().zip(log).filter(|(copy, _)| **copy != 0) {
+        // Acquires the write that the bit was set for. Releases, so that a back end that sees the
+        // bit clear and sets it again comes after this harvest.
+        *copy = log.swap(0, Ordering::AcqRel);
+    }
+    if let Some(seen) = seen {
+        seen.clear(at.clone());
+    }
+    let strays = remove_strays(copy, None, at.start, maps);
+    let (origin, pages) = place(&at);
+    sink.bitmap(origin, copy, pages);
+    strays
 }
 
 /// Clears the bits of `seen` in the log.
@@ -238,10 +271,10 @@ fn clear(log: &[AtomicU64], seen: &[u64]) {
 }
 
 /// Removes the bits of pages that are RAM in none of `maps` from `copy`, and from the log that it is
-/// a copy of if they are `set` there still. Returns how many there were. `first` is the page of the
-/// first bit.
-fn remove_strays(copy: &mut [u64], set: Option<&[AtomicU64]>, first: u64, maps: &[&Map]) -> u64 {
-    let from = GuestAddress(first * PAGE_SIZE);
+/// a copy of if they are `set` there still. Returns how many there were. `first` is the first
+/// copied word of the log.
+fn remove_strays(copy: &mut [u64], set: Option<&[AtomicU64]>, first: usize, maps: &[&Map]) -> u64 {
+    let from = GuestAddress(first as u64 * 64 * PAGE_SIZE);
     let pages = Pages(copy.len() as u64 * 64);
     let ram_in = |map: &Map| {
         let parts = map.block_parts(from, pages);
