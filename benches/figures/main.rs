@@ -37,7 +37,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 15] = [
+const PARTS: [Part; 16] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
