@@ -353,17 +353,17 @@ impl Stats {
     /// The parts of the downtime as they were.
     fn parts(&self) -> Parts {
         let known = |part: Option<Duration>| part.unwrap_or_default();
-        let mut parts = Parts::default();
-        parts.pause = known(self.pause);
-        parts.sync = known(self.last_sync);
-        parts.save = known(self.save);
-        parts.memory = known(self.memory);
-        parts.state = known(self.state_sent);
-        parts.load = known(self.load);
-        parts.round_trips = known(self.round_trips);
-        parts.release = known(self.release);
-        parts.run = known(self.run);
-        parts
+        Parts {
+            pause: known(self.pause),
+            sync: known(self.last_sync),
+            save: known(self.save),
+            memory: known(self.memory),
+            state: known(self.state_sent),
+            load: known(self.load),
+            round_trips: known(self.round_trips),
+            release: known(self.release),
+            run: known(self.run),
+        }
     }
 
     /// Which parts of the downtime took longer than promised, the worst first, at most three.
