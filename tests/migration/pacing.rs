@@ -1,9 +1,10 @@
 //! The cap on the bandwidth, over a real connection. Its other end counts the bytes that the kernel
 //! has taken from the source.
 
+use crate::support::deciders::Never;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
-use crate::support::sides::{incoming, outgoing};
+use crate::support::sides::{incoming, outgoing, socketpair};
 use crate::support::time::LONG;
 use brant::error::Kind;
 use brant::migrate::{
@@ -195,4 +196,38 @@ fn a_cap_of_the_switchover_holds_from_the_pause_on_and_is_in_what_is_expected() 
     // The bandwidth in the figures is the link's, not the cap.
     assert_ne!(stats.bandwidth, Some(CAP));
     drop(counting.samples());
+}
+
+#[test]
+fn with_several_channels_a_cap_is_not_taken_for_the_link() {
+    const CAP: u64 = 4 << 20;
+    let pair = Pair::new(&[ram("ram", 48 << 10)]);
+    pair.source.fill(1);
+    let params = Params {
+        max_bandwidth: Some(CAP),
+        channels: 8,
+        ..Params::default()
+    };
+    let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
+    let (near, far) = (0..params.channels).map(|_| socketpair()).unzip();
+    inc.start(AcceptFrom::ConnectedAll(far)).unwrap();
+    out.start_with(ConnectTo::ConnectedAll(near), Box::new(Never))
+        .unwrap();
+    // The sockets carry some hundred megabytes a second. On a busy machine that shows when the
+    // threads get their processors.
+    let (begun, mut most) = (Instant::now(), 0);
+    while most < 8 * CAP {
+        most = most.max(out.stats().bandwidth.unwrap_or(0));
+        assert!(
+            begun.elapsed() < LONG,
+            "at most {most} of {:?}",
+            out.stats()
+        );
+        assert!(out.stats().error.is_none(), "{:?}", out.wait(None));
+        let _ = out.wait(Some(Duration::from_millis(5)));
+    }
+    println!("{most} bytes a second after {:?}", begun.elapsed());
+    out.cancel().unwrap();
+    assert!(inc.wait(Some(LONG)).is_err());
+    pair.assert_runs_on("capped");
 }
