@@ -105,7 +105,7 @@ pub fn forecast<D: Decider + Clone>(
     policies: Option<&Policies>,
     speed: f64,
 ) -> Forecast {
-    let (mut decider, mut policies) = (decider.clone(), policies.cloned());
+    let (mut decider, mut policies) = (decider.clone(), policies.map(Policies::lumped));
     let mut facts = outlook.facts;
     let total = facts.total.0 as f64 / 4096.0;
     let carried = |rate: &f64| rate.is_finite() && *rate > 0.0;
@@ -125,7 +125,7 @@ pub fn forecast<D: Decider + Clone>(
     };
     let free: Vec<Pool> = outlook.working_set.pools(total);
     // The throttle that the pools were seen under.
-    let mut throttle = policies.as_ref().map_or(0, Policies::throttle);
+    let throttle = policies.as_ref().map_or(0, Policies::throttle);
     let seen_at = 1.0 - f64::from(throttle) / 100.0;
     let slowed = |speed: f64| -> Vec<Pool> {
         let slower = |pool: &Pool| Pool {
@@ -193,14 +193,17 @@ pub fn forecast<D: Decider + Clone>(
         forecast.downtime = expected;
         let mut next = decider.decide(&facts).next;
         if let Some(policies) = &mut policies {
-            // Without rates of vCPUs there are no limits of vCPUs, so there is nothing to allocate.
-            if let Ok(steer) = policies.steer(&facts, &next, &[], 0.0) {
+            // A dirty limit is tried out on one vCPU that writes for all.
+            let writes = wrote / time.max(1e-6);
+            if let Ok(steer) = policies.steer(&facts, &next, &[writes], 0.0) {
                 next = steer.next;
-                if steer.throttle != throttle {
-                    throttle = steer.throttle;
-                    let factor = (1.0 - f64::from(throttle) / 100.0) / seen_at.max(0.01);
-                    pools = slowed(speed * factor);
-                }
+                let unlimited: f64 = free.iter().map(|pool| pool.rate).sum::<f64>() * speed;
+                let limited = match policies.limits().next().flatten() {
+                    Some(limit) => (limit / unlimited.max(1.0)).min(1.0),
+                    None => 1.0,
+                };
+                let factor = (1.0 - f64::from(steer.throttle) / 100.0) / seen_at.max(0.01);
+                pools = slowed(speed * factor.min(limited));
             }
         }
         match next {

@@ -189,6 +189,14 @@ impl Policies {
         }
     }
 
+    /// The same policies for a guest with one vCPU that writes for all.
+    pub(super) fn lumped(&self) -> Self {
+        Policies {
+            limits: DirtyLimit::default(),
+            ..self.clone()
+        }
+    }
+
     /// The dirty limit of each vCPU in pages a second; `None`: not limited. Empty before the first
     /// limits.
     pub fn limits(&self) -> impl Iterator<Item = Option<f64>> + '_ {

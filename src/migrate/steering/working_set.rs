@@ -65,7 +65,9 @@ impl WorkingSet {
         // Bursts make single measurements differ, so a point moves halfway to the new one.
         let near = |at: &f64| (at / window).max(window / at) < SAME;
         let old = self.points.iter().find(|(at, _)| near(at));
-        let pages = old.map_or(pages, |(at, old)| (pages + old * (window / at)) / 2.0);
+        let pages = old.map_or(pages, |(at, old)| {
+            (pages + old * (window / at).sqrt()) / 2.0
+        });
         self.points.retain(|(at, _)| !near(at));
         for (at, old) in &mut self.points {
             let straight = pages * *at / window;
@@ -77,6 +79,15 @@ impl WorkingSet {
         if self.points.len() > POINTS {
             // The curve is longest known at its ends.
             self.points.remove(if place > 1 { 1 } else { POINTS - 1 });
+        }
+    }
+
+    /// The guest's speed has changed to `factor` times what it was, by a throttle. A guest at half
+    /// its speed takes twice the time for the same pages. A factor that is no positive number is
+    /// ignored.
+    pub fn change_speed(&mut self, factor: f64) {
+        if factor.is_finite() && factor > 0.0 {
+            self.points.iter_mut().for_each(|(at, _)| *at /= factor);
         }
     }
 
@@ -129,6 +140,39 @@ impl WorkingSet {
     }
 }
 
+/// Makes points of the curve of what syncs find while the first pass still walks.
+///
+/// A page can only be seen being written from when it was sent. After half a minute of the pass, the
+/// pages sent so far have been visible for 0 to 30 s, so the share that was written is an average of
+/// the curve over these times. Two such averages tell the curve between them.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct FirstPass {
+    /// Seconds since the pass began, and the time times the average.
+    before: (f64, f64),
+}
+
+/// The second of two averages comes this many times as late as the first.
+const APART: f64 = 1.5;
+
+impl FirstPass {
+    /// Records that `passed` after the pass began, a share of `walked` of its pages was sent, and
+    /// that `found` of these have been written again.
+    pub fn found(&mut self, curve: &mut WorkingSet, passed: Duration, walked: f64, found: f64) {
+        let time = passed.as_secs_f64();
+        let (before, area_before) = self.before;
+        if time <= before * APART || walked <= 0.0 || !found.is_finite() {
+            return;
+        }
+        let area = time * found / walked;
+        let pages = (area - area_before) / (time - before);
+        curve.observe(
+            Duration::try_from_secs_f64((before + time) / 2.0).unwrap_or(Duration::MAX),
+            pages.max(found),
+        );
+        self.before = (time, area);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +214,51 @@ mod tests {
         curve.observe(Duration::from_secs(4), 1e6);
         assert!(curve.distinct(8.0) >= 1e6);
         assert!(curve.distinct(1.0) >= 250e3 - 1.0);
+    }
+
+    #[test]
+    fn a_guest_at_half_its_speed_takes_twice_the_time() {
+        let mut curve = curve(&[(1.0, 10e3), (4.0, 20e3)]);
+        let before = curve.distinct(3.0);
+        curve.change_speed(0.5);
+        assert!((curve.distinct(6.0) - before).abs() < 1.0);
+        let slowed = curve.clone();
+        for nonsense in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            curve.change_speed(nonsense);
+        }
+        assert_eq!(curve, slowed);
+    }
+
+    #[test]
+    fn syncs_of_the_first_pass_show_a_working_set_before_the_pass_ends() {
+        // 1,000 pages a second, 10,000 in all; the pass takes 100 s.
+        let (mut curve, mut first) = (WorkingSet::default(), FirstPass::default());
+        let pool = Pool {
+            pages: 10e3,
+            rate: 1e3,
+        };
+        for second in 1..=60u32 {
+            let time = f64::from(second);
+            let steps = 1000;
+            let average: f64 = (0..steps)
+                .map(|i| pool.distinct(time * (f64::from(i) + 0.5) / f64::from(steps)))
+                .sum::<f64>()
+                / f64::from(steps);
+            let walked = time / 100.0;
+            first.found(
+                &mut curve,
+                Duration::from_secs(second.into()),
+                walked,
+                average * walked,
+            );
+        }
+        for seconds in [3.0, 8.0, 20.0, 100.0] {
+            let (is, seen) = (pool.distinct(seconds), curve.distinct(seconds));
+            assert!(
+                (seen / is - 1.0).abs() < 0.15,
+                "{seconds} s: {seen}, not {is}"
+            );
+        }
     }
 
     #[test]
