@@ -3,14 +3,15 @@
 
 use crate::support::deciders::Scripted;
 use crate::support::guest::{lost, Guest};
-use crate::support::memory::{ram, shared, PAGE};
+use crate::support::memory::{ram, shared, Ram, PAGE};
 use crate::support::pair::Pair;
+use crate::support::random::Random;
 use crate::support::relay::{Proxy, Verdict};
 use crate::support::sides::{incoming, outgoing, socketpair, start};
 use crate::support::time::{LONG, MS};
 use brant::error::Kind;
 use brant::migrate::steering::{Facts, Moment, Next};
-use brant::migrate::{AcceptFrom, ConnectTo, Decider, PageChecksums, Params, Stats};
+use brant::migrate::{AcceptFrom, Compression, ConnectTo, Decider, PageChecksums, Params, Stats};
 use brant::units::{Bytes, Pages};
 use brant::wire::{decode_delta, encode_delta, Delta, Header, Record, RecordType, FEATURE_DELTA};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -230,4 +231,62 @@ fn pages_that_became_zero_are_not_encoded_against_what_they_were_before() {
     };
     let stats = migrated(&pair, &params, 24, "pages that become zero");
     assert!(stats.delta_pages > 0 && stats.zero_pages > 600);
+}
+
+/// The destination's block has the contents of the source's old one, and the cache has versions of
+/// its pages. Neither says anything of the new block.
+#[test]
+fn a_block_that_goes_and_comes_again_under_its_name_has_no_deltas_of_what_it_was() {
+    for (channels, compression) in [(1, Compression::Off), (2, Compression::Always)] {
+        let what = format!("{channels} channels, {compression:?}");
+        let pair = Pair::new(&[ram("ram", 300), ram("dimm", 700)]);
+        pair.source.fill(1);
+        pair.destination.fill(2);
+        let source = Arc::downgrade(&pair.source);
+        let script = Scripted(move |facts: &Facts| {
+            if facts.moment != Moment::Synced {
+                return Next::GoOn;
+            }
+            let source = source.upgrade().unwrap();
+            match facts.pass {
+                4 => source.remove("dimm"),
+                5 => {
+                    // Every other page is another one, the rest is zero.
+                    let new = Ram::new(&ram("dimm", 700));
+                    let mut random = Random(3);
+                    (0..700)
+                        .step_by(2)
+                        .for_each(|page| new.fill(page, &mut random));
+                    source.add(new);
+                }
+                10.. => return Next::SwitchOver { expected: MS },
+                pass => {
+                    for page in 0..200 {
+                        let offset = page * 3 * PAGE + 8 * pass as usize;
+                        source.poke("dimm", offset, u64::from(pass));
+                    }
+                }
+            }
+            Next::GoOn
+        });
+        let params = Params {
+            channels,
+            compression,
+            delta_cache_bytes: Some(16 << 20),
+            ..Params::default()
+        };
+        let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..channels).map(|_| socketpair()).unzip();
+        inc.start(AcceptFrom::ConnectedAll(theirs)).unwrap();
+        out.start_with(ConnectTo::ConnectedAll(ours), Box::new(script))
+            .unwrap();
+        for end in [out.wait(Some(LONG)), inc.wait(Some(LONG))] {
+            end.unwrap_or_else(|e| panic!("{what}: {e}"));
+        }
+        pair.assert_sound(&what);
+        assert_eq!(pair.world.who(), (false, true), "{what}");
+        // Two passes of each block had deltas.
+        let deltas = out.stats().delta_pages;
+        assert!(deltas >= 200 * 3, "{what}: {deltas}");
+    }
 }
