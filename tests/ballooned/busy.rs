@@ -3,10 +3,11 @@
 
 use super::machine::{address, specs, touched, Machine};
 use crate::support::deciders::until;
+use crate::support::random::Random;
 use crate::support::sides::{quick, socketpair};
 use crate::support::time::LONG;
 use brant::error::Kind;
-use brant::migrate::{AcceptFrom, ConnectTo, Incoming, Outgoing, Params};
+use brant::migrate::{AcceptFrom, Compression, ConnectTo, Incoming, Outgoing, Params};
 use brant::units::PAGE_SIZE;
 use brant::vmm::{EventKind, Vmm};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -67,6 +68,18 @@ fn end(machine: &Machine, threads: Vec<std::thread::JoinHandle<()>>) {
     }
 }
 
+/// The guest writes a word to each of its hot pages that is not in the balloon.
+fn hot(machine: &Machine) {
+    let running = machine.running.read().unwrap();
+    let mut knows = machine.knows.lock().unwrap();
+    let mut random = Random(knows.hints.len() as u64);
+    for page in (0..300).filter(|_| *running) {
+        if !knows.balloon.contains(&(0, page)) {
+            machine.write(&mut knows, &mut random, 0, page);
+        }
+    }
+}
+
 /// Migrates `from` to a new machine, after some passes.
 fn moves(from: &Arc<Machine>, params: &Params) -> (Arc<Machine>, Arc<Outgoing>, Incoming) {
     let to = Machine::new(&specs());
@@ -74,8 +87,11 @@ fn moves(from: &Arc<Machine>, params: &Params) -> (Arc<Machine>, Arc<Outgoing>, 
     to.guest.fill(77);
     let told = Arc::new(AtomicBool::new(false));
     let passes = AtomicU64::new(0);
-    let tell = Arc::clone(&told);
+    let (tell, writes) = (Arc::clone(&told), Arc::clone(from));
     *from.event.lock().unwrap() = Some(Box::new(move |event| {
+        if event.kind == EventKind::Pass {
+            hot(&writes);
+        }
         if event.kind == EventKind::Pass && passes.fetch_add(1, Ordering::SeqCst) == 4 {
             tell.store(true, Ordering::SeqCst);
         }
@@ -127,6 +143,32 @@ fn a_guest_that_gives_back_takes_back_and_hints_while_it_moves_arrives_whole() {
     assert!(ballooned > 6 * 1500, "{ballooned} pages ballooned");
     assert!(hinted > 0, "no hint was ever used");
     assert!(again > 0);
+}
+
+/// A page that leaves the balloon, or that was free, has no version that a delta could change.
+#[test]
+fn pages_that_come_and_go_arrive_whole_where_others_go_as_deltas_and_frames() {
+    let (mut deltas, mut ballooned, mut hinted) = (0, 0, 0);
+    for seed in 11..=14 {
+        let what = format!("seed {seed}, with deltas and frames");
+        let params = Params {
+            delta_cache_bytes: Some(16 << 20),
+            compression: [Compression::Always, Compression::Off][seed as usize % 2],
+            ..quick()
+        };
+        let (from, threads) = busy(seed, seed > 11);
+        let (to, out, _inc) = moves(&from, &params);
+        assert_arrived(&from, &to, &what);
+        end(&from, threads);
+        let stats = out.stats();
+        assert_eq!(stats.compressed_pages > 0, seed % 2 == 0, "{what}");
+        deltas += stats.delta_pages;
+        ballooned += stats.ballooned_pages;
+        hinted += stats.hinted_pages;
+    }
+    assert!(deltas > 300, "{deltas} deltas");
+    assert!(ballooned > 4 * 1500, "{ballooned} pages ballooned");
+    assert!(hinted > 0, "no hint was ever used");
 }
 
 #[test]
