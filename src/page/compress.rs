@@ -166,6 +166,41 @@ mod tests {
         refused(&bomb, 4096);
     }
 
+    /// The codec could want the window's memory before it reads a byte of the contents.
+    #[test]
+    fn a_frame_that_wants_a_giant_window_gets_no_memory_for_it() {
+        // A page of one repeated byte. The window is 1 KiB, doubled as often as the descriptor's upper
+        // five bits say.
+        let frame = |window: u8| {
+            let block = (4096u32 << 3 | 1 << 1 | 1).to_le_bytes();
+            [&[0x28, 0xb5, 0x2f, 0xfd, 0, window], &block[..3], &[7]].concat()
+        };
+        let mut decompressor = Decompressor::new().unwrap();
+        for exponent in 0..=21 {
+            let mut contents = [0; 4096];
+            let frame = frame(exponent << 3);
+            decompressor.decompress(&frame, &mut contents).unwrap();
+            assert_eq!(contents, [7; 4096]);
+        }
+        let bytes = decompressor.0.sizeof();
+        assert!(bytes < 256 << 10, "{bytes} bytes for 2 GiB of window");
+        refused(&frame(0xff), 4096);
+    }
+
+    #[test]
+    fn a_compressor_takes_as_much_memory_as_its_documentation_says() {
+        let contents = text(64 * 4096);
+        for (level, most) in [(1, 2 << 20), (3, 4 << 20), (9, 16 << 20), (19, 64 << 20)] {
+            let mut compressor = Compressor::new(level).unwrap();
+            compressor
+                .compress(&contents, &mut vec![0; contents.len()])
+                .unwrap();
+            let bytes = compressor.0.sizeof();
+            println!("level {level}: {bytes} bytes");
+            assert!(bytes < most, "level {level}: {bytes}");
+        }
+    }
+
     #[test]
     fn two_frames_an_empty_one_and_what_is_none_are_refused() {
         let frame = packed(&text(4096), 1);
