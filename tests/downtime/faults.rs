@@ -1,5 +1,5 @@
-//! Downtimes that were seen, each far beyond its limit and its promise. Every test here failed before
-//! the downtime was counted part by part.
+//! Downtimes that were seen, each far beyond its limit and its promise, and the migration that made
+//! passes without end.
 
 use super::over::migrate;
 use crate::support::link::{Link, Way};
