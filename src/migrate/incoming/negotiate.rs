@@ -90,7 +90,10 @@ pub(super) fn hellos(lanes: &mut [Receiver], waits: &Waits<'_>, limit: Limit) ->
             let hello = heard(lane, waits, limit, count)?;
             let admitted = match &mut session {
                 Some(session) => session.admit(&hello),
-                None => Ok(session = Some(Session::new(hello.clone()))),
+                None => {
+                    session = Some(Session::new(hello.clone()));
+                    Ok(())
+                }
             };
             lane.named(admitted)?;
             receiver.channel = hello.channel;

@@ -357,7 +357,7 @@ impl Lanes {
         loop {
             news.lower();
             self.check()?;
-            if !self.working().any(|worker| awaited(worker)) {
+            if !self.working().any(&awaited) {
                 return Ok(());
             }
             let stop = self.shared.failure.stop();
