@@ -1,6 +1,6 @@
 //! How long a vCPU waits that has written more pages than its limit allows. Pure.
 //!
-//! Example: a vCPU may write 1,000 pages a second, and its ring has just given back 64 pages that it
+//! Example: a vCPU may write 1,000 pages a second, and its ring has just reported 64 pages that it
 //! wrote in 4 ms. It is 60 pages ahead of its limit, so it has to wait 60 ms. It waits in slices of
 //! at most [`SLICE_MAX`], and between two of them its thread looks whether the VMM wants to pause
 //! it. So whatever the limit, a pause is never later than one slice.
@@ -35,7 +35,7 @@ impl Slices {
         }
     }
 
-    /// Records that the vCPU's ring gave back `pages`.
+    /// Records that the vCPU's ring reported `pages`.
     pub fn wrote(&mut self, now: Duration, pages: u64) {
         self.advance(now);
         if self.limit.is_some() {
