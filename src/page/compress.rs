@@ -12,8 +12,8 @@ pub const LEVEL_MIN: i32 = 1;
 /// The highest compression level.
 pub const LEVEL_MAX: i32 = 19;
 
-/// The compressor's state, kept from frame to frame: 1 MiB or so at the lowest level, some tens of
-/// MiB at the highest.
+/// The compressor's state, kept from frame to frame: for contents of 256 KiB, 0.6 MiB at the lowest
+/// level and 5.5 MiB at the highest.
 pub struct Compressor(CCtx<'static>);
 
 impl fmt::Debug for Compressor {
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn a_compressor_takes_as_much_memory_as_its_documentation_says() {
         let contents = text(64 * 4096);
-        for (level, most) in [(1, 2 << 20), (3, 4 << 20), (9, 16 << 20), (19, 64 << 20)] {
+        for (level, most) in [(1, 600 << 10), (19, 5700 << 10)] {
             let mut compressor = Compressor::new(level).unwrap();
             compressor
                 .compress(&contents, &mut vec![0; contents.len()])
