@@ -119,10 +119,12 @@ impl Proxy {
                             return cut(&from, &to);
                         }
                         Verdict::CutAfter => {
-                            let _ = to.write_all(&bytes);
-                            // Both directions end. Bytes on their way still arrive.
-                            let _ = to.shutdown(Shutdown::Write);
+                            // First the way back: on a busy machine the answer could pass before
+                            // this thread runs again.
                             let _ = from.shutdown(Shutdown::Both);
+                            // Bytes on their way still arrive.
+                            let _ = to.write_all(&bytes);
+                            let _ = to.shutdown(Shutdown::Write);
                             return;
                         }
                     };
