@@ -80,7 +80,7 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
             header.check_run(Pages(u64::MAX))?;
         }
         let packed = match kind {
-            RecordType::Compressed => Some((u64::from(header.count), &payload[..])),
+            RecordType::Compressed => Some((u64::from(header.count), payload)),
             RecordType::CompressedList => {
                 let (list, packed) = payload.split_at(list_len(header.count));
                 Some((listed_pages(list), packed))

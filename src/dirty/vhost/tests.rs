@@ -5,7 +5,6 @@ mod shared;
 mod staying;
 
 use super::*;
-use crate::bits::words;
 use crate::dirty::consumer::Consumer;
 use crate::dirty::testing::{sync_all, take_all, Guest};
 use crate::dirty::tracker::StartWith;
@@ -708,82 +707,12 @@ proptest! {
     }
 }
 
-/// Prints figures, and alternates the contenders.
-#[test]
-#[ignore = "measures"]
-fn a_harvest_reads_a_log_once_and_leaves_the_atomic_operations_to_the_takes() {
-    use std::time::{Duration, Instant};
-    let pages = (256u64 << 30) / PAGE_SIZE;
-    let guest = Guest::new(1 << 26);
-    guest.block("ram", pages);
-    guest.slot("ram", 0, pages, 0).unwrap();
-    let map = guest.memory.map();
-    let plain = vec![1u64; pages as usize / 64];
-    let logs = [true, false].map(|stay| {
-        let log = LogBits::new(LogMemory::new(pages * PAGE_SIZE).unwrap(), stay);
-        let mapped = Mapped::of(log.memory());
-        // Each word has been written, so no part of the log is a hole.
-        (0..pages).step_by(64).for_each(|page| {
-            mapped.set(page);
-        });
-        (log, mapped)
-    });
-    let mut logs = logs;
-    let mut random = 1u64;
-    for step in [0, 100_000, 10_000, 1000, 100, 10] {
-        let mut best = [Duration::MAX; 4];
-        for _ in 0..8 {
-            for (stay, (log, mapped)) in logs.iter_mut().enumerate() {
-                let mut page = 0;
-                while step > 0 {
-                    random ^= random << 13;
-                    random ^= random >> 7;
-                    random ^= random << 17;
-                    page += 1 + (random >> 32) % (2 * step);
-                    if page >= pages {
-                        break;
-                    }
-                    mapped.set(page);
-                }
-                let mut time = |which: usize, work: &mut dyn FnMut()| {
-                    let begun = Instant::now();
-                    work();
-                    best[which] = best[which].min(begun.elapsed());
-                };
-                if stay == 0 {
-                    time(0, &mut || {
-                        log.harvest(&[&map], &mut Nothing).unwrap();
-                    });
-                    time(1, &mut || {
-                        log.clear_seen(0..pages);
-                    });
-                } else {
-                    time(2, &mut || {
-                        log.harvest(&[&map], &mut Nothing).unwrap();
-                    });
-                }
-                time(3, &mut || {
-                    std::hint::black_box(words::count(&plain));
-                });
-            }
-        }
-        println!(
-            "8 MiB of log, one page in {step} dirty: harvest {:?} and clear {:?}; a harvest that \
-             clears {:?}; a plain read {:?}",
-            best[0], best[1], best[2], best[3]
-        );
-    }
-}
-
 /// A sink that drops everything.
 struct Nothing;
 
 impl Sink for Nothing {
-    fn bitmap(&mut self, _: Origin, words: &[u64], _: Pages) {
-        std::hint::black_box(words);
-    }
-    fn lasting_bitmap(&mut self, _: Origin, words: &[u64], _: Pages, _: Pages) -> u64 {
-        std::hint::black_box(words);
+    fn bitmap(&mut self, _: Origin, _: &[u64], _: Pages) {}
+    fn lasting_bitmap(&mut self, _: Origin, _: &[u64], _: Pages, _: Pages) -> u64 {
         0
     }
     fn list(&mut self, _: Origin, _: &[u64]) {}

@@ -193,7 +193,9 @@ mod tests {
 
     #[test]
     fn only_those_that_dirty_are_slowed_and_they_share_evenly() {
-        let table: [(f64, &[f64], &[Option<f64>]); 6] = [
+        /// What is allowed, the rates of the vCPUs, and their limits.
+        type Row<'a> = (f64, &'a [f64], &'a [Option<f64>]);
+        let table: [Row<'_>; 6] = [
             (4000.0, &[0.0, 1000.0, 9000.0], &[None, None, Some(3000.0)]),
             (4000.0, &[9000.0, 9000.0], &[Some(2000.0), Some(2000.0)]),
             (

@@ -393,21 +393,22 @@ mod tests {
     /// After the `number`th pass, which sent `sent` MB and left `left` MB, on a link of 100 MB/s, at
     /// `elapsed` seconds. The guest dirties 150 MB/s.
     fn after(number: u32, sent: u64, left: u64, elapsed: u64) -> Facts {
-        let mut facts = Facts::default();
-        facts.pass = number;
-        facts.elapsed = secs(elapsed);
-        facts.total = Bytes(10_000_000_000);
-        facts.remaining = Bytes(left * 1_000_000);
-        facts.bandwidth = Some(100e6);
-        facts.dirty_rate = Some(150e6 / 4096.0);
         let pages = Bytes(sent * 1_000_000).pages_down();
-        facts.last_pass = Some(PassFacts {
-            number,
-            pages,
-            data: pages,
-            time: Duration::from_millis(sent * 10),
-        });
-        facts
+        Facts {
+            pass: number,
+            elapsed: secs(elapsed),
+            total: Bytes(10_000_000_000),
+            remaining: Bytes(left * 1_000_000),
+            bandwidth: Some(100e6),
+            dirty_rate: Some(150e6 / 4096.0),
+            last_pass: Some(PassFacts {
+                number,
+                pages,
+                data: pages,
+                time: Duration::from_millis(sent * 10),
+            }),
+            ..Facts::default()
+        }
     }
 
     fn steer(policies: &mut Policies, facts: &Facts) -> Steer {
