@@ -20,6 +20,7 @@ mod limits;
 mod link;
 mod migration;
 mod proven;
+mod simulate;
 mod standstill;
 mod unreadable;
 mod userfault;

@@ -4,7 +4,7 @@
 //! last, and tells the VMM after each lap. The VMM then changes the range or lets the guest rest, so
 //! a trace has phases.
 
-use crate::trace::{Recording, Trace};
+use super::trace::{Recording, Trace};
 use brant::dirty::consumer::Cursor;
 use brant::dirty::kvm::Request;
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};

@@ -1,6 +1,6 @@
 //! The guests, loads and policies of the table.
 
-use crate::model::{slowing, Guest, Phase, Plan, PAGE};
+use super::model::{slowing, Guest, Phase, Plan, PAGE};
 use brant::migrate::steering::policies::{OnDeadline, Policy, Slowing};
 use brant::migrate::steering::working_set::Pool;
 use std::time::Duration;

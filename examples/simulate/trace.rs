@@ -11,7 +11,7 @@
 //! the four, and so on. So a line is a curve: it tells a guest that writes 900 new pages in each
 //! interval from one that writes the same 900 again.
 
-use crate::model::{Guest, Phase};
+use super::model::{Guest, Phase};
 use brant::migrate::steering::working_set::WorkingSet;
 use serde_json::{json, Value};
 use std::time::Duration;
