@@ -2726,8 +2726,8 @@ typedef struct brant_params {
  * and what `load` writes comes later. Pages that differ are an event (BRANT_EVENT_MISMATCH), and
  * `brant_stats` counts them. They are no failure, and neither is a connection that breaks meanwhile:
  * the guest runs at the destination by then. An aid for testing. The guest stands still longer by the
- * time that the destination takes to read its memory (`verify_ns` there), which `downtime_limit_ms`
- * and `expected_downtime_ns` do not count; `switchover_timeout_ms` has to leave room for it. At the
+ * time that the destination takes to read its memory (`digest_ns`), which `downtime_limit_ms` and
+ * `expected_downtime_ns` do not count; `switchover_timeout_ms` has to leave room for it. At the
  * source the migration is over, and `brant_outgoing_wait` and `brant_outgoing_free` return, only when
  * all is compared. A destination that does not know this is refused (BRANT_E_VERSION).
  */
@@ -3002,12 +3002,17 @@ typedef struct brant_stats {
     uint64_t handover_ns;
     /** Destination: the VMM's `load` (told to the source). */
     uint64_t load_ns;
+    /**
+     * Destination: computing checksums of its memory, before `load` (told to the source); 0 unless the
+     * migration is verified (`brant_params.verify`). No promise counts with it.
+     */
+    uint64_t digest_ns;
     /** Destination: the VMM's `run` (told to the source). */
     uint64_t run_ns;
     /**
      * Of the downtime: how long the last pages were on the link. The time from the first of them to
-     * the destination's READY, less `load_ns` and a round trip, is divided between pages and device
-     * state by their bytes. Source only.
+     * the destination's READY, less `load_ns`, `digest_ns` and a round trip, is divided between pages
+     * and device state by their bytes. Source only.
      */
     uint64_t memory_ns;
     /** Of the downtime: how long the device state was on the link. Source only. */
@@ -3123,8 +3128,8 @@ typedef struct brant_stats {
      */
     uint64_t first_mismatch_page;
     /**
-     * Source: for how long the pages were compared, after the downtime. Destination: for how long
-     * checksums of them were computed; that is part of the downtime.
+     * For how long the pages were compared, after the downtime. The destination's part of the work is
+     * `digest_ns`. Source only.
      */
     uint64_t verify_ns;
     /**

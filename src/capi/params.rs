@@ -184,8 +184,8 @@ pub const BRANT_VERIFY_OFF: u32 = 0;
 /// and what `load` writes comes later. Pages that differ are an event (BRANT_EVENT_MISMATCH), and
 /// `brant_stats` counts them. They are no failure, and neither is a connection that breaks meanwhile:
 /// the guest runs at the destination by then. An aid for testing. The guest stands still longer by the
-/// time that the destination takes to read its memory (`verify_ns` there), which `downtime_limit_ms`
-/// and `expected_downtime_ns` do not count; `switchover_timeout_ms` has to leave room for it. At the
+/// time that the destination takes to read its memory (`digest_ns`), which `downtime_limit_ms` and
+/// `expected_downtime_ns` do not count; `switchover_timeout_ms` has to leave room for it. At the
 /// source the migration is over, and `brant_outgoing_wait` and `brant_outgoing_free` return, only when
 /// all is compared. A destination that does not know this is refused (BRANT_E_VERSION).
 pub const BRANT_VERIFY_ON: u32 = 1;

@@ -208,11 +208,14 @@ pub struct brant_stats {
     pub handover_ns: u64,
     /// Destination: the VMM's `load` (told to the source).
     pub load_ns: u64,
+    /// Destination: computing checksums of its memory, before `load` (told to the source); 0 unless the
+    /// migration is verified (`brant_params.verify`). No promise counts with it.
+    pub digest_ns: u64,
     /// Destination: the VMM's `run` (told to the source).
     pub run_ns: u64,
     /// Of the downtime: how long the last pages were on the link. The time from the first of them to
-    /// the destination's READY, less `load_ns` and a round trip, is divided between pages and device
-    /// state by their bytes. Source only.
+    /// the destination's READY, less `load_ns`, `digest_ns` and a round trip, is divided between pages
+    /// and device state by their bytes. Source only.
     pub memory_ns: u64,
     /// Of the downtime: how long the device state was on the link. Source only.
     pub state_sent_ns: u64,
@@ -296,8 +299,8 @@ pub struct brant_stats {
     /// The first page that differed, counted from the beginning of that block; BRANT_UNKNOWN when none
     /// did. Source only.
     pub first_mismatch_page: u64,
-    /// Source: for how long the pages were compared, after the downtime. Destination: for how long
-    /// checksums of them were computed; that is part of the downtime.
+    /// For how long the pages were compared, after the downtime. The destination's part of the work is
+    /// `digest_ns`. Source only.
     pub verify_ns: u64,
     /// Of the data pages, those that brant copied itself: to send them with a checksum, compressed or
     /// as a delta, or to keep them for later deltas. None of these can go without a copy. Source
@@ -435,6 +438,7 @@ impl From<&Stats> for brant_stats {
             release_ns: s.release.map_or(0, nanos),
             handover_ns: s.handover.map_or(0, nanos),
             load_ns: s.load.map_or(0, nanos),
+            digest_ns: s.digest.map_or(0, nanos),
             run_ns: s.run.map_or(0, nanos),
             memory_ns: s.memory.map_or(0, nanos),
             state_sent_ns: s.state_sent.map_or(0, nanos),

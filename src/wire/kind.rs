@@ -145,7 +145,7 @@ record_types! {
     /// The destination has built itself from the configuration.
     EarlyOk = 14, "EARLY_OK", ToSource, 0, 0;
     /// Memory is complete and the state is loaded.
-    Ready = 15, "READY", ToSource, 8, 8;
+    Ready = 15, "READY", ToSource, 16, 16;
     /// The guest is the destination's now.
     Handover = 16, "HANDOVER", ToDestination, 16, 16;
     /// The guest runs on the destination.

@@ -449,16 +449,21 @@ impl Body for StateEnd {
 pub struct Ready {
     /// How long loading the state took, in microseconds.
     pub load_micros: u64,
+    /// How long computing checksums of memory took, in microseconds; 0 unless the migration is
+    /// verified.
+    pub digest_micros: u64,
 }
 
 impl Body for Ready {
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.load_micros.to_le_bytes());
+        out.extend_from_slice(&self.digest_micros.to_le_bytes());
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self> {
         Ok(Ready {
             load_micros: reader.u64("load_micros")?,
+            digest_micros: reader.u64("digest_micros")?,
         })
     }
 }

@@ -273,7 +273,10 @@ fn examples() -> Vec<(&'static str, Any)> {
         ("early_ok", Any::Control(Record::EarlyOk)),
         (
             "ready",
-            Any::Control(Record::Ready(Ready { load_micros: 1500 })),
+            Any::Control(Record::Ready(Ready {
+                load_micros: 1500,
+                digest_micros: 15000,
+            })),
         ),
         (
             "handover",

@@ -78,7 +78,10 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
         R::StateEnd => Record::StateEnd(state_end(0, 0)),
         R::EarlyEnd => Record::EarlyEnd(end(0, 0)),
         R::EarlyOk => Record::EarlyOk,
-        R::Ready => Record::Ready(wire::Ready { load_micros: 1 }),
+        R::Ready => Record::Ready(wire::Ready {
+            load_micros: 1,
+            digest_micros: 0,
+        }),
         R::Handover => Record::Handover(wire::Handover { token: TOKEN }),
         R::Running => Record::Running(wire::Running { run_micros: 1 }),
         R::Abort => Record::Abort(wire::Abort {

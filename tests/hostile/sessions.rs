@@ -220,7 +220,10 @@ fn a_hostile_destination_is_left_and_the_guest_runs_on() {
             "ready while copying",
             |r| {
                 agree(r);
-                r.say(&Record::Ready(wire::Ready { load_micros: 0 }));
+                r.say(&Record::Ready(wire::Ready {
+                    load_micros: 0,
+                    digest_micros: 0,
+                }));
             },
             Kind::Protocol,
             "READY",

@@ -64,7 +64,10 @@ fn answer(asked: R, payload: &[u8]) -> Option<Vec<u8>> {
         R::Marker => Record::Ack(wire::Ack {
             number: u64::from_le_bytes(payload[..8].try_into().unwrap()),
         }),
-        R::StateEnd => Record::Ready(wire::Ready { load_micros: 1 }),
+        R::StateEnd => Record::Ready(wire::Ready {
+            load_micros: 1,
+            digest_micros: 0,
+        }),
         R::Handover => Record::Running(wire::Running { run_micros: 1 }),
         _ => return None,
     }))

@@ -9,6 +9,7 @@ mod endings;
 mod equal;
 mod left_out;
 mod lying;
+mod standing;
 
 use crate::support::memory::{ram, shared};
 use crate::support::pair::Pair;

@@ -128,6 +128,7 @@ impl Driver {
             Action::SendReady => {
                 let ready = Record::Ready(wire::Ready {
                     load_micros: micros(self.common.stats.load),
+                    digest_micros: micros(self.common.stats.digest),
                 });
                 self.agree_on_blocks()?;
                 self.nothing_follows()?;
@@ -532,7 +533,7 @@ impl Driver {
             &self.common.vmm,
         )?;
         self.digests = Some(digests);
-        self.common.stats.verify = Some(begun.elapsed());
+        self.common.stats.digest = Some(begun.elapsed());
         self.renew(true);
         Ok(())
     }

@@ -243,7 +243,11 @@ impl Work for Driver {
                 let begun = Instant::now();
                 let ready = self.await_ready().map_err(|e| self.explain(e));
                 self.common.stats.ready = Some(begun.elapsed());
-                self.common.stats.load = Some(Duration::from_micros(ready?));
+                let ready = ready?;
+                self.common.stats.load = Some(Duration::from_micros(ready.load_micros));
+                if self.common.shared.params.verify {
+                    self.common.stats.digest = Some(Duration::from_micros(ready.digest_micros));
+                }
                 Some(Event::PeerReady)
             }
             Action::CallRelease => {
@@ -782,7 +786,7 @@ impl Driver {
         lane.send_state(&self.blobs, limit, &io.of("device state"))
     }
 
-    fn await_ready(&mut self) -> Result<u64> {
+    fn await_ready(&mut self) -> Result<wire::Ready> {
         let shared = Arc::clone(&self.common.shared);
         let stop = self.stop();
         let io = Io::until(&stop, shared.params.switchover())
@@ -823,7 +827,7 @@ impl Driver {
                 // began earlier.
                 let limit = self.common.shared.params.handover_timeout;
                 self.common.open_window(limit);
-                Ok(ready.load_micros)
+                Ok(ready)
             }
             other => Err(self.first()?.unexpected(other.record_type(), "READY")),
         }

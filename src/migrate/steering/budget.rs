@@ -29,6 +29,8 @@ pub struct Parts {
     pub memory: Duration,
     /// Sending the device state.
     pub state: Duration,
+    /// Computing checksums of the destination's memory, in a verified migration. Never promised.
+    pub verify: Duration,
     /// The destination's `load`.
     pub load: Duration,
     /// The waits for the destination's answers, [`ROUND_TRIPS`] in number.
@@ -48,13 +50,14 @@ impl Parts {
     }
 
     /// Each part with its name in messages.
-    pub fn named(&self) -> [(&'static str, Duration); 9] {
+    pub fn named(&self) -> [(&'static str, Duration); 10] {
         [
             ("`pause`", self.pause),
             ("the syncs", self.sync),
             ("`save`", self.save),
             ("sending pages", self.memory),
             ("sending the device state", self.state),
+            ("verifying", self.verify),
             ("`load`", self.load),
             ("the round trips", self.round_trips),
             ("`release`", self.release),
@@ -125,6 +128,7 @@ impl Facts {
             },
             memory,
             state: self.sending_state().unwrap_or(zero),
+            verify: zero,
             load: known(operations.load),
             round_trips: known(self.round_trip).saturating_mul(ROUND_TRIPS),
             release: known(operations.release),
@@ -244,6 +248,7 @@ mod tests {
             save: ms(2),
             memory: ms(100),
             state: ms(7),
+            verify: ms(0),
             load: ms(4),
             round_trips: ms(20),
             release: ms(5),

@@ -104,7 +104,7 @@ fn every_single_bit_flip_of_a_payload_is_refused_and_a_blob_is_named() {
 
 #[test]
 fn header_errors_say_expected_and_found() {
-    let header = Header::control(RecordType::Ready, 0, 8);
+    let header = Header::control(RecordType::Ready, 0, 16);
     let mut bytes = header.encode();
     bytes[..4].copy_from_slice(b"HTTP");
     refused(Header::decode(&bytes), &["BRNT", "0x50545448"]);
@@ -120,7 +120,7 @@ fn header_errors_say_expected_and_found() {
             ..header
         }
         .classify(),
-        &["READY", "8 bytes", "found 9"],
+        &["READY", "16 bytes", "found 9"],
     );
 }
 

@@ -78,7 +78,10 @@ fn any_control() -> impl Strategy<Value = Record> {
         }),
         end().prop_map(Record::EarlyEnd),
         Just(Record::EarlyOk),
-        any::<u64>().prop_map(|load_micros| Record::Ready(Ready { load_micros })),
+        any::<(u64, u64)>().prop_map(|(load_micros, digest_micros)| Record::Ready(Ready {
+            load_micros,
+            digest_micros
+        })),
         any::<Token>().prop_map(|token| Record::Handover(Handover { token })),
         any::<u64>().prop_map(|run_micros| Record::Running(Running { run_micros })),
         (any::<i32>(), ".{0,250}").prop_map(|(code, reason)| Record::Abort(Abort { code, reason })),

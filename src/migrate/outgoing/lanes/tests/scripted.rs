@@ -257,7 +257,10 @@ impl Session {
                 if self.known().over {
                     return None;
                 }
-                Some(Record::Ready(wire::Ready { load_micros: 1 }))
+                Some(Record::Ready(wire::Ready {
+                    load_micros: 1,
+                    digest_micros: 0,
+                }))
             }
             Record::Handover(_) => Some(Record::Running(wire::Running { run_micros: 1 })),
             _ => None,
