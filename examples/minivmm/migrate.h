@@ -68,8 +68,8 @@ struct mg_result {
 	double seconds, downtime_ms, limit_ms;
 	uint64_t data_pages, zero_pages, hole_pages, wire_bytes;
 	unsigned passes;
-	/* With options.verify. Source: pages compared, left out and different. Destination: verify_ms, a part of the
-	 * downtime. */
+	/* With options.verify. Source: pages compared, left out and different. verify_ms: computing checksums at the
+	 * destination, a part of the downtime. */
 	uint64_t verified_pages, unverified_pages, mismatched_pages;
 	double verify_ms;
 	char json[4096];
