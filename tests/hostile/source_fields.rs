@@ -474,7 +474,7 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
                 ..hello()
             })),
             Kind::Unsupported,
-            "2 channels",
+            "found one of 2",
         ),
         (
             "the second channel",
