@@ -355,7 +355,8 @@ static void changes_while_copying(unsigned way)
      * hardly writes any more. */
     brant_params params = { .size = sizeof params,
                             .max_bandwidth = 48 * MIB,
-                            .switchover_bandwidth = 64 << 10 };
+                            .switchover_bandwidth = 64 << 10,
+                            .overrun = BRANT_OVERRUN_CARRY_ON };
     struct plant p;
     struct journey j = { .stats = { .size = sizeof j.stats } };
     pthread_t threads[MARKERS];

@@ -3115,7 +3115,8 @@ typedef struct brant_stats {
     uint64_t verified_pages;
     /**
      * Pages that were not compared, because they were sent without being read: ballooned, hinted and
-     * poisoned ones, and those of a block that was removed meanwhile. Source only.
+     * poisoned ones, those of a block that was removed meanwhile, and the rest when the comparison
+     * ended early. Source only.
      */
     uint64_t unverified_pages;
     /** Of the verified pages, those that differed. Source only. */

@@ -290,7 +290,8 @@ pub struct brant_stats {
     /// (`brant_params.verify`). Source only.
     pub verified_pages: u64,
     /// Pages that were not compared, because they were sent without being read: ballooned, hinted and
-    /// poisoned ones, and those of a block that was removed meanwhile. Source only.
+    /// poisoned ones, those of a block that was removed meanwhile, and the rest when the comparison
+    /// ended early. Source only.
     pub unverified_pages: u64,
     /// Of the verified pages, those that differed. Source only.
     pub mismatched_pages: u64,

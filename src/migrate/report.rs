@@ -4,7 +4,7 @@
 //! decision how often the figures are renewed.
 
 use super::state::State;
-use super::steering::budget::{millis, ROUND_TRIPS};
+use super::steering::budget::millis;
 use super::steering::fits_downtime::ABORTED_PAUSES_MAX;
 use super::steering::Parts;
 use crate::channel::{Copying, ZeroCopy};
@@ -12,6 +12,9 @@ use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
 use serde::{Serialize, Serializer};
 use std::time::{Duration, Instant};
+
+/// A part that took less than this longer than promised explains no overrun.
+const WORTH_TELLING: Duration = Duration::from_millis(1);
 
 /// The figures of a migration, at either side. Pages are 4 KiB. Figures of the present moment may
 /// fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`, `unacknowledged_bytes`,
@@ -232,7 +235,8 @@ pub struct Stats {
     /// ([`Params::verify`](crate::migrate::Params::verify)). Source only.
     pub verified_pages: u64,
     /// Pages that were not compared, because they were sent without being read: ballooned, hinted
-    /// and poisoned pages, and those of a block that was removed meanwhile. Source only.
+    /// and poisoned pages, those of a block that was removed meanwhile, and the rest when the
+    /// comparison ended early. Source only.
     pub unverified_pages: u64,
     /// Of the verified pages, those that differed. Source only.
     pub mismatched_pages: u64,
@@ -331,14 +335,16 @@ impl Stats {
     /// own. `pages` is how many bytes were sent after the pause before the device state.
     pub(super) fn account_for(&mut self, pages: u64) {
         let known = |part: Option<Duration>| part.unwrap_or_default();
-        let trip = known(self.handover).saturating_sub(known(self.run));
+        // The way to RUNNING and back was measured, that to READY is the one measured before the pause.
+        let to_running = known(self.handover).saturating_sub(known(self.run));
         let link = (known(self.last_send) + known(self.ready))
             .saturating_sub(known(self.load))
-            .saturating_sub(known(self.digest))
-            .saturating_sub(trip);
+            .saturating_sub(known(self.digest));
+        let to_ready = known(self.round_trip).min(link);
+        let link = link.saturating_sub(to_ready);
         let share = pages as f64 / (pages + self.state_bytes).max(1) as f64;
         let memory = link.mul_f64(share.clamp(0.0, 1.0));
-        self.round_trips = Some(trip * ROUND_TRIPS);
+        self.round_trips = Some(to_ready + to_running);
         self.memory = Some(memory);
         self.state_sent = Some(link.saturating_sub(memory));
     }
@@ -373,14 +379,15 @@ impl Stats {
         }
     }
 
-    /// Which parts of the downtime took longer than promised, the worst first, at most three.
-    pub(super) fn why_longer(&self) -> String {
+    /// Why the downtime was longer than `limit`: which parts took longer than promised, the worst
+    /// first, at most three; and the longest part, when the promise was above the limit.
+    pub(super) fn why_longer(&self, limit: Duration) -> String {
         let promised = self.promised.named();
         let mut longer: Vec<_> = (self.parts().named().into_iter().zip(promised))
             .map(|((name, took), (_, promised))| {
                 (took.saturating_sub(promised), name, took, promised)
             })
-            .filter(|(more, ..)| !more.is_zero())
+            .filter(|(more, ..)| *more >= WORTH_TELLING)
             .collect();
         longer.sort_unstable_by_key(|(more, ..)| std::cmp::Reverse(*more));
         let words = longer.iter().take(3).map(|(_, name, took, promised)| {
@@ -390,9 +397,22 @@ impl Stats {
                 millis(*promised)
             )
         });
-        match words.collect::<Vec<_>>() {
-            words if words.is_empty() => "no part took longer than promised".to_owned(),
-            words => words.join("; "),
+        let mut words: Vec<_> = words.collect();
+        let all = self.promised.total();
+        if all > limit {
+            let (name, part) = self.promised.longest();
+            words.insert(
+                0,
+                format!(
+                    "{} were promised, of which {name} was to take {}",
+                    millis(all),
+                    millis(part)
+                ),
+            );
+        }
+        match words.is_empty() {
+            true => "no part took much longer than promised".to_owned(),
+            false => words.join("; "),
         }
     }
 
@@ -658,6 +678,7 @@ mod tests {
             // A round trip and `run`.
             handover: ms(25),
             run: ms(5),
+            round_trip: ms(20),
             state_bytes: 3_000_000,
             ..Stats::default()
         };
@@ -671,7 +692,7 @@ mod tests {
         stats.promised.round_trips = Duration::from_millis(30);
         stats.promised.memory = Duration::from_millis(100);
         assert_eq!(
-            stats.why_longer(),
+            stats.why_longer(Duration::from_secs(1)),
             "`load` took 70.0 ms, promised were 10.0 ms; verifying took 10.0 ms, promised were 0.0 \
              ms; the round trips took 40.0 ms, promised were 30.0 ms"
         );

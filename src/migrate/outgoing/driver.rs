@@ -22,6 +22,7 @@ use crate::migrate::control::Blobs;
 use crate::migrate::params::PageChecksums;
 use crate::migrate::report::{LaneState, LaneStats, ZeroCopyState, RENEW};
 use crate::migrate::steering::budget::millis;
+use crate::migrate::steering::operations::Measured;
 use crate::migrate::steering::{Decider, Moment, Operations, Verdict};
 use crate::migrate::switchover::source::{Action, Event, State};
 use crate::migrate::switchover::window::MARGIN;
@@ -135,6 +136,11 @@ pub(super) struct Driver {
     greeted: Duration,
     /// How long the operations of both VMMs take, as stated or measured.
     operations: Operations,
+    /// How long `pause` and `save` have taken.
+    pauses: Measured,
+    saves: Measured,
+    /// Pages that were to be verified and were not compared.
+    uncompared: u64,
     /// Why the pause is being aborted.
     aborting: Option<String>,
     /// Bytes that were sent after the pause, before the device state.
@@ -162,10 +168,14 @@ impl Work for Driver {
             return stood;
         }
         let stats = &self.common.stats;
-        format!(
+        let mut text = format!(
             "{stood}; {} pages verified, {} of them differ",
             stats.verified_pages, stats.mismatched_pages
-        )
+        );
+        if self.uncompared > 0 {
+            text += &format!(", {} not compared", self.uncompared);
+        }
+        text
     }
 
     fn enter(&mut self, state: State) {
@@ -198,7 +208,8 @@ impl Work for Driver {
                 pacer.override_rate(params.switchover_max_bandwidth);
                 self.common.vmm.call("pause", |vmm| vmm.pause())?;
                 self.common.stats.pause = Some(begun.elapsed());
-                self.operations.pause = self.common.stats.pause;
+                let stated = self.common.shared.params.expected.pause;
+                self.operations.pause = self.pauses.took(stated, begun.elapsed());
                 self.check_gate()?;
                 let begun = Instant::now();
                 self.sync_stopped()?;
@@ -215,7 +226,8 @@ impl Work for Driver {
                 self.common.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
                 self.common.stats.save = Some(begun.elapsed());
                 self.common.stats.state_bytes = blobs.bytes();
-                self.operations.save = self.common.stats.save;
+                let stated = self.common.shared.params.expected.save;
+                self.operations.save = self.saves.took(stated, begun.elapsed());
                 self.operations.state_bytes = Some(blobs.bytes());
                 self.blobs = blobs;
                 self.check_gate()?;
@@ -224,16 +236,18 @@ impl Work for Driver {
             Action::SyncLast => {
                 let begun = Instant::now();
                 self.sync_stopped()?;
-                // From here on the guest writes nothing. Pages that other consumers' syncs find now
-                // are not the guest's writes.
-                self.consumer.freeze();
                 let first = self.common.stats.last_sync.unwrap_or_default();
                 self.common.stats.last_sync = Some(first + begun.elapsed());
                 self.check_gate()?;
-                Some(match self.judge(Moment::Saved)? {
-                    true => Event::Synced,
-                    false => Event::DoesNotFit,
-                })
+                if !self.judge(Moment::Saved)? {
+                    // The consumer must not be frozen: what another consumer's sync finds before the
+                    // guest runs on is a page of this migration too.
+                    return Ok(Some(Event::DoesNotFit));
+                }
+                // From here on the guest writes nothing. Pages that other consumers' syncs find now
+                // are not the guest's writes.
+                self.consumer.freeze();
+                Some(Event::Synced)
             }
             Action::SendLast => {
                 self.send_last()?;
@@ -405,6 +419,9 @@ impl Driver {
             course: Course::default(),
             greeted: Duration::ZERO,
             operations,
+            pauses: Measured::default(),
+            saves: Measured::default(),
+            uncompared: 0,
             aborting: None,
             last_bytes: 0,
             warned: Vec::new(),
@@ -583,7 +600,7 @@ impl Driver {
             "the guest stood still for {}, {} longer than the downtime limit: {}",
             millis(stood),
             millis(over),
-            stats.why_longer()
+            stats.why_longer(limit)
         );
         self.common.vmm.event(EventKind::Downtime, text);
     }

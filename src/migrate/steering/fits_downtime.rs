@@ -133,6 +133,12 @@ impl FitsDowntime {
     }
 
     /// The error for a guest that stands still, and for longer than the limit if it is not resumed.
+    /// The downtime without the pages' part.
+    fn without_pages(&self, facts: &Facts) -> Duration {
+        let fixed = facts.parts().unwrap_or_default().fixed().total();
+        facts.stood.saturating_add(fixed)
+    }
+
     fn broken(&self, facts: &Facts, expected: Duration) -> Error {
         let parts = facts.parts().unwrap_or_default();
         Error::new(
@@ -285,6 +291,8 @@ impl Decider for FitsDowntime {
         let most = self.limit.saturating_add(self.slack);
         match facts.expected_downtime() {
             Some(expected) if expected > most && !self.knowingly => match self.overrun {
+                // No pass makes these parts smaller.
+                Overrun::CarryOn if self.without_pages(facts) > most => Verdict::GoThrough,
                 _ if facts.aborted_pauses < ABORTED_PAUSES_MAX => Verdict::Resume,
                 Overrun::Fail => Verdict::GiveUp(self.broken(facts, expected)),
                 Overrun::CarryOn => Verdict::GoThrough,

@@ -29,6 +29,8 @@ impl Driver {
             for (block, found) in coverage.parts() {
                 self.tell_mismatch(block, &found, "so far");
             }
+            self.uncompared = coverage.left();
+            self.common.stats.unverified_pages += coverage.left();
             left = format!(", {} pages were not compared", coverage.left());
         }
         let text = format!(
