@@ -352,10 +352,11 @@ static void changes_while_copying(unsigned way)
 {
     const char *name = trackings[way].name;
     /* At this bandwidth the downtime allows only a few pages, so the guest is copied until it
-     * hardly writes any more. */
+     * hardly writes any more. More is marked during `pause`, so the first pauses are aborted. */
     brant_params params = { .size = sizeof params,
                             .max_bandwidth = 48 * MIB,
                             .switchover_bandwidth = 64 << 10,
+                            .expected_pause_us = 1000,
                             .overrun = BRANT_OVERRUN_CARRY_ON };
     struct plant p;
     struct journey j = { .stats = { .size = sizeof j.stats } };
