@@ -7,6 +7,8 @@ use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::time::{LONG, MS};
 use crate::support::vmm::{blob, failure};
+use brant::dirty::tracker::StartWith;
+use brant::dirty::When;
 use brant::error::Kind;
 use brant::migrate::{DestinationState, Overrun, Params, SourceState};
 use brant::units::{Bytes, PAGE_SIZE};
@@ -211,4 +213,29 @@ fn a_cancel_while_a_pause_is_aborted_leaves_the_guest_running() {
     let _ = inc.wait(Some(LONG));
     pair.assert_runs_on("cancelled while a pause was aborted");
     pair.source.wait_goes_on(pair.source.counter());
+}
+
+/// A VMM may write while the guest stands still, and mark it, as a debugger does.
+#[test]
+fn what_another_consumer_finds_while_a_pause_is_aborted_arrives_too() {
+    let link = link();
+    let pair = written_in("save", 1);
+    let other = pair.source.tracker.consumer();
+    other.start(StartWith::Nothing).unwrap();
+    let source = Arc::clone(&pair.source);
+    pair.from.at("aborting the pause", move || {
+        let block = source.memory.find_block("ram").unwrap();
+        let page = MIB;
+        let ram = source.ram("ram");
+        let word = ram.word(page * PAGE_SIZE as usize + 8);
+        word.fetch_add(1, Ordering::Relaxed);
+        let at = Bytes(page as u64 * PAGE_SIZE);
+        source.tracker.mark_block(block, at, PAGE_SIZE);
+        other.sync(When::Running).map(drop)
+    });
+    let (out, inc) = start(&pair, &link, &params());
+    out.wait(Some(LONG)).unwrap();
+    inc.wait(Some(LONG)).unwrap();
+    assert_eq!(out.stats().aborted_pauses, 1);
+    pair.assert_sound("a write while the pause was aborted");
 }
