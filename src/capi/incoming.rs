@@ -170,7 +170,7 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
 /// VMM's only when the list itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is
 /// in the list twice. BRANT_E_INVALID for a wrong list, for more sockets than `channels` of the
 /// parameters, for any other descriptor, for one socket under two numbers (dup), and for both ends of
-/// one TCP connection. The message names the socket, for example "fds[2] (descriptor 17)". Nothing
+/// one TCP connection. The message names the socket, for example `fds[2] (descriptor 17)`. Nothing
 /// has begun then, and the same migration can be started again. Both ends of one unix pair are not
 /// noticed here: such a migration fails when the connect timeout has run out. A later error names the
 /// sockets on which nothing came, or something else than the source's first record. From then on

@@ -121,7 +121,7 @@ pub unsafe extern "C" fn brant_outgoing_start_fd(
 ///
 /// BRANT_E_INVALID for a wrong list, for another number of sockets (the message says how many are
 /// expected), for any other descriptor, for one socket under two numbers (dup), and for both ends of
-/// one TCP connection. The message names the socket, for example "fds[2] (descriptor 17)". Nothing
+/// one TCP connection. The message names the socket, for example `fds[2] (descriptor 17)`. Nothing
 /// has begun then, and the same migration can be started again. Both ends of one unix pair are not
 /// noticed here: such a migration fails when the connect timeout has run out. When a channel fails
 /// later, the error names it, for example "channel 2 (descriptor 17)".

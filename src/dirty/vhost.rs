@@ -4,7 +4,7 @@
 //! brant makes the memory, and the VMM passes it to its back ends ([`VhostBackEnds`]): the kernel's
 //! vhost takes the address of the mapping, vhost-user the descriptor. A back end writes guest
 //! memory first, and then sets the bit by an atomic OR. A harvest reads and reports the bits, and
-//! each bit is cleared before its page is handed out ([`bits`]). What reads and clears acquires what
+//! each bit is cleared before its page is handed out (`bits`). What reads and clears acquires what
 //! the OR released, so a page whose bit was reported is read with that write in it.
 //!
 //! **One log for all.** A harvest reads each log once, however many back ends set bits in it. So

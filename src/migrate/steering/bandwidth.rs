@@ -1,7 +1,7 @@
 //! Two estimates: the link's bandwidth, from bytes delivered and the time of delivering; and the
 //! dirty rate, from the pages that syncs found. Pure.
 //!
-//! Only the time counts in which something was on its way ([`super::delivery`]), not that of a sync
+//! Only the time counts in which something was on its way (`delivery`), not that of a sync
 //! or of a scan for zero pages. A sync of a terabyte guest takes as long as thousands of pages.
 //! Several windows are remembered, and their medians count: one window that stalled or burst changes
 //! nothing. But a link that has become slow must show soon, so the estimate is the lower of the long
@@ -10,7 +10,7 @@
 //! A cap on the bandwidth hides the link. Sending at the cap shows only the cap, and the time in
 //! which a small batch leaves is that of a copy into the socket. So with a cap some batches are
 //! *timed*: from the first byte until the destination says that it has the whole batch. Only time
-//! counts in which something was on its way ([`super::timed`]). That time includes a round trip, so
+//! counts in which something was on its way (`timed`). That time includes a round trip, so
 //! the estimate is rather too low. The switchover, which is not capped, reaches at least this rate.
 
 use crate::units::Pages;
