@@ -137,14 +137,15 @@ fn zero_pages_and_holes_that_are_on_their_way_are_waited_for_before_the_pause() 
 fn what_the_guest_writes_while_an_acknowledgement_is_awaited_is_not_sent_after_the_pause() {
     // Before the acknowledgement arrives, the guest has written a quarter of its memory. A source
     // that does not wait would find these pages in its last sync.
-    let pair = Pair::new(&[ram("ram", MIB)]);
+    // A quarter of 32 MiB takes so long that nobody would pause the guest for it, however fast the host.
+    let pair = Pair::new(&[ram("ram", 32 * MIB)]);
     pair.source.fill(1);
     let held = Arc::new(AtomicBool::new(true));
     let (source, first) = (Arc::clone(&pair.source), Arc::clone(&held));
     let rule = move |header: &brant::wire::Header, _: &[u8]| {
         let ack = matches!(header.record_type(), Ok(Some(RecordType::Ack)));
         if ack && first.swap(false, Ordering::SeqCst) {
-            (0..MIB / 4).for_each(|page| source.poke("ram", page * 4096 + 8, 7));
+            (0..8 * MIB).for_each(|page| source.poke("ram", page * 4096 + 8, 7));
         }
         Verdict::Forward
     };
