@@ -4,6 +4,7 @@
 //! Absolute times mean little on a shared machine, so each figure is a ratio: contenders take turns
 //! in one run, over memory that was touched before.
 
+mod back_ends;
 mod collect;
 mod compression;
 mod delta;

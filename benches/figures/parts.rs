@@ -6,9 +6,9 @@
 //! log of its own here, as vhost-user back ends have when they do not share one; [`crate::vhost`]
 //! has the log that they share.
 
+use crate::back_ends::{Writers, DEVICES};
 use crate::machine::{has_rings, kvm, scattered, Clear, Machine, Shape, GIB};
 use crate::report::{alternate, Report, Runs};
-use crate::vhost::{self, Writers};
 use brant::dirty::tracker::{Clearing, LogReport, StartWith, SyncReport};
 use brant::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use brant::memory::{BlockId, Map};
@@ -26,7 +26,7 @@ const SIZES: [(&str, u64); 3] = [
 const DENSITIES: [(&str, f64); 4] = [("0%", 0.0), ("0.1%", 0.001), ("1%", 0.01), ("10%", 0.1)];
 /// Bytes for each guest page in all: KVM's own maps of a slot (10), its two bitmaps, brant's, and
 /// those of the devices.
-const BYTES_PER_PAGE: u64 = 10 + (2 + 4 + 2 * vhost::DEVICES) / 8 + 1;
+const BYTES_PER_PAGE: u64 = 10 + (2 + 4 + 2 * DEVICES) / 8 + 1;
 /// The vCPUs of a guest of 256 GiB with rings.
 const VCPUS: u64 = 64;
 /// The memory that is left for other processes.
