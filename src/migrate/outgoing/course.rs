@@ -4,11 +4,11 @@ use crate::dirty::tracker::ConsumerStats;
 use crate::migrate::steering::bandwidth::{Bandwidth, DirtyRate};
 use crate::migrate::steering::delivery::{Carried, Delivery};
 use crate::migrate::steering::passes::Passes;
+use crate::migrate::steering::recent::Recent;
 use crate::migrate::steering::round_trip::RoundTrip;
 use crate::migrate::steering::PassFacts;
 use crate::units::{Pages, PAGE_SIZE};
 use crate::walk::Put;
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// See the file's description.
@@ -24,8 +24,8 @@ pub(super) struct Course {
     last_sync: Option<Instant>,
     /// The consumer's totals as of the last sync.
     tracked: ConsumerStats,
-    /// How long the last syncs took, the newest last.
-    sync_times: VecDeque<Duration>,
+    /// How long the last syncs took.
+    sync_times: Recent<Duration, SYNCS>,
 }
 
 /// So many syncs tell how long the next one takes.
@@ -115,10 +115,7 @@ impl Course {
             self.dirtied.found(found, since, all_sent);
         }
         self.last_sync = Some(now);
-        if self.sync_times.len() == SYNCS {
-            self.sync_times.pop_front();
-        }
-        self.sync_times.push_back(took);
+        self.sync_times.push(took);
         found
     }
 
@@ -139,10 +136,7 @@ impl Course {
     /// How long the next sync will take: the median of the last three, or the shorter of two. One
     /// sync may have waited for a busy machine.
     pub(super) fn sync_time(&self) -> Duration {
-        let mut times: Vec<Duration> = self.sync_times.iter().copied().collect();
-        times.sort_unstable();
-        let middle = times.len().saturating_sub(1) / 2;
-        times.get(middle).copied().unwrap_or_default()
+        self.sync_times.median().unwrap_or_default()
     }
 }
 

@@ -13,8 +13,8 @@
 //! counts in which something was on its way (`timed`). That time includes a round trip, so
 //! the estimate is rather too low. The switchover, which is not capped, reaches at least this rate.
 
+use super::recent::Recent;
 use crate::units::Pages;
-use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Length of a window, in time in which something was on its way.
@@ -36,47 +36,29 @@ struct Sample {
     time: Duration,
 }
 
-/// Samples, the oldest first.
-#[derive(Debug, Default, Clone)]
-struct Samples(VecDeque<Sample>);
-
-impl Samples {
-    fn push(&mut self, sample: Sample) {
-        if self.0.len() == REMEMBERED {
-            self.0.pop_front();
-        }
-        self.0.push_back(sample);
-    }
-
-    /// Bytes a second: the lower of two medians, that of all samples and that of the newest ones.
-    fn rate(&self) -> Option<f64> {
-        let rates = |samples: &mut dyn Iterator<Item = &Sample>| median(samples.map(Sample::rate));
-        let long = rates(&mut self.0.iter());
-        let short = rates(&mut self.0.iter().rev().take(SHORT));
-        long.zip(short).map(|(long, short)| long.min(short))
-    }
-}
-
 impl Sample {
     fn rate(&self) -> f64 {
         self.bytes as f64 / self.time.as_secs_f64().max(1e-9)
     }
 }
 
-/// The median; the lower one of the two in the middle.
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len().checked_sub(1)? / 2).copied()
+/// The last windows, or timed batches: their rates in bytes a second.
+type Rates = Recent<f64, REMEMBERED>;
+
+/// The lower of two medians, that of all rates and that of the newest ones.
+fn lower(rates: &Rates) -> Option<f64> {
+    let long = rates.median_of(REMEMBERED, f64::total_cmp);
+    let short = rates.median_of(SHORT, f64::total_cmp);
+    long.zip(short).map(|(long, short)| long.min(short))
 }
 
 /// The estimate of the link's bandwidth. It is fed by [`Bandwidth::delivered`] and, when there is a cap,
 /// by [`Bandwidth::timed`].
 #[derive(Debug, Default, Clone)]
 pub struct Bandwidth {
-    windows: Samples,
+    windows: Rates,
     current: Sample,
-    timed: Samples,
+    timed: Rates,
     /// When the next batch may be timed.
     next_timed: Duration,
 }
@@ -88,7 +70,7 @@ impl Bandwidth {
         self.current.bytes += bytes;
         self.current.time += time;
         if self.current.time >= WINDOW {
-            self.windows.push(self.current);
+            self.windows.push(self.current.rate());
             self.current = Sample::default();
         }
     }
@@ -103,16 +85,16 @@ impl Bandwidth {
     /// to rest before the batch until they were at rest after it.
     pub fn timed(&mut self, now: Duration, bytes: u64, time: Duration, whole: Duration) {
         self.next_timed = now.saturating_add(whole.saturating_mul(TIMED_SHARE));
-        self.timed.push(Sample { bytes, time });
+        self.timed.push(Sample { bytes, time }.rate());
     }
 
     /// Bytes a second; `None` until enough was sent for an estimate.
     pub fn estimate(&self) -> Option<f64> {
         let current = &self.current;
         let enough = current.bytes >= LEAST_BYTES || current.time >= WINDOW;
-        let sent = self.windows.rate();
+        let sent = lower(&self.windows);
         let sent = sent.or_else(|| enough.then(|| current.rate()));
-        let timed = self.timed.rate();
+        let timed = lower(&self.timed);
         // The link has reached both rates, so the higher one counts.
         match (sent, timed) {
             (Some(sent), Some(timed)) => Some(sent.max(timed)),

@@ -15,6 +15,7 @@ pub mod operations;
 pub(super) mod passes;
 pub mod policies;
 pub mod progress;
+pub(super) mod recent;
 pub mod rising;
 pub(super) mod round_trip;
 pub mod slices;

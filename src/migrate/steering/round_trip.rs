@@ -4,7 +4,7 @@
 //! trip and the time of everything before it: an upper bound. Only a marker with nothing on its way
 //! measures the round trip. Such a marker is sent before a pause when the bound is no good.
 
-use std::collections::VecDeque;
+use super::recent::Recent;
 use std::time::Duration;
 
 /// How many measurements are remembered.
@@ -19,7 +19,7 @@ const CERTAIN: usize = 3;
 /// See the file's description.
 #[derive(Debug, Default, Clone)]
 pub(in crate::migrate) struct RoundTrip {
-    measured: VecDeque<Duration>,
+    measured: Recent<Duration, REMEMBERED>,
     /// When the last measurement was made.
     at: Option<Duration>,
 }
@@ -28,10 +28,7 @@ impl RoundTrip {
     /// Records that at `now` a marker was acknowledged `took` after it was sent, with nothing else on
     /// its way. `now` is of any clock that does not go back.
     pub(in crate::migrate) fn measured(&mut self, now: Duration, took: Duration) {
-        if self.measured.len() == REMEMBERED {
-            self.measured.pop_front();
-        }
-        self.measured.push_back(took);
+        self.measured.push(took);
         self.at = Some(now);
     }
 
@@ -48,9 +45,7 @@ impl RoundTrip {
 
     /// The median of the last measurements. `None` before the first.
     pub(in crate::migrate) fn estimate(&self) -> Option<Duration> {
-        let mut measured: Vec<Duration> = self.measured.iter().copied().collect();
-        measured.sort_unstable();
-        measured.get(measured.len().checked_sub(1)? / 2).copied()
+        self.measured.median()
     }
 
     /// Whether enough measurements were made to rely on the estimate.
