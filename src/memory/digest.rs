@@ -7,10 +7,14 @@ use super::block::Block;
 use super::contents::{Contents, Held};
 use crate::error::Result;
 use crate::fallible;
-use crate::units::{Pages, PAGE_SIZE};
+use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 use std::ops::Range;
 
 const PAGE: usize = PAGE_SIZE as usize;
+
+/// How many pages are looked at in one call: 16 MiB. A cancel, and the removal of a block, wait for
+/// that many.
+pub const PIECE: Pages = Pages(8 * STRETCH_PAGES);
 
 /// The checksum of a page of zeros: the CRC-32 of 4,096 zero bytes.
 pub const OF_ZEROS: u32 = 0xc71c_0011;

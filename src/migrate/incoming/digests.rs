@@ -12,7 +12,7 @@
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::contents::Contents;
-use crate::memory::digest::{of_pages, OF_ZEROS};
+use crate::memory::digest::{of_pages, OF_ZEROS, PIECE};
 use crate::memory::{Block, Memory};
 use crate::migrate::callbacks::Callbacks;
 use crate::runtime::thread::{catch, spawn, Role};
@@ -21,10 +21,6 @@ use crate::units::{Pages, STRETCH_PAGES};
 use crate::wire::{Digest, Record, DIGEST_PAGES_MAX};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
-
-/// The pages that are looked at together: 16 MiB. A cancel, and the removal of a block, wait for one
-/// piece.
-const PIECE: u64 = 8 * STRETCH_PAGES;
 
 /// About this many bytes of records are sent in one call.
 const AT_ONCE: usize = 64 << 10;
@@ -217,11 +213,11 @@ impl Work {
     fn new(memory: &Arc<Memory>, blocks: Vec<(u32, Arc<Block>)>, cancel: &Cancel) -> Result<Self> {
         let mut pieces = Vec::new();
         for (at, (_, block)) in blocks.iter().enumerate() {
-            let count = block.pages().0.div_ceil(PIECE);
+            let count = block.pages().0.div_ceil(PIECE.0);
             fallible::reserve(&mut pieces, count as usize, WHAT)?;
             pieces.extend((0..count).map(|piece| Piece {
                 block: at,
-                first: Pages(piece * PIECE),
+                first: Pages(piece * PIECE.0),
             }));
         }
         Ok(Work {
@@ -271,11 +267,11 @@ impl Work {
         let Some(block) = self.memory.pin(block) else {
             return Ok(None);
         };
-        let end = (piece.first + Pages(PIECE)).min(block.pages());
+        let end = (piece.first + PIECE).min(block.pages());
         contents.refresh();
         of_pages(contents, &block, piece.first..end, sums)?;
         let mut stretches = Vec::new();
-        fallible::reserve(&mut stretches, (PIECE / STRETCH_PAGES) as usize, WHAT)?;
+        fallible::reserve(&mut stretches, (PIECE.0 / STRETCH_PAGES) as usize, WHAT)?;
         for all in sums.chunks(STRETCH_PAGES as usize) {
             let mut kept = Sums::new();
             if all.iter().any(|sum| *sum != OF_ZEROS) {

@@ -10,16 +10,13 @@ use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::ballooned::Claim;
 use crate::memory::contents::Contents;
-use crate::memory::digest::{of_pages, OF_ZEROS};
+use crate::memory::digest::{of_pages, OF_ZEROS, PIECE};
 use crate::memory::{Block, BlockId, Memory};
 use crate::units::Pages;
 use crate::wire::Digest;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// The pages that are looked at together: 16 MiB. The removal of a block waits for as much.
-const PIECE: u64 = 4096;
 
 /// What a comparison of some pages found.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -166,7 +163,7 @@ impl<'a> Comparer<'a> {
         let mut found = Found::default();
         let mut at = range.start;
         while at < range.end {
-            let end = (at + Pages(PIECE)).min(range.end);
+            let end = (at + PIECE).min(range.end);
             // Pinned for one piece only, as at the destination.
             let pin = block.as_ref().and_then(|block| self.memory.pin(block));
             match pin {

@@ -9,7 +9,7 @@ use crate::wire::{Header, HEADER_LEN};
 use std::sync::Mutex;
 
 /// Five stretches and a half, in more than one piece.
-const PAGES: u64 = 2 * PIECE + 5 * STRETCH_PAGES + 256;
+const PAGES: u64 = 2 * PIECE.0 + 5 * STRETCH_PAGES + 256;
 
 #[derive(Default)]
 struct Roles(Mutex<Vec<Role>>);
