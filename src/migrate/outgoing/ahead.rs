@@ -27,8 +27,8 @@ pub(super) struct Ahead(Option<Arc<Queue>>);
 impl Ahead {
     /// # Errors
     /// When there is no memory or no descriptor for the queue.
-    pub(super) fn over(memory: &Memory) -> Result<Ahead> {
-        Ok(Ahead(Some(Queue::new(memory, &Arc::new(Recall::new()?))?)))
+    pub(super) fn over(memory: &Memory, news: &Arc<Recall>) -> Result<Ahead> {
+        Ok(Ahead(Some(Queue::new(memory, news)?)))
     }
 
     /// How many pages wait.

@@ -141,7 +141,7 @@ impl Lanes {
     /// When a worker cannot be started.
     pub(super) fn start(&mut self, memory: &Memory, vmm: &Callbacks) -> Result<()> {
         if self.several() {
-            self.ahead = Ahead::over(memory)?;
+            self.ahead = Ahead::over(memory, &self.shared.news)?;
         }
         for further in &mut self.further {
             if let Further::Here(lane) = std::mem::replace(further, Further::Gone) {

@@ -71,7 +71,8 @@ impl Driver {
                 ),
             );
             self.common.shared.handle.cancel.check("the migration")?;
-            let next = self.ask(Moment::Synced)?;
+            let facts = self.facts(Moment::Synced);
+            let next = ask(&mut *self.decider, &facts)?.next;
             self.common.shared.guest.blockers.check()?;
             match next {
                 Next::SwitchOver { expected } => {
@@ -84,8 +85,7 @@ impl Driver {
                     if took <= shared.params.downtime_limit && !again {
                         // The promise is kept unchanged, to be compared with the real downtime.
                         self.common.stats.promised_downtime = Some(expected);
-                        let parts = self.facts(Moment::Synced).parts();
-                        self.common.stats.promised = parts.unwrap_or_default();
+                        self.common.stats.promised = facts.parts().unwrap_or_default();
                         return Ok(());
                     }
                     told_again += 1;
@@ -175,8 +175,8 @@ impl Driver {
         self.sending(io)?.2.barrier()
     }
 
-    fn ask(&mut self, moment: Moment) -> Result<Next> {
-        let facts = self.facts(moment);
+    fn ask_walking(&mut self) -> Result<Next> {
+        let facts = self.facts(Moment::Walking);
         Ok(ask(&mut *self.decider, &facts)?.next)
     }
 
@@ -323,7 +323,7 @@ impl Driver {
                 ),
             );
         }
-        match self.ask(Moment::Walking) {
+        match self.ask_walking() {
             Err(why) | Ok(Next::GiveUp(why)) => Error::new(
                 why.kind(),
                 format!("{} ({})", why.message(), error.message()),
@@ -344,7 +344,7 @@ impl Driver {
         let mut contents = false;
         loop {
             shared.handle.cancel.check("the migration")?;
-            match self.ask(Moment::Walking)? {
+            match self.ask_walking()? {
                 Next::GoOn => {}
                 Next::Sync | Next::SwitchOver { .. } => return Ok(false),
                 Next::GiveUp(error) => return Err(error),
