@@ -3,40 +3,20 @@
 //! sent pages at the source, nor anything that the destination remembers.
 
 use super::middle::{Cut, Wire, UNUSED};
-use crate::support::deciders::Scripted;
 use crate::support::guest::lost;
 use crate::support::memory::{ram, shared, PAGE};
 use crate::support::pair::Pair;
 use crate::support::random::Random;
 use crate::support::sides::{incoming, outgoing, socketpair};
-use crate::support::time::{LONG, MS};
+use crate::support::time::LONG;
+use crate::support::ways::hot_pages;
 use brant::error::Kind;
-use brant::migrate::steering::{Facts, Moment, Next};
 use brant::migrate::{AcceptFrom, Compression, ConnectTo, Decider, PageChecksums, Params};
 use brant::wire::{RecordType, HEADER_LEN};
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
 
-/// Six passes, between which the guest writes a word to each of its hot pages.
 fn script(pair: &Pair, seed: u64) -> Box<dyn Decider> {
-    let source = Arc::downgrade(&pair.source);
-    let mut random = Random(seed);
-    Box::new(Scripted(move |facts: &Facts| {
-        if facts.moment != Moment::Synced {
-            return Next::GoOn;
-        }
-        if facts.pass >= 6 {
-            return Next::SwitchOver { expected: MS };
-        }
-        let source = source.upgrade().unwrap();
-        for page in (0..40).map(|page| page * 7) {
-            for name in ["ram", "shm"] {
-                let at = page * PAGE + random.below(512) * 8;
-                source.poke(name, at, random.next());
-            }
-        }
-        Next::GoOn
-    }))
+    hot_pages(pair, seed, 6, 40, [("ram", 7), ("shm", 7)])
 }
 
 /// A guest whose pages compress: they hold words of a few values.

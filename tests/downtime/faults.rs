@@ -93,16 +93,21 @@ fn device_state_that_alone_exceeds_the_limit_is_refused_by_name_and_size() {
     pair.assert_runs_on("too much state");
 }
 
-#[test]
-fn a_limit_below_the_round_trips_is_refused_before_the_first_page() {
-    // 100 ms of round trip and a limit of 50: promised were 0.01 ms, and 213 taken.
+/// A round trip of 100 ms, and a guest of 4 MiB.
+fn far_away() -> (Link, Pair) {
     let way = Way {
         delay: MS * 50,
         ..Way::OPEN
     };
-    let link = Link::new(way, way);
     let pair = Pair::new(&[ram("ram", 4 * MIB)]);
     pair.source.fill(1);
+    (Link::new(way, way), pair)
+}
+
+#[test]
+fn a_limit_below_the_round_trips_is_refused_before_the_first_page() {
+    // 100 ms of round trip and a limit of 50: promised were 0.01 ms, and 213 taken.
+    let (link, pair) = far_away();
     let (out, ended) = migrate(&pair, &link, &limited(MS * 50));
     let error = ended.unwrap_err();
     assert_eq!(error.kind(), Kind::NotConverged);
@@ -118,13 +123,7 @@ fn a_limit_below_the_round_trips_is_refused_before_the_first_page() {
 
 #[test]
 fn who_carries_on_over_a_long_way_is_promised_how_long_it_takes_and_told_that_it_was_longer() {
-    let way = Way {
-        delay: MS * 50,
-        ..Way::OPEN
-    };
-    let link = Link::new(way, way);
-    let pair = Pair::new(&[ram("ram", 4 * MIB)]);
-    pair.source.fill(1);
+    let (link, pair) = far_away();
     let params = Params {
         overrun: Overrun::CarryOn,
         ..limited(MS * 50)

@@ -8,7 +8,6 @@
 
 use super::bounds::bounded;
 use super::params::{each, quick, seed};
-use crate::support::deciders::Scripted;
 use crate::support::fuzz::{crc32, mend};
 use crate::support::guest::lost;
 use crate::support::memory::{ram, shared, PAGE};
@@ -17,9 +16,9 @@ use crate::support::random::Random;
 use crate::support::relay::{Proxy, Verdict};
 use crate::support::sides::{incoming, outgoing, socketpair};
 use crate::support::time::{LONG, MS};
+use crate::support::ways::{hot_pages, Way};
 use brant::error::Kind;
-use brant::migrate::steering::{Facts, Moment, Next};
-use brant::migrate::{AcceptFrom, Compression, ConnectTo, Decider, PageChecksums, Params};
+use brant::migrate::{AcceptFrom, Compression, ConnectTo, Decider, Params};
 use brant::units::Pages;
 use brant::wire::{
     self, decode_delta, encode_delta, list_len, Delta, Header, RecordType, CHECKSUM_LEN, HEADER_LEN,
@@ -114,56 +113,23 @@ impl Attack {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Way {
-    compression: Compression,
-    delta: bool,
-    checksums: bool,
-    channels: u32,
+fn params(way: Way) -> Params {
+    way.set(Params {
+        // What a dropped marker costs.
+        io_timeout: MS * 3000,
+        switchover_timeout: MS * 3000,
+        ..quick()
+    })
 }
 
-impl Way {
-    fn all() -> Vec<Way> {
-        let mut all = Vec::new();
-        for channels in [1, 2, 8] {
-            for n in 0..12 {
-                all.push(Way {
-                    compression: [Compression::Off, Compression::Always, Compression::Adaptive]
-                        [n % 3],
-                    delta: n / 3 % 2 == 0,
-                    checksums: n / 6 == 0,
-                    channels,
-                });
-            }
+/// Whether a migration in this way sends records that the attack needs.
+fn has(way: Way, attack: Attack) -> bool {
+    match attack {
+        Replay | OtherBase => way.delta,
+        Longer | Bomb | GiantWindow | TooLargeWindow | OtherFrame => {
+            way.compression == Compression::Always
         }
-        all
-    }
-
-    fn params(self) -> Params {
-        Params {
-            channels: self.channels,
-            compression: self.compression,
-            delta_cache_bytes: self.delta.then_some(1 << 20),
-            page_checksums: match self.checksums {
-                true => PageChecksums::On,
-                false => PageChecksums::Off,
-            },
-            // What a dropped marker costs.
-            io_timeout: MS * 3000,
-            switchover_timeout: MS * 3000,
-            ..quick()
-        }
-    }
-
-    /// Whether such a migration sends records that the attack needs.
-    fn has(self, attack: Attack) -> bool {
-        match attack {
-            Replay | OtherBase => self.delta,
-            Longer | Bomb | GiantWindow | TooLargeWindow | OtherFrame => {
-                self.compression == Compression::Always
-            }
-            _ => true,
-        }
+        _ => true,
     }
 }
 
@@ -191,27 +157,8 @@ fn guest(seed: u64) -> Pair {
     pair
 }
 
-/// Five passes, between which the guest writes words to its hot pages.
 fn script(pair: &Pair, seed: u64) -> Box<dyn Decider> {
-    let source = Arc::downgrade(&pair.source);
-    let mut random = Random(seed);
-    Box::new(Scripted(move |facts: &Facts| {
-        if facts.moment != Moment::Synced {
-            return Next::GoOn;
-        }
-        if facts.pass >= 5 {
-            return Next::SwitchOver { expected: MS };
-        }
-        let source = source.upgrade().unwrap();
-        for page in (0..550).step_by(11) {
-            for name in ["ram", "shm"] {
-                let page = if name == "ram" { 2 * page } else { page };
-                let at = page * PAGE + random.below(512) * 8;
-                source.poke(name, at, random.next());
-            }
-        }
-        Next::GoOn
-    }))
+    hot_pages(pair, seed, 5, 50, [("ram", 22), ("shm", 11)])
 }
 
 /// The beginning of the frame's checksum in the payload of a compressed record.
@@ -397,7 +344,7 @@ fn attacked(way: Way, attack: Attack, seed: u64, sum: &Sum) {
     let (mut ours, mut theirs): (Vec<_>, Vec<_>) = (1..way.channels).map(|_| socketpair()).unzip();
     ours.insert(hit, from);
     theirs.insert(hit, to);
-    let params = way.params();
+    let params = params(way);
     let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
     inc.start(AcceptFrom::ConnectedAll(theirs)).unwrap();
     out.start_with(ConnectTo::ConnectedAll(ours), script(&pair, seed))
@@ -452,7 +399,7 @@ fn whatever_somebody_in_the_middle_does_memory_is_never_wrong_and_the_guest_is_n
         for (m, attack) in ALL
             .into_iter()
             .enumerate()
-            .filter(|(m, attack)| way.has(*attack) && (n + m) % 2 == 0)
+            .filter(|(m, attack)| has(way, *attack) && (n + m) % 2 == 0)
         {
             cases.push((way, attack, seed.wrapping_add((n * 100 + m) as u64)));
         }

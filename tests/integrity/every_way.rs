@@ -10,10 +10,11 @@ use crate::support::pair::Pair;
 use crate::support::random::Random;
 use crate::support::sides::{incoming, outgoing, socketpair};
 use crate::support::time::{LONG, MS};
+use crate::support::ways::Way;
 use brant::memory::contents::Contents;
 use brant::memory::{host, BlockId};
 use brant::migrate::steering::{Facts, Moment, Next};
-use brant::migrate::{AcceptFrom, Compression, ConnectTo, Decider, PageChecksums, Params, Stats};
+use brant::migrate::{AcceptFrom, Compression, ConnectTo, Decider, Params, Stats};
 use brant::units::{Bytes, Pages};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -32,49 +33,6 @@ const KINDS: [(Made, &str); 5] = [
     (Made::Disk, "file"),
     (Made::Huge, "huge"),
 ];
-
-#[derive(Clone, Copy, Debug)]
-struct Way {
-    compression: Compression,
-    delta: bool,
-    checksums: bool,
-    channels: u32,
-}
-
-impl Way {
-    fn all() -> Vec<Way> {
-        let mut all = Vec::new();
-        for compression in [Compression::Off, Compression::Always, Compression::Adaptive] {
-            for channels in [1, 2, 8] {
-                for (delta, checksums) in
-                    [(false, false), (false, true), (true, false), (true, true)]
-                {
-                    all.push(Way {
-                        compression,
-                        delta,
-                        checksums,
-                        channels,
-                    });
-                }
-            }
-        }
-        all
-    }
-
-    fn params(self) -> Params {
-        Params {
-            channels: self.channels,
-            compression: self.compression,
-            // Too small for all hot pages, so that some of them miss.
-            delta_cache_bytes: self.delta.then_some(1 << 20),
-            page_checksums: match self.checksums {
-                true => PageChecksums::On,
-                false => PageChecksums::Off,
-            },
-            ..Params::default()
-        }
-    }
-}
 
 fn seed() -> u64 {
     let seed = std::env::var("BRANT_SEED").ok();
@@ -214,7 +172,7 @@ fn migrated(way: Way, pool: Option<&HugePool>, seed: u64) -> [Stats; 2] {
     pair.destination.resume();
     scribbler.work(&pair.destination, 300);
     pair.destination.pause();
-    let params = way.params();
+    let params = way.set(Params::default());
     let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
     let (ours, theirs): (Vec<_>, Vec<_>) = (0..way.channels).map(|_| socketpair()).unzip();
     // And a thread of the guest's that stands still at no pass.

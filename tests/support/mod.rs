@@ -19,3 +19,4 @@ pub mod relay;
 pub mod sides;
 pub mod time;
 pub mod vmm;
+pub mod ways;
