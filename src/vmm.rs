@@ -5,6 +5,7 @@
 //! method says which thread calls it and what it may do there.
 
 pub(crate) mod callbacks;
+pub mod device;
 
 use crate::error::{Error, Kind, Result};
 

@@ -17,6 +17,7 @@ use crate::runtime::snapshot::Snapshot;
 use crate::sys::kvm::MAX_SLOT_PAGES;
 use crate::sys::mem;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
+use crate::vmm::device::{Device, Devices};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, Weak};
 use vm_memory::GuestAddress;
@@ -248,6 +249,7 @@ pub struct Memory {
     pub(super) gate: Gate,
     written: WrittenObservers,
     ownership: Arc<Ownership>,
+    devices: Devices,
 }
 
 #[derive(Default)]
@@ -278,6 +280,42 @@ impl Memory {
     /// Who has the guest.
     pub fn ownership(&self) -> &Arc<Ownership> {
         &self.ownership
+    }
+
+    /// Adds a device whose state migrations of this guest stream, behind all that were added
+    /// before. `name` (1 to 128 bytes) and `instance` together name the device at both sides;
+    /// `version` is that of its state's format, by the device's own numbering. Both sides have the
+    /// same devices, in any order of adding: the destination's order is the order of loading.
+    /// At a destination, devices may be added until
+    /// [`Vmm::early_load`](crate::vmm::Vmm::early_load) of the last blob has returned.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for a bad name, a second device of the same name and instance, and more
+    /// than [`DEVICES_MAX`](crate::vmm::device::DEVICES_MAX) devices. [`Kind::Busy`] while a
+    /// migration, a save or a restore uses the devices.
+    pub fn add_device(
+        &self,
+        name: &str,
+        instance: u32,
+        version: u32,
+        device: Arc<dyn Device>,
+    ) -> Result<()> {
+        self.devices.add(name, instance, version, device)
+    }
+
+    /// Removes a device.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] when there is no such device. [`Kind::Busy`] as in
+    /// [`Memory::add_device`].
+    pub fn remove_device(&self, name: &str, instance: u32) -> Result<()> {
+        self.devices.remove(name, instance)
+    }
+
+    /// The guest's devices.
+    #[allow(dead_code, reason = "the two sides of a migration follow")]
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.devices
     }
 
     /// The current map.
