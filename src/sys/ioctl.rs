@@ -6,7 +6,7 @@
 
 use super::kernel;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// A file that takes ioctls.
 pub trait Ioctl: Send {
@@ -15,7 +15,7 @@ pub trait Ioctl: Send {
     ///
     /// # Safety
     /// `argument` points to the structure that `request` takes, of `size` bytes that may be read
-    /// and written. Memory that the structure points to is as large as the structure says. All of
+    /// and written; for a request without a structure it is null and `size` is 0. Memory that the structure points to is as large as the structure says. All of
     /// it lives until the call returns.
     unsafe fn ioctl(&mut self, request: u32, argument: *mut u8, size: usize) -> io::Result<()>;
 }
@@ -28,6 +28,12 @@ impl Descriptor {
     /// Takes `fd`. The first call shows whether it is of the right kind.
     pub fn new(fd: OwnedFd) -> Self {
         Descriptor(fd)
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -29,3 +29,4 @@ pub mod shm;
 pub mod thread;
 pub mod uffd;
 pub mod vfio;
+pub mod vfio_migration;
