@@ -6,6 +6,7 @@
 //! message would look for the defect in brant.
 
 use super::strays::Counting;
+use super::vcpus::Vcpus;
 use super::{DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Rearmed, Sink, When};
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, Map, Ownership};
@@ -136,8 +137,8 @@ impl DirtyLog for Guarded {
         catch(|| self.log.heap_bytes()).unwrap_or(0)
     }
 
-    fn vcpu_counts(&self) -> Option<Vec<u64>> {
-        catch(|| self.log.vcpu_counts()).unwrap_or(None)
+    fn vcpus(&self) -> Option<Arc<dyn Vcpus>> {
+        catch(|| self.log.vcpus()).unwrap_or(None)
     }
 
     fn rearm(&mut self, map: &Map, block: BlockId, pages: Range<u64>) -> Result<Rearmed> {

@@ -27,6 +27,7 @@ mod rearm;
 mod report;
 pub mod reported;
 mod run;
+pub mod slices;
 mod state;
 mod strays;
 mod sync;
@@ -38,6 +39,7 @@ pub(crate) mod testing;
 mod tests;
 pub mod tracker;
 pub mod userfault;
+pub mod vcpus;
 pub mod vfio;
 pub mod vhost;
 mod write_marks;
@@ -365,9 +367,9 @@ pub trait DirtyLog: Send {
         0
     }
 
-    /// Pages that each vCPU wrote, by the harvests since the start. `None` if the log cannot tell:
-    /// a ring can, a bitmap cannot. A page counts once for each harvest that reported it.
-    fn vcpu_counts(&self) -> Option<Vec<u64>> {
+    /// The vCPUs that the log tells apart. `None` if it cannot: rings can, a bitmap cannot. Asked
+    /// once, when the log is added to a tracker.
+    fn vcpus(&self) -> Option<Arc<dyn vcpus::Vcpus>> {
         None
     }
 

@@ -29,6 +29,7 @@ use super::led::{Change, Log};
 use super::pending::Blocks;
 use super::reported::{Reported, ReportedLog};
 use super::state::Inner;
+use super::vcpus::Vcpus;
 use super::DirtyLog;
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, Map, MapObserver, Memory, WrittenObserver};
@@ -54,6 +55,8 @@ pub struct Tracker {
     clearing: Clearing,
     pub(super) inner: Fair<Inner>,
     pub(super) figures: Mutex<Figures>,
+    /// Of the logs that tell vCPUs apart. Beside the logs, so that nobody waits for a sync.
+    vcpus: Mutex<Vec<Arc<dyn Vcpus>>>,
     /// The last change of the map has happened and cannot be undone any more.
     change_happened: AtomicBool,
 }
@@ -84,6 +87,7 @@ impl Tracker {
         let reported = Arc::new(Reported::new(Arc::clone(&memory)));
         let tracker = Arc::new(Tracker {
             figures: Mutex::default(),
+            vcpus: Mutex::default(),
             change_happened: AtomicBool::new(false),
             inner: Fair::new(Inner {
                 clearing,
@@ -156,8 +160,15 @@ impl Tracker {
         let at_sync = inner.clearing == Clearing::AtSync;
         let mut log = Guarded::new(log, at_sync)?;
         log.joins(self.memory.ownership());
+        if let Some(vcpus) = log.vcpus() {
+            self.vcpus().push(vcpus);
+        }
         inner.logs.push(Log::new(Box::new(log)));
         Ok(())
+    }
+
+    pub(super) fn vcpus(&self) -> MutexGuard<'_, Vec<Arc<dyn Vcpus>>> {
+        self.vcpus.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// The log that takes the VMM's marks.
@@ -197,20 +208,6 @@ impl Tracker {
     /// Totals since tracking started.
     pub fn stats(&self) -> TrackerStats {
         self.figures().stats
-    }
-
-    /// Pages that each vCPU wrote, by the harvests since the start, where a log can tell.
-    pub fn vcpu_counts(&self) -> Option<Vec<u64>> {
-        let inner = self.lock();
-        let mut known = inner.logs.iter().filter_map(|log| log.vcpu_counts());
-        let first = known.next()?;
-        Some(known.fold(first, |mut sum, counts| {
-            sum.resize(sum.len().max(counts.len()), 0);
-            for (sum, count) in sum.iter_mut().zip(counts) {
-                *sum += count;
-            }
-            sum
-        }))
     }
 
     /// Bytes of bitmaps and rings for the memory tracked: each consumer's pending, the chunks, and

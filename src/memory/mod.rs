@@ -42,6 +42,7 @@ pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, Block
 pub(crate) use hidden_holes::HiddenHoles;
 pub(crate) use holds::Holder;
 pub use map::{BlockPart, Map, MapObserver, Memory};
+pub(crate) use ownership::KeepsWaiting;
 pub use ownership::{Ownership, Whose};
 pub use page_run::PageRun;
 pub use recall::PinRecall;

@@ -18,7 +18,7 @@
 //! reports each `Stage` that it comes to. Dirty logs that kick vCPUs ask here too.
 
 use crate::error::{Error, Kind, Result};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
 /// Who has the guest, as far as this process knows. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -377,13 +377,28 @@ struct Inner {
     kicks: u64,
 }
 
+/// Keeps vCPU threads waiting inside brant: a dirty log that limits what a vCPU may write.
+pub(crate) trait KeepsWaiting: Send + Sync {
+    /// Ends each wait at once. The VMM is about to be asked for these threads.
+    fn end_waits(&self);
+}
+
 /// Who has the guest: one answer for all migrations, saves and restores of a guest object, which
 /// exclude each other by it. Any thread.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Ownership {
     inner: Mutex<Inner>,
     /// A kick has ended.
     kicked: Condvar,
+    keep_waiting: Mutex<Vec<Weak<dyn KeepsWaiting>>>,
+}
+
+impl std::fmt::Debug for Ownership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ownership")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Ownership {
@@ -401,6 +416,12 @@ impl Ownership {
     fn change(&self, change: impl FnOnce(&mut Inner) -> Result<()>) -> Result<()> {
         let mut inner = self.lock();
         change(&mut inner)?;
+        if !inner.guest.may_kick() {
+            // The guest may be paused next, and a vCPU's thread must not be kept from it.
+            drop(inner);
+            self.end_waits();
+            inner = self.lock();
+        }
         while inner.kicks > 0 && !inner.guest.may_kick() {
             inner = self.kicked.wait(inner).unwrap_or_else(|e| e.into_inner());
         }
@@ -463,6 +484,32 @@ impl Ownership {
         })
     }
 
+    /// Whether a vCPU's thread may be kept waiting: the guest is not being paused or kicked. Ask this
+    /// under the lock that [`KeepsWaiting::end_waits`] takes. Then a wait that begins after a
+    /// yes is ended by the next pause or kick.
+    pub(crate) fn may_keep_waiting(&self) -> bool {
+        let inner = self.lock();
+        inner.kicks == 0 && inner.guest.may_kick()
+    }
+
+    /// Has the waits of `who` ended before each pause and kick, as long as it exists.
+    pub(crate) fn ends_waits_of(&self, who: Weak<dyn KeepsWaiting>) {
+        let mut all = self.waiters();
+        all.retain(|other| other.strong_count() > 0);
+        all.push(who);
+    }
+
+    fn waiters(&self) -> MutexGuard<'_, Vec<Weak<dyn KeepsWaiting>>> {
+        self.keep_waiting.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn end_waits(&self) {
+        // No lock of this object is held meanwhile: those who wait ask `may_keep_waiting` under
+        // theirs.
+        let all: Vec<_> = self.waiters().iter().filter_map(Weak::upgrade).collect();
+        all.iter().for_each(|who| who.end_waits());
+    }
+
     /// Calls the VMM's `kick` if that is allowed now; else returns `None`. No migration pauses the
     /// guest while a `kick` is in progress.
     pub(crate) fn kick<R>(&self, kick: impl FnOnce() -> R) -> Option<R> {
@@ -482,6 +529,7 @@ impl Ownership {
             inner.kicks += 1;
             Kicking(self)
         };
+        self.end_waits();
         let result = kick();
         drop(kicking);
         Some(result)

@@ -15,6 +15,7 @@ pub use estimate::Rate;
 use crate::bits::summary::Bitmap;
 use crate::dirty::consumer::{Consumer, Cursor};
 use crate::dirty::tracker::{StartWith, Tracker};
+use crate::dirty::vcpus::VcpuPages;
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -295,12 +296,13 @@ impl Probe {
         let period = begun.elapsed();
         let edges = starting + ending.elapsed();
         let (in_second, new) = drain(&consumer, &mut seen)?;
-        let per_vcpu = consumer.vcpu_counts().map(|mut counts| {
-            // Other consumers may have had the logs on before.
-            for (count, before) in counts.iter_mut().zip(vcpus_before.unwrap_or_default()) {
-                *count = count.saturating_sub(before);
-            }
-            counts
+        let per_vcpu = consumer.vcpu_counts().map(|counts| {
+            let before = vcpus_before.unwrap_or_default();
+            let since = |now: &VcpuPages| match before.iter().find(|b| b.vcpu == now.vcpu) {
+                Some(before) => now.pages.saturating_sub(before.pages),
+                None => now.pages,
+            };
+            counts.iter().map(since).collect()
         });
         Ok(estimate::logged(&estimate::Logged {
             // The pages that were taken count, not those that the syncs found. A block that comes

@@ -8,6 +8,7 @@ pub mod deadline;
 pub mod fair;
 pub mod grace;
 pub mod limit;
+pub(crate) mod nap;
 mod readers;
 pub mod recall;
 mod round;

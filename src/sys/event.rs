@@ -1,7 +1,7 @@
-//! System calls by which a thread waits and is woken: eventfds, `ppoll`, and the signal mask under
-//! which it waits.
+//! System calls by which a thread waits and is woken: eventfds, signalfds, `ppoll`, and the signal
+//! mask under which it waits.
 //!
-//! Each function is one call and safe; errors are `io::Error`. `runtime`, the only caller, decides
+//! Each function is one call and safe; errors are `io::Error`. The callers, in `runtime`, decide
 //! what a wake-up means.
 
 use super::kernel;
@@ -62,6 +62,20 @@ pub fn eventfd_take(fd: BorrowedFd<'_>) -> io::Result<u64> {
             _ => return Err(error),
         }
     }
+}
+
+/// A new signalfd for all signals: readable for a thread while a signal is pending for it that it
+/// blocks. Non-blocking and closed on exec.
+pub fn signalfd() -> io::Result<OwnedFd> {
+    let SignalMask(all) = SignalMask::full();
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+    // SAFETY: the set lives on this stack frame.
+    let fd = unsafe { kernel::signalfd(-1, &raw const all, flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// One descriptor to poll, laid out as `struct pollfd`.

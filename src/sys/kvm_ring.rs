@@ -9,7 +9,7 @@ use super::kvm::{Vm, VmFd};
 use super::{file, kernel};
 use crate::error::{Error, Kind, Result};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 const KVM_RESET_DIRTY_RINGS: u64 = 0xaec7;
 /// `KVM_CAP_DIRTY_LOG_RING` (5.11): for processors whose stores become visible in order.
@@ -26,6 +26,8 @@ const EXIT_DIRTY_RING_FULL: u32 = 31;
 const EXIT_INTR: u32 = 10;
 /// The offset of `exit_reason` in `struct kvm_run`.
 const EXIT_REASON_AT: usize = 8;
+/// The offset of `immediate_exit` in `struct kvm_run`.
+const IMMEDIATE_EXIT_AT: usize = 1;
 const PAGE: u64 = 4096;
 /// `KVM_DIRTY_RING_MAX_ENTRIES` entries of 16 bytes.
 const BYTES_MAX: u64 = 65536 * ENTRY_BYTES;
@@ -74,6 +76,10 @@ pub trait RingMemory: Send {
     /// Makes an exit with a full ring, of which the VMM has told, look like one by a signal. A
     /// later [`RingMemory::exited_full`] then tells of another exit. Call it while the vCPU is out.
     fn strike_out(&self);
+    /// Whether the VMM has asked that the next `KVM_RUN` of the vCPU return at once.
+    fn is_wanted_out(&self) -> bool {
+        false
+    }
 }
 
 /// The result of enabling rings.
@@ -357,6 +363,13 @@ impl RingMemory for RingMap {
         let (was, now) = (EXIT_DIRTY_RING_FULL, EXIT_INTR);
         let (done, failed) = (Ordering::Relaxed, Ordering::Relaxed);
         let _ = self.exit_reason().compare_exchange(was, now, done, failed);
+    }
+
+    fn is_wanted_out(&self) -> bool {
+        // SAFETY: inside the mapped page. An atomic, because the VMM's threads write it at any
+        // time.
+        let asked = unsafe { &*self.run.at.add(IMMEDIATE_EXIT_AT).cast::<AtomicU8>() };
+        asked.load(Ordering::Relaxed) != 0
     }
 }
 

@@ -18,7 +18,6 @@ pub mod progress;
 pub(super) mod recent;
 pub mod rising;
 pub(super) mod round_trip;
-pub mod slices;
 pub mod stall;
 #[cfg(test)]
 mod tests;
@@ -26,6 +25,7 @@ pub mod throttle;
 pub(super) mod timed;
 pub mod working_set;
 
+pub use crate::dirty::slices;
 pub use budget::Parts;
 pub(super) use compressing::{Batch, Compressing};
 pub use facts::{Decider, Decision, Facts, Moment, Next, PassFacts, Verdict};

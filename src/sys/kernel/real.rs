@@ -5,7 +5,7 @@ pub use libc::{
     accept4, bind, connect, eventfd, fallocate, fcntl, fstat, fstatfs, fsync, ftruncate, getpeername,
     getrandom, getrusage, getsockname, getsockopt, ioctl, listen, lseek, madvise, memfd_create,
     mincore, mmap, mprotect, munmap, pipe2, ppoll, pread, pwrite, read, recvmsg, sendmsg,
-    setsockopt, shutdown, socket, sysinfo, write, writev,
+    setsockopt, shutdown, signalfd, socket, sysinfo, write, writev,
 };
 
 use std::fs::{File, Metadata, OpenOptions};

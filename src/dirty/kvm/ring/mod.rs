@@ -17,6 +17,7 @@
 //! hangs meanwhile.
 
 mod found;
+mod limits;
 #[doc(hidden)]
 pub mod protocol;
 mod reaper;
@@ -31,6 +32,7 @@ pub use reaper::Rings;
 pub use rounds::Figures;
 
 use super::switch::LogSwitch;
+use crate::dirty::vcpus::Vcpus;
 use crate::dirty::{DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::error::{Error, Kind, Result};
 use crate::memory::{Map, Ownership, Slot};
@@ -310,9 +312,6 @@ impl KvmRing {
             rounds.figures = Figures::default();
             rounds.found = Default::default();
             rounds.found.fit(map)?;
-            for ring in rounds.rings.values_mut() {
-                ring.harvested_before = ring.harvested;
-            }
             rounds.tracking = true;
         }
         if self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2) != 0 {
@@ -329,6 +328,8 @@ impl KvmRing {
     fn end(&mut self) {
         {
             let mut state = self.shared.lock();
+            // From here on nobody empties a ring unasked, and no vCPU may be kept waiting.
+            state.lift_all(self.shared.now());
             state.rounds.tracking = false;
             state.rounds.found.clear();
             state.rounds.lost = false;
@@ -349,6 +350,7 @@ impl DirtyLog for KvmRing {
 
     fn joins(&mut self, guest: &Arc<Ownership>) {
         self.guest = Arc::clone(guest);
+        self.shared.joins(guest);
     }
 
     fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
@@ -363,10 +365,8 @@ impl DirtyLog for KvmRing {
                 .map_or(0, |words| words.len() as u64 * 8)
     }
 
-    fn vcpu_counts(&self) -> Option<Vec<u64>> {
-        let state = self.shared.lock();
-        let rings = state.rounds.rings.values();
-        Some(rings.map(|r| r.harvested - r.harvested_before).collect())
+    fn vcpus(&self) -> Option<Arc<dyn Vcpus>> {
+        Some(Arc::clone(&self.shared) as Arc<dyn Vcpus>)
     }
 
     fn strays(&self) -> u64 {

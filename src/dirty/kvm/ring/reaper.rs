@@ -8,8 +8,11 @@
 //! kicked.
 //!
 //! Unasked, the reaper looks at each ring every 1 to 10 ms, which costs one load. It makes a round
-//! when a ring is a quarter full. The thread starts and ends with tracking.
+//! when a ring is a quarter full. It leaves the ring of a vCPU over its dirty limit alone, so that
+//! the vCPU comes out with a full ring and can be kept waiting (`limits.rs`). The thread starts and
+//! ends with tracking.
 
+use super::limits::Limits;
 use super::rounds::{Look, Ring, Rounds};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::{catch, spawn, Join, Role};
@@ -17,7 +20,7 @@ use crate::sys::kvm_ring::{ResetRings, RingMap};
 use crate::vmm::Vmm;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(10);
@@ -39,13 +42,14 @@ pub(super) struct State {
     /// There is a reaper thread, which answers requests.
     reaping: bool,
     ends: bool,
+    pub limits: Limits,
 }
 
 impl State {
-    fn answer(&mut self, vm: &Arc<dyn ResetRings>) {
+    fn answer(&mut self, vm: &Arc<dyn ResetRings>, now: Duration) {
         let (asked, look) = (self.asked, std::mem::take(&mut self.look));
         let rounds = &mut self.rounds;
-        let done = catch(|| rounds.round(vm, look)).and_then(|done| done);
+        let done = catch(|| rounds.round(vm, look, now)).and_then(|done| done);
         self.outcome = done.err();
         self.answered = asked;
     }
@@ -61,6 +65,8 @@ pub(super) struct AskedRounds {
     asked: Condvar,
     /// Wakes those who wait for a round: one has ended.
     answered: Condvar,
+    /// Where the time of the dirty limits begins.
+    begun: Instant,
 }
 
 impl AskedRounds {
@@ -71,7 +77,13 @@ impl AskedRounds {
             state: Mutex::default(),
             asked: Condvar::new(),
             answered: Condvar::new(),
+            begun: Instant::now(),
         }
+    }
+
+    /// The time for the dirty limits.
+    pub fn now(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -104,7 +116,7 @@ impl AskedRounds {
             // There is no reaper because nothing is tracked, but a ring may be full all the same.
             // The round cannot be made on the calling thread, which takes signals.
             let here = Arc::clone(self);
-            let once = move || here.lock().answer(&here.vm);
+            let once = move || here.lock().answer(&here.vm, here.now());
             spawn(Role::Reaper, self.announce(), once)?.join()?;
             state = self.lock();
         }
@@ -142,7 +154,7 @@ impl AskedRounds {
         let mut state = self.lock();
         loop {
             if state.answered < state.asked {
-                state.answer(&self.vm);
+                state.answer(&self.vm, self.now());
                 self.answered.notify_all();
             }
             if state.ends {
@@ -155,12 +167,17 @@ impl AskedRounds {
                 .wait_timeout(state, pause)
                 .unwrap_or_else(|e| e.into_inner());
             state = woken;
-            let rings = || state.rounds.rings.values();
+            let now = self.now();
+            let mut fills = |part| {
+                let mut rings = state.rounds.rings.values_mut();
+                rings.any(|ring| ring.fills(part) && !ring.is_left_alone(now))
+            };
+            let (hurry, reap) = (fills(HURRY_AT), fills(REAP_AT));
             pause = match pause {
-                _ if rings().any(|r| r.fills(HURRY_AT)) => SHORTEST,
+                _ if hurry => SHORTEST,
                 pause => (pause * 2).min(LONGEST),
             };
-            if state.answered == state.asked && rings().any(|r| r.fills(REAP_AT)) {
+            if state.answered == state.asked && reap {
                 state.asked += 1;
             }
         }
@@ -268,11 +285,35 @@ impl Rings {
         self.add(number, Box::new(ring))
     }
 
+    /// Removes a vCPU, which has left `KVM_RUN` for good or is about to be unplugged, after a last
+    /// harvest of its ring. If it runs again, what it writes is lost until it is added once more.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] for a vCPU that was not added. If the kernel refuses to reset the ring, the
+    /// vCPU stays.
+    pub fn remove(&self, vcpu: u32) -> Result<()> {
+        self.0.lift(vcpu)?;
+        self.0.round(Look::All, None)?;
+        let mut state = self.0.lock();
+        state.rounds.rings.remove(&vcpu);
+        Ok(())
+    }
+
     /// Makes room in the ring of a vCPU that came out with it full. Call this on the vCPU's thread,
     /// once for each such exit. Returns when there is room. The only lock taken is held for rounds
     /// alone.
+    ///
+    /// A vCPU over its dirty limit ([`Tracker::limit_vcpus`](crate::dirty::tracker::Tracker))
+    /// waits here first, for 5 ms at most. The wait ends early with any signal to the thread, also
+    /// one that the thread blocks; when `immediate_exit` of the vCPU's `kvm_run` is set; before each
+    /// pause and kick by brant; and when the limit goes. A vCPU that is still over its limit then
+    /// gets no room: it comes out of `KVM_RUN` again at once, and the VMM can look at its own
+    /// requests in between.
     pub fn full(&self, vcpu: u32) -> Result<()> {
-        self.0.round(Look::Heads, Some(vcpu))
+        match self.0.may_go_on(vcpu)? {
+            true => self.0.round(Look::Heads, Some(vcpu)),
+            false => Ok(()),
+        }
     }
 
     /// How many pages a vCPU has dirtied since it was added. A page that is dirtied again after a

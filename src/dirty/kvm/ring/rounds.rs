@@ -28,10 +28,12 @@
 
 use super::found::Found;
 use super::protocol::{Position, Resync, Seen, Settled, DIRTY};
+use crate::dirty::slices::Slices;
 use crate::error::{Error, Kind, Result};
 use crate::sys::kvm_ring::{ResetRings, RingMemory, ENTRY_BYTES};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How often a vCPU may come out full with nothing in its ring before (d) counts. Once is ordinary,
 /// because a round may have been under way. And a VMM that reports one exit twice must not break
@@ -48,7 +50,8 @@ const RESERVE_PML: u64 = 512;
 /// Which rings a round looks through to the end, besides the suspected ones.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Look {
-    /// None: each ring is read in order, up to its first entry that is not dirty.
+    /// None: each ring is read in order, up to its first entry that is not dirty. The ring of a vCPU
+    /// over its dirty limit is left alone, unless that vCPU waits for room.
     #[default]
     Heads,
     /// Rings whose position is not known yet.
@@ -82,8 +85,10 @@ pub(super) struct Ring {
     expects_gap: bool,
     /// Entries harvested.
     pub harvested: u64,
-    /// Entries harvested before tracking started; `harvested` includes them.
-    pub harvested_before: u64,
+    /// The vCPU's dirty limit.
+    pub slices: Slices,
+    /// Its limit from the next change on, while limits are being replaced.
+    pub next_limit: Option<f64>,
 }
 
 impl Ring {
@@ -109,7 +114,8 @@ impl Ring {
             struck_out: false,
             expects_gap: false,
             harvested: 0,
-            harvested_before: 0,
+            slices: Slices::default(),
+            next_limit: None,
         })
     }
 
@@ -127,7 +133,6 @@ impl Ring {
         self.clean = self.known;
         (self.suspect, self.expects_gap) = (false, false);
         (self.for_nothing, self.gave, self.struck_out) = (0, false, false);
-        self.harvested_before = self.harvested;
     }
 
     /// Whether more than 1/`part` of the ring is dirty. Costs one load.
@@ -135,10 +140,22 @@ impl Ring {
         self.known && self.at.fills(self.memory.entries(), part)
     }
 
-    /// Counts `n` harvested entries.
-    fn got(&mut self, n: u64) {
+    /// Whether the ring is to fill up, because its vCPU is over its dirty limit. A ring that has to
+    /// be repaired is not.
+    pub fn is_left_alone(&mut self, now: Duration) -> bool {
+        self.known && !self.suspect && self.slices.is_over(now)
+    }
+
+    /// Whether the VMM wants the vCPU to leave the guest at once.
+    pub fn is_wanted_out(&self) -> bool {
+        self.memory.is_wanted_out()
+    }
+
+    /// Counts `n` entries harvested at `now`.
+    fn got(&mut self, n: u64, now: Duration) {
         self.harvested += n;
         self.gave |= n > 0;
+        self.slices.wrote(now, n);
     }
 
     pub fn bytes(&self) -> u64 {
@@ -167,6 +184,8 @@ pub struct Figures {
     pub harvested: u64,
     /// How often a vCPU came out with its ring full.
     pub full_exits: u64,
+    /// How many slices vCPUs have waited because they were over their dirty limit.
+    pub limit_waits: u64,
     /// How often a ring overran.
     pub overruns: u64,
     /// Pushes that were lost in overruns.
@@ -194,6 +213,8 @@ pub(super) struct Rounds {
     /// Sentences on what happened, for the next sync's report.
     pub notes: Vec<String>,
     pub figures: Figures,
+    /// When the round began.
+    now: Duration,
 }
 
 fn keep(found: &mut Found, tracking: bool) -> impl FnMut(u32, u64) + '_ {
@@ -205,14 +226,16 @@ fn keep(found: &mut Found, tracking: bool) -> impl FnMut(u32, u64) + '_ {
 }
 
 impl Rounds {
-    /// Makes one round over all rings.
-    pub fn round(&mut self, vm: &Arc<dyn ResetRings>, look: Look) -> Result<()> {
+    /// Makes one round over all rings. `now` is the time for the dirty limits.
+    pub fn round(&mut self, vm: &Arc<dyn ResetRings>, look: Look, now: Duration) -> Result<()> {
         self.figures.rounds += 1;
+        self.now = now;
         let mut flagged = 0;
         let mut overran = Vec::new();
         for (&vcpu, ring) in &mut self.rings {
             ring.found = false;
-            if !ring.known {
+            let alone = look == Look::Heads && !ring.full && ring.is_left_alone(now);
+            if !ring.known || alone {
                 continue;
             }
             let entries = ring.memory.entries();
@@ -221,7 +244,7 @@ impl Rounds {
                 .harvest(entries, keep(&mut self.found, self.tracking));
             let full = ring.at.flagged() == entries.len() as u64;
             ring.found = n > 0;
-            ring.got(n);
+            ring.got(n, self.now);
             self.figures.harvested += n;
             flagged += ring.at.flagged();
             if full {
@@ -375,7 +398,7 @@ impl Rounds {
                         .harvest(entries, keep(&mut self.found, self.tracking));
                     let flagged = ring.at.flagged();
                     let full = flagged == entries.len() as u64;
-                    ring.got(n);
+                    ring.got(n, self.now);
                     self.figures.harvested += n;
                     seen = true;
                     if full {
@@ -427,7 +450,7 @@ impl Rounds {
         disturbed |= went_on > 1;
         let came_to = resync.end(entries, count);
         outcome?;
-        ring.got(n);
+        ring.got(n, self.now);
         self.figures.harvested += n;
         ring.known = came_to.position.is_some();
         if let Some(position) = came_to.position {

@@ -3,6 +3,7 @@
 //! No vCPU hangs, and afterwards the rings are exact again.
 
 mod cases;
+mod limits;
 
 use super::testing::model::{Interrupt, Model, Moment};
 use super::*;
@@ -10,11 +11,13 @@ use crate::dirty::consumer::{Consumer, Cursor};
 use crate::dirty::taken::Taken;
 use crate::dirty::testing::{apart, the_run};
 use crate::dirty::tracker::{Clearing, StartWith, Tracker};
+use crate::dirty::vcpus::VcpuLimit;
 use crate::memory::{BlockDescription, BlockFlags, BlockId, Memory, SlotDescription};
 use crate::units::{Bytes, PAGE_SIZE};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use vm_memory::GuestAddress;
 
 const BLOCKS: [u64; 2] = [700, 130];
@@ -55,6 +58,11 @@ enum Op {
     Kernel {
         slot: u8,
         page: u16,
+    },
+    /// Sets the dirty limit of a vCPU, or lifts it. The others have none afterwards.
+    Limit {
+        vcpu: u8,
+        pages_per_second: Option<u32>,
     },
     Sync,
     SyncStopped,
@@ -234,7 +242,12 @@ impl World {
 
     /// KVM_RUN, which comes out at once as long as the ring is full.
     fn write(&self, vcpu: usize, slot: u32, page: u64, stores: u64) -> Verdict {
-        for _ in 0..2000 {
+        for turn in 0..2000 {
+            if turn % 50 == 49 && self.consumer.has_vcpu_limits() {
+                // A vCPU that is far over its limit gets room by a sync only.
+                let synced = self.consumer.sync(When::Running);
+                synced.map_err(|e| e.to_string())?;
+            }
             if !self.model.is_full(vcpu) {
                 self.model.write(vcpu, slot, page, stores);
                 return Ok(());
@@ -343,6 +356,24 @@ impl World {
                 {
                     self.model.kernel_writes(slot, page);
                 }
+            }
+            Op::Limit {
+                vcpu,
+                pages_per_second,
+            } => {
+                let vcpu = u32::from(vcpu) % self.vcpus as u32;
+                let limits = pages_per_second.map(|limit| VcpuLimit {
+                    vcpu,
+                    pages_per_second: limit.into(),
+                });
+                // A vCPU that waits is not to make the test slow.
+                self.rings.0.lock().limits.longest = Duration::from_micros(1);
+                let limits: Vec<VcpuLimit> = limits.into_iter().collect();
+                self.consumer
+                    .limit_vcpus(&limits)
+                    .map_err(|e| e.to_string())?;
+                let limited = self.consumer.limited_vcpus();
+                expect!(limited == limits.len() as u64, "{limited} are limited");
             }
             Op::Sync => self.sync(When::Running)?,
             Op::SyncStopped => {
@@ -465,6 +496,7 @@ impl World {
         }
         expect!(!self.model.broken(), "more was released than was in use");
         self.consumer.stop().map_err(|e| e.to_string())?;
+        expect!(!self.consumer.has_vcpu_limits(), "a vCPU stays limited");
         for slot in &self.slots {
             expect!(!self.model.logged(slot.slot), "a slot stays logged");
         }
@@ -503,6 +535,8 @@ fn ordinary() -> impl Strategy<Value = Op> {
         4 => (at(), 1..400u16).prop_map(|((vcpu, slot, page), pages)| Op::Sweep { vcpu, slot, page, pages }),
         3 => (moment, at()).prop_map(|(moment, (vcpu, slot, page))| Op::Race { moment, vcpu, slot, page }),
         2 => (any::<u8>(), any::<u16>()).prop_map(|(slot, page)| Op::Kernel { slot, page }),
+        2 => (any::<u8>(), prop::option::weighted(0.7, 1..2_000_000u32))
+            .prop_map(|(vcpu, pages_per_second)| Op::Limit { vcpu, pages_per_second }),
         4 => Just(Op::Sync),
         1 => Just(Op::SyncStopped),
         6 => (1..6u8, 1..500u16).prop_map(|(runs, pages)| Op::Take { runs, pages }),

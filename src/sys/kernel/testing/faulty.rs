@@ -67,6 +67,7 @@ calls! {
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t)
         -> c_int;
     fn shutdown(fd: c_int, how: c_int) -> c_int;
+    fn signalfd(fd: c_int, mask: *const sigset_t, flags: c_int) -> c_int;
     fn socket(family: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn sysinfo(info: *mut libc::sysinfo) -> c_int;
     fn userfaultfd(flags: c_int) -> c_int;

@@ -79,6 +79,7 @@ pub(in crate::sys) const TABLE: &[(&str, &[Fault])] = &[
     // Waiting.
     ("ppoll", &[Error(c::EINTR), Error(c::ENOMEM), Error(c::EINVAL)]),
     ("eventfd", &[Error(c::EMFILE), Error(c::ENFILE), Error(c::ENOMEM)]),
+    ("signalfd", &[Error(c::EMFILE), Error(c::ENFILE), Error(c::ENOMEM)]),
     ("read", &[Error(c::EINTR)]),
     ("write", &[Error(c::EINTR)]),
     ("clone", &[Error(c::EAGAIN), Error(c::ENOMEM)]),

@@ -56,6 +56,8 @@ struct Ring {
     reset: u64,
     /// Whether `exit_reason` says that the ring is full. It stays until KVM_RUN is entered again.
     exited_full: bool,
+    /// `immediate_exit` is set.
+    wanted_out: bool,
 }
 
 impl Ring {
@@ -153,6 +155,9 @@ impl RingMemory for Memory {
     fn strike_out(&self) {
         self.model.state().rings[self.vcpu].exited_full = false;
     }
+    fn is_wanted_out(&self) -> bool {
+        self.model.state().rings[self.vcpu].wanted_out
+    }
 }
 
 impl Model {
@@ -173,6 +178,7 @@ impl Model {
             dirty: 0,
             reset: 0,
             exited_full: false,
+            wanted_out: false,
         });
         state.rings.len() - 1
     }
@@ -221,6 +227,11 @@ impl Model {
         }
         let host = (at.region.host_address >> PAGE_SHIFT) + page;
         *state.versions.entry(host).or_default() += 1;
+    }
+
+    /// Sets or clears `immediate_exit`.
+    pub fn want_out(&self, vcpu: usize, wanted: bool) {
+        self.state().rings[vcpu].wanted_out = wanted;
     }
 
     /// Enters KVM_RUN. Returns whether it comes out at once.

@@ -43,6 +43,11 @@ impl Slices {
         }
     }
 
+    /// Whether there is a limit.
+    pub fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
     /// Whether the vCPU is over its limit. The reaper then leaves its ring alone.
     pub fn is_over(&mut self, now: Duration) -> bool {
         self.advance(now);
@@ -52,12 +57,18 @@ impl Slices {
     /// The next slice: how long the vCPU waits before it asks again. At most [`SLICE_MAX`], and zero
     /// when the vCPU is within its limit.
     pub fn wait(&mut self, now: Duration) -> Duration {
+        self.wait_at_most(now, SLICE_MAX)
+    }
+
+    /// [`Slices::wait`] with another longest slice. Tests use it, because nobody can tell the end of
+    /// a short slice from an event that ended it.
+    pub(super) fn wait_at_most(&mut self, now: Duration, longest: Duration) -> Duration {
         self.advance(now);
         match self.limit {
             Some(limit) if self.credit < 0.0 => {
                 let wait = Duration::try_from_secs_f64(-self.credit / limit);
-                wait.unwrap_or(SLICE_MAX)
-                    .clamp(Duration::from_micros(1), SLICE_MAX)
+                wait.unwrap_or(longest)
+                    .clamp(Duration::from_micros(1), longest)
             }
             _ => Duration::ZERO,
         }

@@ -1,0 +1,168 @@
+//! The dirty limit of single vCPUs: who is over it waits when its ring is full.
+//!
+//! Example: a vCPU may write 1,000 pages a second, and has just written 4,000. The reaper leaves its
+//! ring alone, so the vCPU fills it and comes out of `KVM_RUN`. In `Rings::full` it waits until 4,000
+//! pages are within its limit, in slices. Between two slices its thread is the VMM's, because brant
+//! cannot know what else the VMM wants of it. The ring stays full meanwhile, so `KVM_RUN` comes out
+//! again at once. The next slice follows.
+//!
+//! **The ring's size is the granularity.** A sync harvests every ring, limited or not: it may neither
+//! lose nor delay a page. So between two syncs a vCPU gets through with one ring more than its limit.
+//!
+//! **Nobody waits while the guest is being paused or kicked.** Each of these first ends the waits,
+//! and no wait begins before it is over ([`Ownership::may_keep_waiting`]). A removed vCPU, a lifted
+//! limit and the end of tracking end the wait as well.
+
+use super::reaper::{no_ring, AskedRounds, State};
+use crate::dirty::slices::SLICE_MAX;
+use crate::dirty::vcpus::{VcpuLimit, VcpuPages, Vcpus};
+use crate::error::{Error, Kind, Result};
+use crate::memory::{KeepsWaiting, Ownership};
+use crate::runtime::nap::Naps;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the limits of all vCPUs have in common.
+pub(super) struct Limits {
+    /// Made with the first limit, and dropped with the last.
+    naps: Option<Naps>,
+    /// Says whether the guest is being paused or kicked.
+    guest: Arc<Ownership>,
+    /// The longest slice. Tests make it long, so that only an event can end it.
+    pub longest: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            naps: None,
+            guest: Arc::default(),
+            longest: SLICE_MAX,
+        }
+    }
+}
+
+impl AskedRounds {
+    /// The guest whose pauses and kicks end the waits.
+    pub fn joins(self: &Arc<Self>, guest: &Arc<Ownership>) {
+        self.lock().limits.guest = Arc::clone(guest);
+        let here = Arc::clone(self) as Arc<dyn KeepsWaiting>;
+        guest.ends_waits_of(Arc::downgrade(&here));
+    }
+
+    /// Called on the thread of a vCPU whose ring is full. Waits one slice if the vCPU is over its
+    /// limit. Returns whether it is within its limit then, and gets room in its ring.
+    pub fn may_go_on(&self, vcpu: u32) -> Result<bool> {
+        let (nap, slice) = {
+            let mut guard = self.lock();
+            let state = &mut *guard;
+            let rings = &mut state.rounds.rings;
+            let ring = rings.get_mut(&vcpu).ok_or_else(|| no_ring(vcpu))?;
+            let (now, limits) = (self.now(), &state.limits);
+            let Some(naps) = limits.naps.as_ref().filter(|_| ring.is_left_alone(now)) else {
+                return Ok(true);
+            };
+            if !limits.guest.may_keep_waiting() {
+                return Ok(true);
+            }
+            state.rounds.figures.full_exits += 1;
+            if ring.is_wanted_out() {
+                return Ok(false);
+            }
+            state.rounds.figures.limit_waits += 1;
+            (naps.begin(), ring.slices.wait_at_most(now, limits.longest))
+        };
+        nap.take(slice);
+        let mut state = self.lock();
+        let now = self.now();
+        let over = |ring: &mut super::Ring| ring.is_left_alone(now);
+        // A vCPU that was removed meanwhile has no ring.
+        Ok(state.rounds.rings.get_mut(&vcpu).map(over) == Some(false))
+    }
+
+    /// Removes the limit of a vCPU that is about to be removed.
+    pub fn lift(&self, vcpu: u32) -> Result<()> {
+        let mut state = self.lock();
+        let rings = &mut state.rounds.rings;
+        let ring = rings.get_mut(&vcpu).ok_or_else(|| no_ring(vcpu))?;
+        ring.slices.set(self.now(), None);
+        end(&mut state.limits);
+        Ok(())
+    }
+}
+
+impl State {
+    /// Removes all limits.
+    pub fn lift_all(&mut self, now: Duration) {
+        for ring in self.rounds.rings.values_mut() {
+            ring.slices.set(now, None);
+        }
+        // Dropping it ends the waits.
+        self.limits.naps = None;
+    }
+}
+
+fn end(limits: &mut Limits) {
+    if let Some(naps) = &mut limits.naps {
+        naps.end_all();
+    }
+}
+
+impl KeepsWaiting for AskedRounds {
+    fn end_waits(&self) {
+        end(&mut self.lock().limits);
+    }
+}
+
+impl Vcpus for AskedRounds {
+    fn written(&self, each: &mut dyn FnMut(VcpuPages)) {
+        for (&vcpu, ring) in &self.lock().rounds.rings {
+            let pages = ring.harvested;
+            each(VcpuPages { vcpu, pages });
+        }
+    }
+
+    fn can_limit(&self) -> bool {
+        true
+    }
+
+    fn limit(&self, limits: &[VcpuLimit]) -> Result<()> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if limits.is_empty() {
+            state.lift_all(self.now());
+            return Ok(());
+        }
+        if !state.rounds.tracking {
+            return Err(Error::new(
+                Kind::State,
+                "a dirty limit needs a tracker that is started: nobody else harvests the rings",
+            ));
+        }
+        if state.limits.naps.is_none() {
+            state.limits.naps = Some(Naps::new()?);
+        }
+        let now = self.now();
+        let rings = &mut state.rounds.rings;
+        for ring in rings.values_mut() {
+            ring.next_limit = None;
+        }
+        for limit in limits {
+            if let Some(ring) = rings.get_mut(&limit.vcpu) {
+                ring.next_limit = Some(limit.pages_per_second);
+            }
+        }
+        for ring in rings.values_mut() {
+            ring.slices.set(now, ring.next_limit);
+        }
+        // A limit that rose or went may end a wait.
+        end(&mut state.limits);
+        Ok(())
+    }
+
+    fn limited(&self) -> u64 {
+        let state = self.lock();
+        let rings = state.rounds.rings.values();
+        rings.filter(|ring| ring.slices.is_limited()).count() as u64
+    }
+}
