@@ -15,7 +15,7 @@ use crate::runtime::thread::Join;
 use crate::runtime::{Cancel, Notify};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Nobody has taken the gate.
 const OPEN: u8 = 0;
@@ -34,9 +34,26 @@ struct Public<S> {
     error: Option<Error>,
     /// The migration's thread has done all its work.
     over: bool,
+    /// When the figures were renewed last.
+    renewed: Option<Instant>,
+    /// The longest time since the start that anybody was told.
+    told: Duration,
 }
 
 impl<S: Side> Public<S> {
+    /// The figures of this moment. The migration's thread may wait for a link that stalls: the time
+    /// since the start goes on all the same, and nothing moves.
+    fn now(&mut self) -> Stats {
+        let mut stats = self.stats;
+        let age = self.renewed.map(|at| at.elapsed());
+        if let Some(age) = age.filter(|_| !self.over && !self.state.is_over()) {
+            stats.age(age);
+        }
+        self.told = self.told.max(stats.elapsed);
+        stats.elapsed = self.told;
+        stats
+    }
+
     fn enter(&mut self, state: S) {
         self.state = state;
         self.stats.state = state.into();
@@ -80,6 +97,8 @@ impl<S: Side> Handle<S> {
                 lanes: Vec::new(),
                 error: None,
                 over: false,
+                renewed: None,
+                told: Duration::ZERO,
             }),
             ended: Condvar::new(),
             thread: Mutex::new(None),
@@ -234,6 +253,7 @@ impl<S: Side> Handle<S> {
                 error: public.stats.error,
                 ..*stats
             };
+            public.renewed = Some(Instant::now());
         }
         self.notify.raise();
     }
@@ -281,7 +301,7 @@ impl<S: Side> Handle<S> {
 
     /// The current figures.
     pub(super) fn stats(&self) -> Stats {
-        self.lock().stats
+        self.lock().now()
     }
 
     /// Has `fill` bring the figures of `channels` channels up to date.

@@ -4,6 +4,7 @@
 //! `switchover` decide what happens next. They are pure and tested without a clock or a socket. The
 //! drivers of the two sides carry the decisions out. [`report`] holds the figures that users see.
 
+pub mod before;
 mod common;
 mod control;
 mod failure;
@@ -36,6 +37,7 @@ pub use outgoing::{ConnectTo, Outgoing};
 pub use params::{Compression, PageChecksums, Params};
 pub use report::{LaneState, LaneStats, Stats, ZeroCopyState};
 pub use state::State;
+pub use steering::forecast::{Forecast, Remedies};
 pub use steering::{Decider, Decision, Facts, FitsDowntime, Moment, Next, PassFacts};
 pub use steering::{Operations, Overrun, Parts, Verdict};
 #[doc(inline)]

@@ -48,10 +48,11 @@ pub struct Stats {
     /// Why the migration failed.
     #[serde(serialize_with = "as_code")]
     pub error: Option<Kind>,
-    /// The progress in hundredths of a percent, 0 to 10000: pages sent (received) so far, as a part
-    /// of these and the pages that remain. It never falls, and is 10000 only once the guest runs at
-    /// the destination. After a failure or a cancel it keeps its last value, at most 9999. `state`
-    /// and `error` tell that the migration is over.
+    /// The progress in hundredths of a percent, 0 to 10000. Source: pages sent so far, as a part of
+    /// these, the pages that remain, and those that later passes will send by the forecast.
+    /// Destination: pages received so far, as a part of these and the pages that remain. It never
+    /// falls, and is 10000 only once the guest runs at the destination. After a failure or a cancel
+    /// it keeps its last value, at most 9999. `state` and `error` tell that the migration is over.
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
@@ -416,8 +417,8 @@ impl Stats {
         }
     }
 
-    /// Computes the progress anew: the pages done, as a part of these and the pages that remain. It
-    /// never falls.
+    /// Computes a destination's progress anew: the pages received, as a part of these and the pages
+    /// that remain. It never falls.
     pub(super) fn advance(&mut self) {
         let done = self.data_pages + self.zero_pages;
         let left = self.remaining_bytes / PAGE_SIZE;
@@ -427,6 +428,16 @@ impl Stats {
         // Before the guest runs at the other side the progress is at most 99.99 %.
         let now = (u128::from(done) * 10_000 / u128::from(done + left)).min(9_999) as u32;
         self.progress = self.progress.max(now);
+    }
+
+    /// Makes figures that were renewed `age` ago those of now: nothing has moved since.
+    pub(super) fn age(&mut self, age: Duration) {
+        self.elapsed = self.elapsed.saturating_add(age);
+        // Figures are renewed every 50 ms while something moves.
+        if age > RENEW * 4 {
+            let still = 1.0 - age.as_secs_f64();
+            self.throughput = (self.throughput as f64 * still.max(0.0)) as u64;
+        }
     }
 
     /// Predicts the time until the rest fits: the rest shrinks by the link's rate less the guest's.
@@ -612,6 +623,24 @@ mod tests {
         stats.remaining_bytes = 0;
         stats.advance();
         assert_eq!(stats.progress, 9999);
+    }
+
+    #[test]
+    fn figures_that_are_not_renewed_show_a_link_that_stands_still() {
+        let mut stats = Stats {
+            elapsed: Duration::from_secs(3),
+            throughput: 1_000_000,
+            wire_bytes: 5,
+            ..Stats::default()
+        };
+        stats.age(RENEW);
+        assert_eq!(stats.elapsed, Duration::from_millis(3050));
+        assert_eq!(stats.throughput, 1_000_000);
+        stats.age(Duration::from_millis(750));
+        assert_eq!(stats.throughput, 250_000);
+        stats.age(Duration::from_secs(100));
+        assert_eq!((stats.throughput, stats.wire_bytes), (0, 5));
+        assert_eq!(stats.elapsed, Duration::from_millis(103_800));
     }
 
     #[test]

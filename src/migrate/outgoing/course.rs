@@ -1,11 +1,13 @@
-//! What the passes and syncs of a migration have shown so far: the facts for the decider. Pure.
+//! What the passes and syncs of a migration have shown so far: the facts for the decider and for the
+//! forecast. Pure.
 
 use crate::dirty::tracker::ConsumerStats;
-use crate::migrate::steering::bandwidth::{Bandwidth, DirtyRate};
+use crate::migrate::steering::bandwidth::{Bandwidth, DirtyRate, WriteRate};
 use crate::migrate::steering::delivery::{Carried, Delivery};
 use crate::migrate::steering::passes::Passes;
 use crate::migrate::steering::recent::Recent;
 use crate::migrate::steering::round_trip::RoundTrip;
+use crate::migrate::steering::working_set::{FirstPass, WorkingSet};
 use crate::migrate::steering::PassFacts;
 use crate::units::{Pages, PAGE_SIZE};
 use crate::walk::Put;
@@ -19,11 +21,19 @@ pub(super) struct Course {
     pub(super) round_trip: RoundTrip,
     delivery: Delivery,
     dirtied: DirtyRate,
+    written: WriteRate,
+    /// What the guest writes, as slow as it is now.
+    pub(super) working_set: WorkingSet,
+    first_pass: FirstPass,
     this_pass: PassSoFar,
     last_pass: Option<PassFacts>,
     last_sync: Option<Instant>,
     /// The consumer's totals as of the last sync.
     tracked: ConsumerStats,
+    /// Pages that became pending in this pass, by syncs in its middle.
+    found_in_pass: Pages,
+    /// How long the pass took that ended last, its sync included.
+    pass_took: Duration,
     /// How long the last syncs took.
     sync_times: Recent<Duration, SYNCS>,
 }
@@ -31,9 +41,33 @@ pub(super) struct Course {
 /// So many syncs tell how long the next one takes.
 const SYNCS: usize = 3;
 
+/// A sync that has ended.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Synced {
+    /// How long it took.
+    pub(super) took: Duration,
+    /// The consumer's totals after it.
+    pub(super) tracked: ConsumerStats,
+    /// All of the guest's pages, and those of which a write since the sync before could be found.
+    pub(super) total: Pages,
+    pub(super) observed: Pages,
+    /// Pages to send after it.
+    pub(super) pending: Pages,
+}
+
+/// The point of a pass at which it is synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum At {
+    /// The middle: pages of the pass are still to be sent.
+    Middle,
+    /// The end. `all_sent`: nothing was pending before the sync.
+    End { all_sent: bool },
+}
+
 /// What the current pass has sent.
 #[derive(Debug, Default)]
 struct PassSoFar {
+    began: Option<Instant>,
     pages: u64,
     data: u64,
     /// Bytes of data pages that deltas saved.
@@ -50,8 +84,26 @@ impl Course {
     }
 
     /// A pass begins.
-    pub(super) fn begin_pass(&mut self) {
-        self.this_pass = PassSoFar::default();
+    pub(super) fn begin_pass(&mut self, now: Instant) {
+        self.this_pass = PassSoFar {
+            began: Some(now),
+            ..PassSoFar::default()
+        };
+    }
+
+    /// How long the current pass has taken so far.
+    pub(super) fn in_pass(&self, now: Instant) -> Duration {
+        self.this_pass.began.map_or(Duration::ZERO, |at| now - at)
+    }
+
+    /// How long the pass before the current one took, its sync included; zero in the first.
+    pub(super) fn pass_took(&self) -> Duration {
+        self.pass_took
+    }
+
+    /// Pages that the current pass has sent, and how many of them had contents.
+    pub(super) fn pass_sent(&self) -> (Pages, Pages) {
+        (Pages(self.this_pass.pages), Pages(self.this_pass.data))
     }
 
     /// Pages of this pass have been sent.
@@ -94,29 +146,61 @@ impl Course {
         }
     }
 
-    /// Records that a sync has ended. It took `took`; `tracked` are the consumer's totals after it;
-    /// the migration began at `begun`. `all_sent` says that nothing was pending before the sync.
-    /// Returns how many pages were found since the last call, also by other consumers' syncs.
+    /// Records a sync of pass `number`. The migration began at `begun`. Returns how many pages were
+    /// found in the pass so far, also by other consumers' syncs.
     pub(super) fn synced(
         &mut self,
         now: Instant,
         begun: Instant,
-        took: Duration,
-        tracked: ConsumerStats,
-        all_sent: bool,
+        number: u32,
+        at: At,
+        sync: &Synced,
     ) -> Pages {
         let since = self.since_sync(now, begun);
-        let before = std::mem::replace(&mut self.tracked, tracked);
-        let found = tracked.found - before.found;
-        if tracked.failed_syncs != before.failed_syncs {
+        let before = std::mem::replace(&mut self.tracked, sync.tracked);
+        let found = sync.tracked.found - before.found;
+        let written = sync.tracked.written - before.written;
+        let failed = sync.tracked.failed_syncs != before.failed_syncs;
+        self.found_in_pass += found;
+        let in_pass = self.found_in_pass;
+        if failed {
             // In this case nobody knows how much was written.
             self.dirtied = DirtyRate::default();
+            self.written = WriteRate::default();
         } else {
+            let all_sent = at == At::End { all_sent: true };
             self.dirtied.found(found, since, all_sent);
+            self.written
+                .found(written, sync.observed, sync.total, since);
+            self.learn(now, number, at, sync);
+        }
+        if let At::End { .. } = at {
+            self.pass_took = self.in_pass(now);
+            self.found_in_pass = Pages(0);
         }
         self.last_sync = Some(now);
-        self.sync_times.push(took);
-        found
+        self.sync_times.push(sync.took);
+        in_pass
+    }
+
+    /// Adds to the working-set curve what a sync found.
+    fn learn(&mut self, now: Instant, number: u32, at: At, sync: &Synced) {
+        let passed = self.in_pass(now);
+        let found = self.found_in_pass.0 as f64;
+        match at {
+            _ if number <= 1 => {
+                // Pages that are pending and were not found in this pass lie ahead of the walk.
+                let ahead = sync.pending.0 as f64 - found;
+                let walked = match at {
+                    At::End { all_sent: true } => 1.0,
+                    _ => 1.0 - ahead / (sync.total.0 as f64).max(1.0),
+                };
+                self.first_pass
+                    .found(&mut self.working_set, passed, walked.min(1.0), found);
+            }
+            At::End { .. } => self.working_set.observe(passed, sync.pending.0 as f64),
+            At::Middle => {}
+        }
     }
 
     /// The time since the last sync, or since the migration began when there was none.
@@ -124,9 +208,14 @@ impl Course {
         now - self.last_sync.unwrap_or(begun)
     }
 
-    /// The guest's dirty rate: pages in a second.
-    pub(super) fn dirty_rate(&self) -> Option<f64> {
-        self.dirtied.rate()
+    /// The guest's dirty rate: pages in a second. `background`: syncs come in the middle of passes
+    /// too. They find pages that the guest writes again while they are pending, so the rate is that
+    /// of the pages found written.
+    pub(super) fn dirty_rate(&self, background: bool) -> Option<f64> {
+        match background {
+            true => self.written.rate(),
+            false => self.dirtied.rate(),
+        }
     }
 
     pub(super) fn last_pass(&self) -> Option<PassFacts> {
@@ -148,7 +237,7 @@ mod tests {
     #[test]
     fn pages_that_went_as_what_had_changed_count_by_their_bytes() {
         let mut course = Course::default();
-        course.begin_pass();
+        course.begin_pass(Instant::now());
         for _ in 0..10 {
             course.sent(&Put {
                 data_pages: 100,

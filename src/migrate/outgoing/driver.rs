@@ -1,13 +1,16 @@
 //! The source's driver. It carries out the actions of [`crate::migrate::switchover::source`] on a
 //! thread of its own, and turns each outcome into the next event. It decides nothing.
 
+mod background;
 mod copy;
+mod looking;
 mod negotiate;
 mod verify;
 
 use super::announced::Announced;
 use super::asking::judge;
 use super::course::Course;
+use super::foresight::Foresight;
 use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
 use super::unread::Unread;
@@ -22,6 +25,7 @@ use crate::migrate::control::Blobs;
 use crate::migrate::params::PageChecksums;
 use crate::migrate::report::{LaneState, LaneStats, ZeroCopyState, RENEW};
 use crate::migrate::steering::budget::millis;
+use crate::migrate::steering::forecast::Forecast;
 use crate::migrate::steering::operations::Measured;
 use crate::migrate::steering::{Decider, Moment, Operations, Verdict};
 use crate::migrate::switchover::source::{Action, Event, State};
@@ -33,6 +37,7 @@ use crate::units::Pages;
 use crate::vmm::EventKind;
 use crate::walk::{self, Outlet, Put, Walk, BATCH_PAGES};
 use crate::wire::{self, Record, Token};
+use looking::Ahead;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -91,6 +96,8 @@ pub(super) struct Leaving {
     /// A consumer of the caller's, which the migration uses instead of one of its own. Nobody else
     /// takes pages from it until the migration is over.
     pub(super) lent: Mutex<Option<Arc<Consumer>>>,
+    /// What forecasts are made of.
+    pub(super) foresight: Foresight,
 }
 
 impl Leaving {
@@ -132,6 +139,7 @@ pub(super) struct Driver {
     /// Whether the VMM was told that pages are copied although zero-copy sending was asked for.
     told_copies: bool,
     course: Course,
+    ahead: Ahead,
     /// How long the destination took to answer HELLO: a bound of the round trip.
     greeted: Duration,
     /// How long the operations of both VMMs take, as stated or measured.
@@ -417,6 +425,7 @@ impl Driver {
             told_poisoned: 0,
             told_copies: false,
             course: Course::default(),
+            ahead: Ahead::default(),
             greeted: Duration::ZERO,
             operations,
             pauses: Measured::default(),
@@ -517,7 +526,7 @@ impl Driver {
         if let Some(measured) = measured {
             stats.bandwidth = Some(measured as u64);
         }
-        stats.dirty_pages_per_second = self.course.dirty_rate().map(|rate| rate as u64);
+        stats.dirty_pages_per_second = facts.dirty_rate.map(|rate| rate as u64);
         if self.ended {
             self.common.shared.handle.publish(stats);
             return;
@@ -536,8 +545,8 @@ impl Driver {
             let limit = self.common.shared.params.downtime_limit;
             stats.predict(limit.saturating_sub(fixed), facts.bandwidth);
         }
-        stats.advance();
-        self.common.shared.handle.publish(stats);
+        self.look_ahead(&facts);
+        self.common.shared.handle.publish(&self.common.stats);
     }
 
     /// Ends the downtime: the paused guest runs again, or nobody knows when it will.
@@ -640,11 +649,22 @@ impl Driver {
 
     fn report(&mut self) {
         if self.common.shared.handle.state() == State::Completed {
-            self.common.stats.progress = 10_000;
+            self.common.stats.progress = self.ahead.done();
+            let stats = &self.common.stats;
+            let outcome = Forecast {
+                converges: true,
+                passes: stats.pass,
+                time: self.common.begun.elapsed(),
+                bytes: self.sent() as f64,
+                downtime: stats.downtime.unwrap_or_default(),
+                ..Forecast::default()
+            };
+            self.common.shared.guest.foresight.completed(outcome);
             self.common.stats.time_left = Some(Duration::ZERO);
             self.common.stats.remaining_bytes = 0;
         } else {
             self.common.stats.time_left = None;
+            self.common.shared.guest.foresight.freeze(Instant::now());
         }
         self.renew(true);
     }

@@ -10,6 +10,7 @@ mod course;
 mod deltas;
 mod driver;
 mod encode;
+mod foresight;
 mod lane;
 mod lanes;
 mod ledger;
@@ -32,6 +33,7 @@ use crate::migrate::callbacks::check_not_inside;
 use crate::migrate::common::Migration;
 use crate::migrate::params::{check_max_bandwidth, Params};
 use crate::migrate::report::LaneStats;
+use crate::migrate::steering::forecast::Forecast;
 use crate::migrate::steering::Decider;
 use crate::migrate::switchover::source::{step, Action, Event, Resolution, State};
 use crate::migrate::watching::watching;
@@ -40,8 +42,9 @@ use crate::migrate::Blockers;
 use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
 use driver::{Driver, Leaving};
+use foresight::Foresight;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A migration of the guest from this host to another. One object serves one migration.
 ///
@@ -143,6 +146,7 @@ impl Outgoing {
             pacer: Arc::new(Pacer::new(params.max_bandwidth)),
             paused_at: Mutex::default(),
             lent: Mutex::new(lent),
+            foresight: Foresight::default(),
         };
         Ok(Outgoing {
             shared: Migration::new(guest, vmm, params)?,
@@ -212,6 +216,18 @@ impl Outgoing {
     pub fn lane_stats(&self, channel: u32) -> Result<LaneStats> {
         let shared = &self.shared;
         shared.handle.lane_stats(shared.params.channels, channel)
+    }
+
+    /// Whether the migration will converge, in how many passes, time and bytes, with what downtime;
+    /// and what would make it converge, when it will not. The answer is that of this moment, also
+    /// while the link stalls. It assumes that guest and link go on as they were seen last, and
+    /// counts with brant's own decider and the policy at work. It takes this thread some
+    /// microseconds; some milliseconds when the migration does not converge.
+    ///
+    /// `None` until the bandwidth is measured or stated and the first pass has begun. From the pause
+    /// on the forecast stays as it was. Of a completed migration it has the true figures.
+    pub fn forecast(&self) -> Option<Forecast> {
+        self.shared.guest.foresight.forecast(Instant::now())
     }
 
     /// Waits until the migration is over, for at most `limit`. After `limit` the error is

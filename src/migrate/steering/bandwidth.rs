@@ -143,6 +143,44 @@ impl DirtyRate {
     }
 }
 
+/// Pages a second that the guest writes, by the pages that syncs found written, pending or not.
+///
+/// A page can be found only while it is protected. Example: a first pass of 100 s in KVM's
+/// manual-protect mode has sent a quarter of memory, and the last 2 s of it have protected 2 %. So 24 %
+/// of memory was observed on average. 4,800 pages found in 2 s mean 10,000 pages a second in all of
+/// memory, if the guest writes alike everywhere.
+#[derive(Debug, Default, Clone)]
+pub struct WriteRate {
+    /// The share of memory that could be observed at the end of the last sync.
+    observed: Option<f64>,
+    pages: u64,
+    /// Seconds, each as much as the share of memory that was observed in it.
+    time: f64,
+    rate: Option<f64>,
+}
+
+impl WriteRate {
+    /// Records that a sync found `written` pages. In the `time` before it, `observed` of all `total`
+    /// pages came to be protected.
+    pub fn found(&mut self, written: Pages, observed: Pages, total: Pages, time: Duration) {
+        let now = (observed.0 as f64 / (total.0 as f64).max(1.0)).min(1.0);
+        let whole = if now < 1.0 { 0.0 } else { 1.0 };
+        let before = self.observed.replace(now).unwrap_or(whole);
+        self.pages += written.0;
+        self.time += time.as_secs_f64() * (before.min(now) + now) / 2.0;
+        if self.time >= DIRTY_WINDOW.as_secs_f64() {
+            self.rate = Some(self.pages as f64 / self.time);
+            self.pages = 0;
+            self.time = 0.0;
+        }
+    }
+
+    /// Pages a second; `None` until enough of memory was observed for long enough.
+    pub fn rate(&self) -> Option<f64> {
+        self.rate
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,6 +245,37 @@ mod tests {
         assert_eq!(dirtied.rate(), Some(10_000.0));
         dirtied.found(Pages(0), Duration::from_millis(400), false);
         assert_eq!(dirtied.rate(), Some(10_000.0));
+    }
+
+    #[test]
+    fn pages_found_written_count_by_the_share_of_memory_that_was_observed() {
+        let second = Duration::from_secs(1);
+        let total = Pages(100_000);
+        // A first pass protects a tenth of memory in a second; the guest writes 10,000 pages a second
+        // everywhere, so it writes to what was protected by then, on average half a tenth less.
+        let mut rate = WriteRate::default();
+        for tenth in 1..=10u64 {
+            let written = 10_000 * (2 * tenth - 1) / 20;
+            rate.found(Pages(written), Pages(total.0 / 10 * tenth), total, second);
+            let found = rate.rate();
+            match tenth {
+                1 => assert_eq!(found, None, "a twentieth of a second was observed"),
+                _ => assert!(
+                    (found.unwrap() - 10_000.0).abs() < 1.0,
+                    "{tenth}: {found:?}"
+                ),
+            }
+        }
+        // A log that protects all memory when it starts.
+        let mut rate = WriteRate::default();
+        rate.found(Pages(300), total, total, second);
+        assert_eq!(rate.rate(), Some(300.0));
+        rate.found(Pages(0), total, total, second);
+        assert_eq!(rate.rate(), Some(0.0));
+        // Nothing could be observed.
+        let mut rate = WriteRate::default();
+        rate.found(Pages(0), Pages(0), total, second);
+        assert_eq!(rate.rate(), None, "unknown is unknown");
     }
 
     /// A link of 1 GB/s behind a cap of 3 MB/s: batches of 150 kB, each of which leaves for the

@@ -56,6 +56,9 @@ pub struct Forecast {
     pub bytes: f64,
     /// The downtime; of a migration that does not converge, what it would be at the end of the walk.
     pub downtime: Duration,
+    /// What would make a migration converge that does not. [`forecast`] leaves this empty, because
+    /// finding it takes hundreds of forecasts: [`remedies`].
+    pub remedies: Remedies,
 }
 
 /// What would make a migration converge: the smallest change of each, the others being as they are.

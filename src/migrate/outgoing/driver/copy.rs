@@ -9,6 +9,7 @@ use crate::dirty::tracker::{StartWith, SyncReport};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::outgoing::asking::ask;
+use crate::migrate::outgoing::course::{At, Synced};
 use crate::migrate::outgoing::lanes::Lanes;
 use crate::migrate::steering::budget::ROUND_TRIPS;
 use crate::migrate::steering::timed::proven;
@@ -59,7 +60,7 @@ impl Driver {
         loop {
             self.common.stats.pass += 1;
             let all_sent = self.walk()?;
-            let (report, found) = self.sync(all_sent)?;
+            let (report, found) = self.sync(At::End { all_sent })?;
             self.renew(true);
             self.common.vmm.event(
                 EventKind::Pass,
@@ -107,9 +108,9 @@ impl Driver {
         }
     }
 
-    /// Harvests the logs and stores the result. `all_sent` says that nothing was pending. Also
-    /// returns how many pages were found since the last call, by other consumers' syncs too.
-    fn sync(&mut self, all_sent: bool) -> Result<(SyncReport, Pages)> {
+    /// Harvests the logs at a point of the pass, and stores the result. Also returns how many pages
+    /// were found in the pass so far, by other consumers' syncs too.
+    pub(super) fn sync(&mut self, at: At) -> Result<(SyncReport, Pages)> {
         let cancel = &self.common.shared.handle.cancel;
         let report = self.consumer.sync_unless(When::Running, cancel)?;
         // When the wait was cancelled, its error is of no interest.
@@ -121,14 +122,16 @@ impl Driver {
             }
             self.warned.clone_from(&report.warnings);
         }
-        let tracked = self.consumer.stats();
-        let found = self.course.synced(
-            Instant::now(),
-            self.common.begun,
-            report.time,
-            tracked,
-            all_sent,
-        );
+        let memory = self.common.shared.guest.tracker.memory();
+        let sync = Synced {
+            took: report.time,
+            tracked: self.consumer.stats(),
+            total: memory.with_map(|map| map.total().pages_down()),
+            observed: report.observed,
+            pending: report.pending - report.ballooned,
+        };
+        let (now, pass) = (Instant::now(), self.common.stats.pass);
+        let found = self.course.synced(now, self.common.begun, pass, at, &sync);
         self.common.stats.sync = Some(report.time);
         Ok((report, found))
     }
@@ -210,7 +213,7 @@ impl Driver {
                 .pacer
                 .stated()
                 .map(|cap| cap as f64),
-            dirty_rate: self.course.dirty_rate(),
+            dirty_rate: self.dirty_rate(),
             sync_time: self.course.sync_time(),
             round_trip: self.course.round_trip.estimate(),
             round_trip_certain: self.course.round_trip.is_certain(),
@@ -228,8 +231,8 @@ impl Driver {
         let total = self.total();
         let stop = self.stop();
         let io = Io::until(&stop, params.io()).within(total).of("pages");
-        self.course.begin_pass();
         let begun = Instant::now();
+        self.course.begin_pass(begun);
         let walked = self.send_pass(&io).and_then(|all| {
             let waits = Instant::now();
             self.acknowledge_all(&io)?;
@@ -344,6 +347,7 @@ impl Driver {
         let mut contents = false;
         loop {
             shared.handle.cancel.check("the migration")?;
+            self.sync_in_background()?;
             match self.ask_walking()? {
                 Next::GoOn => {}
                 Next::Sync | Next::SwitchOver { .. } => return Ok(false),

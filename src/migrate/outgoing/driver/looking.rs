@@ -1,0 +1,82 @@
+//! Looking ahead: the source's driver shows what forecasts are made of, and keeps the progress by
+//! them. It decides nothing.
+
+use super::Driver;
+use crate::migrate::outgoing::foresight::Seen;
+use crate::migrate::steering::progress::Progress;
+use crate::migrate::steering::{Facts, Moment};
+use crate::units::{Bytes, PAGE_SIZE};
+use std::time::{Duration, Instant};
+
+/// A look ahead for the progress follows the one before after this time at the earliest, because
+/// short passes follow one another quickly.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The progress, and the last look ahead for it.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    progress: Progress,
+    /// When the last look was, and the bytes of pages that it expected after the pass it was in.
+    last: Option<(Instant, f64)>,
+}
+
+impl Ahead {
+    /// The migration has ended well. Returns the progress.
+    pub(super) fn done(&mut self) -> u32 {
+        in_hundredths(self.progress.done())
+    }
+}
+
+/// A percentage in hundredths of a percent.
+fn in_hundredths(percent: f64) -> u32 {
+    (percent * 100.0) as u32
+}
+
+impl Driver {
+    /// Brings forecast and progress up to date. `facts` are those of now.
+    pub(super) fn look_ahead(&mut self, facts: &Facts) {
+        let guest = &self.common.shared.guest;
+        let now = Instant::now();
+        if guest.stood().is_some() {
+            guest.foresight.freeze(now);
+        } else if facts.pass > 0 && (self.course.bandwidth.estimate().is_some() || facts.stated) {
+            let seen = self.seen(now, facts);
+            if self.ahead.last.is_none_or(|(at, _)| now - at >= LOOK) {
+                self.ahead.last = Some((now, seen.after_this_pass(now)));
+            }
+            self.common.shared.guest.foresight.show(seen);
+        }
+        let stats = &mut self.common.stats;
+        // Holes and zero pages count as pages too: they are a part of the walk.
+        let done = (stats.data_pages + stats.zero_pages) * PAGE_SIZE;
+        let later = self.ahead.last.map_or(0.0, |(_, later)| later);
+        let to_come = stats.remaining_bytes as f64 + later;
+        let progress = &mut self.ahead.progress;
+        stats.progress = in_hundredths(progress.update(done as f64, Some(to_come)));
+    }
+
+    fn seen(&self, now: Instant, facts: &Facts) -> Seen {
+        let params = &self.common.shared.params;
+        let stats = &self.common.stats;
+        let (pages, data) = self.course.pass_sent();
+        let mut facts = *facts;
+        facts.moment = Moment::Walking;
+        facts.since_sync = self.course.in_pass(now);
+        Seen {
+            at: now,
+            facts,
+            pass_sent: data.bytes(),
+            sent: Bytes(stats.data_pages * PAGE_SIZE),
+            wire: self.sent(),
+            data: match pages.0 {
+                0 => 1.0,
+                pages => data.0 as f64 / pages as f64,
+            },
+            last_pass: self.course.pass_took(),
+            working_set: self.course.working_set.clone(),
+            limit: params.downtime_limit,
+            total: params.total_timeout,
+            policies: None,
+        }
+    }
+}
