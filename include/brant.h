@@ -995,12 +995,23 @@ typedef struct brant_state_blob {
  */
 #define BRANT_EVENT_MISMATCH 7
 /**
- * Source: about the time in which the guest stands still. Either a pause was aborted
- * (`brant_params.downtime_slack_ms`): the message says after how long and why. Or the downtime was
- * longer than `brant_params.downtime_limit_ms`: the message says which parts took longer than
- * promised.
+ * Source: about the time in which the guest stands still. The message says which: a pause was aborted
+ * (`brant_params.downtime_slack_ms`), after how long and why; the downtime was longer than its limit,
+ * and which parts took longer than promised; the limit rises (`brant_policy.downtime_ceiling_ms`);
+ * or the guest is paused however long that takes, and why.
  */
 #define BRANT_EVENT_DOWNTIME 8
+/**
+ * Source: the migration has stalled: for `brant_policy.stall_ms` no pass left less than every pass
+ * before it. The message says for how long and why; `brant_stats.stall` is the cause. Told when a
+ * stall begins and when its cause changes, also without a policy.
+ */
+#define BRANT_EVENT_STALLED 9
+/**
+ * Source: the guest is slowed by another percentage than before, or other vCPUs are, or none
+ * (`brant_policy.slowing`).
+ */
+#define BRANT_EVENT_THROTTLE 10
 
 /** Something that happened. Valid during the callback only. */
 typedef struct brant_event {
@@ -1189,7 +1200,26 @@ typedef struct brant_ops {
      * The call of `pause` waits for kicks that have begun.
      */
     int32_t (*kick)(void *opaque, struct brant_reason *reason);
+    /**
+     * Source, guest running: slow one vCPU, or all of them when `vcpu` is BRANT_ALL_VCPUS. From then
+     * on the vCPU sleeps for `percent` of its time, 0 to 99, in slices of a few milliseconds. The
+     * percentage replaces the one before; a call for all vCPUs replaces those of each. 0 lets the
+     * vCPU run freely. Must not wait for a vCPU. `vcpu` is the VMM's number
+     * of the vCPU.
+     *
+     * Called when the policy slows the guest (`brant_policy.slowing`). Once the guest was slowed, a
+     * call with 0 for all vCPUs follows before `pause`, and at every end of the migration. It may
+     * come while a vCPU sleeps, so `pause` must end such a sleep. When this fails, an event says so,
+     * and the migration goes on without slowing the guest.
+     */
+    int32_t (*throttle)(void *opaque,
+                        uint32_t vcpu,
+                        uint32_t percent,
+                        struct brant_reason *reason);
 } brant_ops;
+
+/** As the vCPU of `brant_ops.throttle`: all vCPUs. */
+#define BRANT_ALL_VCPUS 4294967295
 
 /**
  * Sets the reason why a callback fails, in UTF-8. The migration's error shows the reason, with
@@ -2322,6 +2352,121 @@ int32_t brant_outgoing_get_stats_json(const struct brant_outgoing *outgoing,
  */
 int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
 
+/**
+ * What is done about a migration that does not converge by itself. A field that is 0 has its
+ * default. A structure of zeros is the policy of a migration that was given none: nothing is done,
+ * and the migration runs until it fits its limit or its total timeout is over.
+ */
+typedef struct brant_policy {
+    /** sizeof(brant_policy). */
+    size_t size;
+    /**
+     * The ceiling up to which the downtime limit rises, milliseconds: from
+     * `brant_params.downtime_limit_ms` to 3600000; 0: the limit does not rise. The limit becomes
+     * half as long again after each pass that leaves more than nine tenths of what it sent, and when
+     * what no pass makes smaller exceeds the limit. The rest is taken as soon as it fits.
+     */
+    uint64_t downtime_ceiling_ms;
+    /**
+     * The time for the whole migration, milliseconds from its start: 1 to 2592000000, and at most
+     * `brant_params.total_timeout_ms`; 0: no deadline. `on_deadline` says what happens then. The
+     * total timeout ends the migration with an error, whatever the policy says, and a deadline later
+     * than it is BRANT_E_INVALID.
+     */
+    uint64_t deadline_ms;
+    /**
+     * A migration without a new lowest rest for so long has stalled, milliseconds: 1 to 86400000;
+     * default 10000. See BRANT_EVENT_STALLED.
+     */
+    uint64_t stall_ms;
+    /**
+     * The time between two syncs in the middle of a pass, milliseconds: 100 to 3600000; default
+     * 2000. Only a policy that slows the guest syncs there.
+     */
+    uint64_t sync_ms;
+    /** BRANT_SLOWING_*: how a guest is slowed that dirties too much. */
+    uint32_t slowing;
+    /**
+     * The most by which a vCPU is slowed, 1 to 99 percent of its time; default 99. Has no effect on
+     * limits that dirty rings keep.
+     */
+    uint32_t throttle_max;
+    /** BRANT_DEADLINE_*: what happens at the deadline. */
+    uint32_t on_deadline;
+    /** 0. */
+    uint32_t reserved;
+} brant_policy;
+
+/** In `brant_policy.slowing`, the default: the guest is not slowed. */
+#define BRANT_SLOWING_OFF 0
+/**
+ * In `brant_policy.slowing`: all vCPUs are slowed by the same percentage (auto-converge). The first
+ * percentage is computed from the guest's dirty rate and the link's bandwidth. It rises when passes
+ * do not halve the rest, and falls when the guest dirties less. Needs the operation `throttle`.
+ */
+#define BRANT_SLOWING_ALL 1
+/**
+ * In `brant_policy.slowing`: only vCPUs that dirty are slowed, by a limit on the pages that each may
+ * write. Needs a log that tells vCPUs apart: KVM's dirty rings. The rings keep the limits
+ * themselves, in `brant_tracker_ring_full`, so the operation `throttle` is not needed.
+ */
+#define BRANT_SLOWING_WRITERS 2
+
+/**
+ * In `brant_policy.on_deadline`, the default: the migration fails with BRANT_E_NOT_CONVERGED, and
+ * the guest runs on.
+ */
+#define BRANT_DEADLINE_CANCEL 0
+/**
+ * In `brant_policy.on_deadline`: the migration goes on until it converges or its total timeout is
+ * over. An event says that the deadline has passed.
+ */
+#define BRANT_DEADLINE_CARRY_ON 1
+/**
+ * In `brant_policy.on_deadline`: the guest is paused so early that everything is sent by the
+ * deadline, however long it stands still. Such a pause is not aborted. A migration that has stalled
+ * is paused at the next rest that is about as small as the smallest of the last passes, and does not
+ * wait for the deadline. No downtime limit is too short for this policy: see BRANT_OVERRUN_CARRY_ON.
+ */
+#define BRANT_DEADLINE_PAUSE 2
+
+/**
+ * Sets the policy of a migration: before its start, the policy to begin with; while it runs, the
+ * policy from the next batch of pages on. The new policy counts as if it had been in force from the
+ * start; its deadline, too, is counted from the start of the migration. BRANT_E_INVALID for a field
+ * out of range (the message has the range), and for a policy that needs `throttle` where the VMM has
+ * none. BRANT_E_UNSUPPORTED for BRANT_SLOWING_WRITERS where no log tells vCPUs apart. Before the
+ * start, only the ranges are checked here, and the rest at the start. After an error the policy is as
+ * it was. From the pause on, and after the end, the call has no effect. Any
+ * thread, also inside callbacks.
+ */
+int32_t brant_outgoing_set_policy(struct brant_outgoing *outgoing,
+                                  const struct brant_policy *policy,
+                                  struct brant_error **error);
+
+/**
+ * Changes the downtime limit (`brant_params.downtime_limit_ms`) of a migration, started or not: 1 to
+ * 3600000 milliseconds, and at most the policy's ceiling. Counts from the next batch of pages on, and
+ * for a pause in progress: a limit that is raised in time keeps that pause from being aborted.
+ * BRANT_E_INVALID for a limit out of range; the limit then stays as it was. After the end the call
+ * has no effect. Any thread, also inside callbacks.
+ */
+int32_t brant_outgoing_set_downtime_limit(struct brant_outgoing *outgoing,
+                                          uint64_t downtime_limit_ms,
+                                          struct brant_error **error);
+
+/**
+ * Switches over as soon as possible, however long the guest stands still: the pass ends with a sync,
+ * the guest is paused, and neither the downtime limit nor its slack aborts that pause. A
+ * BRANT_EVENT_DOWNTIME says how long the guest is expected to stand still. Returns at once; the rest
+ * goes as after any other decision to switch over. A migration that has not started, or has sent
+ * nothing yet, first sends as much as shows the link's bandwidth, so that the promise about the
+ * downtime is one. Called again, it does nothing. From the pause on, and after the end: BRANT_E_STATE.
+ * Any thread, also inside callbacks.
+ */
+int32_t brant_outgoing_switch_over(struct brant_outgoing *outgoing,
+                                   struct brant_error **error);
+
 /* =============================================================================================
  * Incoming: a migration to here, the destination
  *
@@ -2848,11 +2993,28 @@ typedef struct brant_params {
 #define BRANT_UNKNOWN 18446744073709551615ull
 
 /**
+ * In `brant_stats.stall`: the migration makes progress, or has not been without it for long enough.
+ */
+#define BRANT_STALL_NONE 0
+/** In `brant_stats.stall`: the link carries less than half of what it did. */
+#define BRANT_STALL_LINK 1
+/** In `brant_stats.stall`: the destination takes the time to acknowledge pages. */
+#define BRANT_STALL_DESTINATION 2
+/**
+ * In `brant_stats.stall`: the guest cannot be slowed further, and dirties as much as the link
+ * carries.
+ */
+#define BRANT_STALL_THROTTLED 3
+/** In `brant_stats.stall`: the guest dirties as much as the link carries. */
+#define BRANT_STALL_DIRTYING 4
+
+/**
  * The figures of a migration, at either side. Times are nanoseconds, sizes bytes, pages 4 KiB.
  * Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
  * `unacknowledged_pages`, `unacknowledged_bytes`, `throughput`, `bandwidth`,
  * `switchover_bandwidth`, `round_trip_ns`, `dirty_pages_per_second`, `time_left_ns`,
- * `expected_downtime_ns` and `sync_ns`. All others only grow, until a pause is aborted: the figures of
+ * `expected_downtime_ns`, `sync_ns`, `downtime_limit_ns`, `throttle`, `limited_vcpus` and `stall`. All
+ * others only grow, until a pause is aborted: the figures of
  * that pause and its promise are 0 then. (`state` is a name and not a figure:
  * it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
  * BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
@@ -3034,6 +3196,17 @@ typedef struct brant_stats {
     uint64_t aborted_pauses;
     /** How long the guest stood still in each of these pauses, the first one first. Source only. */
     uint64_t aborted_pause_ns[3];
+    /**
+     * The downtime limit in use: `brant_params.downtime_limit_ms`, as it was changed since, and as far
+     * as the policy has raised it. Source only.
+     */
+    uint64_t downtime_limit_ns;
+    /** The percentage of their time that the policy takes from all vCPUs now. Source only. */
+    uint64_t throttle;
+    /** How many vCPUs the policy slows by a limit of their own now. Source only. */
+    uint64_t limited_vcpus;
+    /** BRANT_STALL_*: why the migration makes no progress now. Source only. */
+    uint64_t stall;
     /** Pages sent while the guest was paused. */
     uint64_t last_pages;
     /** Bytes of device state. */

@@ -55,10 +55,14 @@ pub enum EventKind {
     /// ([`Params::verify`](crate::migrate::Params::verify)). The message names the block, the first
     /// such page and their number. The guest runs at the destination.
     Mismatch = 7,
-    /// Source: about the time in which the guest stands still. Either a pause was aborted: the
-    /// message says after how long and why. Or the downtime was longer than the limit: the message
-    /// says which parts took longer than promised.
+    /// Source: about the time in which the guest stands still. The message says which: a pause was
+    /// aborted, after how long and why; the downtime was longer than the limit, and which parts took
+    /// longer than promised; the limit rises; or the guest is paused however long that takes.
     Downtime = 8,
+    /// Source: the migration makes no progress. The message says for how long and why.
+    Stalled = 9,
+    /// Source: the guest is slowed by another percentage than before, or not any more.
+    Throttle = 10,
 }
 
 /// Something that happened, told through [`Vmm::event`].
@@ -281,6 +285,26 @@ pub trait Vmm: Send + Sync {
     /// arrive. A guest that its user has paused must stay paused after a kick.
     fn kick(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Source, guest running: slow a vCPU, or all of them when `vcpu` is `None`. The vCPU sleeps for
+    /// `percent` of its time, 0 to 99, in slices of a few milliseconds. The percentage replaces the
+    /// one before; a call for all vCPUs replaces those of each. 0 lets the vCPU run freely. Must
+    /// not wait for a vCPU.
+    ///
+    /// Called when the policy slows the guest ([`Params::policy`](crate::migrate::Params::policy)).
+    /// Whenever a guest was slowed, 0 for all follows before `pause`, and at every end of the
+    /// migration. `pause` must end the sleep of a vCPU all the same, because 0 may come in the
+    /// middle of one. When this fails, an event says so, and the migration goes on without slowing
+    /// the guest.
+    fn throttle(&self, vcpu: Option<u32>, percent: u8) -> Result<()> {
+        let _ = (vcpu, percent);
+        Err(has_no("throttle"))
+    }
+
+    /// Whether this VMM has `throttle`. A policy that slows the guest by it is refused otherwise.
+    fn can_throttle(&self) -> bool {
+        false
     }
 
     /// Hears of an [`Event`]. Called on any thread of brant's; must not block for long.

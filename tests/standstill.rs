@@ -313,7 +313,7 @@ fn behind_a_cap_a_guest_that_fits_the_link_is_switched_over() {
 // --- figures --------------------------------------------------------------------------------
 
 /// Fields that tell the present state.
-const MAY_FALL: [&str; 12] = [
+const MAY_FALL: [&str; 16] = [
     "total_bytes",
     "remaining_bytes",
     "unacknowledged_pages",
@@ -326,6 +326,10 @@ const MAY_FALL: [&str; 12] = [
     "time_left_ns",
     "expected_downtime_ns",
     "sync_ns",
+    "downtime_limit_ns",
+    "throttle",
+    "limited_vcpus",
+    "stall",
 ];
 
 fn numbers(json: &str) -> BTreeMap<String, i64> {

@@ -80,6 +80,7 @@ static void args_fill(struct args *a)
                                   .guest_address = 1ull << 40, .slot = BRANT_NO_SLOT };
     a->brant_ops = all_operations;
     a->brant_params = (brant_params){ .size = sizeof a->brant_params };
+    a->brant_policy = (brant_policy){ .size = sizeof a->brant_policy };
     a->brant_tracker_config = (brant_tracker_config){ .size = sizeof a->brant_tracker_config };
     a->brant_kvm_log = (brant_kvm_log){ .size = sizeof a->brant_kvm_log, .vm_fd = -1,
                                 .switched_by = BRANT_SWITCHED_BY_VMM };

@@ -46,6 +46,7 @@ struct args {
     brant_slot brant_slot;
     brant_ops brant_ops;
     brant_params brant_params;
+    brant_policy brant_policy;
     brant_tracker_config brant_tracker_config;
     brant_kvm_log brant_kvm_log;
     brant_kvm_info brant_kvm_info;

@@ -74,6 +74,8 @@ pub struct Plan {
     /// Seconds from a message to its answer.
     pub round_trip: f64,
     pub policy: Policy,
+    /// The downtime limit.
+    pub limit: Duration,
     /// Seconds between two background syncs, when the policy wants them.
     pub background: f64,
 }
@@ -333,7 +335,7 @@ fn probe(guest: &Guest) -> WorkingSet {
 
 /// Migrates the guest.
 pub fn migrate(guest: &Guest, plan: &Plan) -> Outcome {
-    let mut policies = Policies::new(plan.policy.clone()).expect("a policy of ours");
+    let mut policies = Policies::new(plan.policy.clone(), plan.limit).expect("a policy of ours");
     let mut decider = FitsDowntime::new(policies.limit(), None);
     let mut limit = policies.limit();
     let (mut curve, mut first) = (probe(guest), FirstPass::default());
@@ -517,10 +519,9 @@ fn issue(
 }
 
 /// A policy that slows the guest.
-pub fn slowing(slowing: Slowing, limit: Duration) -> Policy {
+pub fn slowing(slowing: Slowing) -> Policy {
     Policy {
         slowing,
-        limit,
         ..Policy::default()
     }
 }

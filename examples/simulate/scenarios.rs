@@ -76,13 +76,14 @@ pub fn policies(guest: &Guest, link: f64, limit: Duration) -> Vec<(&'static str,
         link,
         round_trip: 200e-6,
         policy,
+        limit,
         background: (first_pass / 100.0).clamp(0.1, 3.0),
     };
-    let none = slowing(Slowing::Off, limit);
+    let none = slowing(Slowing::Off);
     vec![
         ("none", plan(none.clone())),
-        ("auto", plan(slowing(Slowing::AutoConverge, limit))),
-        ("limit", plan(slowing(Slowing::DirtyLimit, limit))),
+        ("auto", plan(slowing(Slowing::AutoConverge))),
+        ("limit", plan(slowing(Slowing::DirtyLimit))),
         (
             "ceiling",
             plan(Policy {

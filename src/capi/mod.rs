@@ -45,6 +45,7 @@ pub mod ops;
 pub mod outgoing;
 pub mod owner;
 pub mod params;
+pub mod policy;
 pub mod rate;
 pub mod reader;
 pub mod ring;

@@ -59,11 +59,18 @@ pub const BRANT_EVENT_UNANSWERED: u32 = 6;
 /// the block, the first such page and their number; there is one event for each block. The guest
 /// runs at the destination, and the migration succeeds all the same.
 pub const BRANT_EVENT_MISMATCH: u32 = 7;
-/// Source: about the time in which the guest stands still. Either a pause was aborted
-/// (`brant_params.downtime_slack_ms`): the message says after how long and why. Or the downtime was
-/// longer than `brant_params.downtime_limit_ms`: the message says which parts took longer than
-/// promised.
+/// Source: about the time in which the guest stands still. The message says which: a pause was aborted
+/// (`brant_params.downtime_slack_ms`), after how long and why; the downtime was longer than its limit,
+/// and which parts took longer than promised; the limit rises (`brant_policy.downtime_ceiling_ms`);
+/// or the guest is paused however long that takes, and why.
 pub const BRANT_EVENT_DOWNTIME: u32 = 8;
+/// Source: the migration has stalled: for `brant_policy.stall_ms` no pass left less than every pass
+/// before it. The message says for how long and why; `brant_stats.stall` is the cause. Told when a
+/// stall begins and when its cause changes, also without a policy.
+pub const BRANT_EVENT_STALLED: u32 = 9;
+/// Source: the guest is slowed by another percentage than before, or other vCPUs are, or none
+/// (`brant_policy.slowing`).
+pub const BRANT_EVENT_THROTTLE: u32 = 10;
 
 /// Something that happened. Valid during the callback only.
 #[repr(C)]
@@ -247,7 +254,28 @@ pub struct brant_ops {
     /// `pause` and `resume`, after a hand-over, or where a guest arrives or should have arrived.
     /// The call of `pause` waits for kicks that have begun.
     pub kick: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
+    /// Source, guest running: slow one vCPU, or all of them when `vcpu` is BRANT_ALL_VCPUS. From then
+    /// on the vCPU sleeps for `percent` of its time, 0 to 99, in slices of a few milliseconds. The
+    /// percentage replaces the one before; a call for all vCPUs replaces those of each. 0 lets the
+    /// vCPU run freely. Must not wait for a vCPU. `vcpu` is the VMM's number
+    /// of the vCPU.
+    ///
+    /// Called when the policy slows the guest (`brant_policy.slowing`). Once the guest was slowed, a
+    /// call with 0 for all vCPUs follows before `pause`, and at every end of the migration. It may
+    /// come while a vCPU sleeps, so `pause` must end such a sleep. When this fails, an event says so,
+    /// and the migration goes on without slowing the guest.
+    pub throttle: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            vcpu: u32,
+            percent: u32,
+            reason: *mut brant_reason,
+        ) -> i32,
+    >,
 }
+
+/// As the vCPU of `brant_ops.throttle`: all vCPUs.
+pub const BRANT_ALL_VCPUS: u32 = 0xffff_ffff;
 
 sized!(brant_ops, brant_state_blob, brant_event);
 
@@ -571,6 +599,19 @@ impl Vmm for Ops {
     fn kick(&self) -> Result<()> {
         plain!(self, kick, Ok(()))
     }
+    fn throttle(&self, vcpu: Option<u32>, percent: u8) -> Result<()> {
+        match self.table.throttle {
+            Some(f) => self.call(|opaque, reason| {
+                let vcpu = vcpu.unwrap_or(BRANT_ALL_VCPUS);
+                // SAFETY: the VMM's function, called as the table says.
+                unsafe { f(opaque, vcpu, u32::from(percent), reason) }
+            }),
+            None => has_none("throttle"),
+        }
+    }
+    fn can_throttle(&self) -> bool {
+        self.table.throttle.is_some()
+    }
     fn event(&self, event: &Event) {
         if let Some(f) = self.table.event {
             let message = c_text(&event.message);
@@ -625,6 +666,8 @@ mod tests {
             (EventKind::Unanswered, BRANT_EVENT_UNANSWERED),
             (EventKind::Mismatch, BRANT_EVENT_MISMATCH),
             (EventKind::Downtime, BRANT_EVENT_DOWNTIME),
+            (EventKind::Stalled, BRANT_EVENT_STALLED),
+            (EventKind::Throttle, BRANT_EVENT_THROTTLE),
         ];
         for (kind, number) in events {
             assert_eq!(kind as u32, number);

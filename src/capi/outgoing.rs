@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// on it have returned before it begins. Inside a callback of the same migration, waiting and
 /// freeing are BRANT_E_CALLBACK, and cancelling only asks.
 pub struct brant_outgoing {
-    outgoing: Outgoing,
+    pub(super) outgoing: Outgoing,
 }
 
 /// Makes a migration of the guest that `tracker` was made from. The operations of that guest must

@@ -314,6 +314,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         },
         downtime_slack: Duration::from_millis(p.downtime_slack_ms),
         overrun,
+        policy: d.policy,
         total_timeout: total(p.total_timeout_ms, d.total_timeout),
         incoming_timeout: total(p.total_timeout_ms, d.incoming_timeout),
         connect_timeout: ms(p.connect_timeout_ms, d.connect_timeout),

@@ -81,11 +81,24 @@ pub const BRANT_DESTINATION_FAILED: u32 = 42;
 /// Destination: the guest was handed over and did not start.
 pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
 
+/// In `brant_stats.stall`: the migration makes progress, or has not been without it for long enough.
+pub const BRANT_STALL_NONE: u64 = 0;
+/// In `brant_stats.stall`: the link carries less than half of what it did.
+pub const BRANT_STALL_LINK: u64 = 1;
+/// In `brant_stats.stall`: the destination takes the time to acknowledge pages.
+pub const BRANT_STALL_DESTINATION: u64 = 2;
+/// In `brant_stats.stall`: the guest cannot be slowed further, and dirties as much as the link
+/// carries.
+pub const BRANT_STALL_THROTTLED: u64 = 3;
+/// In `brant_stats.stall`: the guest dirties as much as the link carries.
+pub const BRANT_STALL_DIRTYING: u64 = 4;
+
 /// The figures of a migration, at either side. Times are nanoseconds, sizes bytes, pages 4 KiB.
 /// Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
 /// `unacknowledged_pages`, `unacknowledged_bytes`, `throughput`, `bandwidth`,
 /// `switchover_bandwidth`, `round_trip_ns`, `dirty_pages_per_second`, `time_left_ns`,
-/// `expected_downtime_ns` and `sync_ns`. All others only grow, until a pause is aborted: the figures of
+/// `expected_downtime_ns`, `sync_ns`, `downtime_limit_ns`, `throttle`, `limited_vcpus` and `stall`. All
+/// others only grow, until a pause is aborted: the figures of
 /// that pause and its promise are 0 then. (`state` is a name and not a figure:
 /// it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
 /// BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
@@ -230,6 +243,15 @@ pub struct brant_stats {
     pub aborted_pauses: u64,
     /// How long the guest stood still in each of these pauses, the first one first. Source only.
     pub aborted_pause_ns: [u64; 3],
+    /// The downtime limit in use: `brant_params.downtime_limit_ms`, as it was changed since, and as far
+    /// as the policy has raised it. Source only.
+    pub downtime_limit_ns: u64,
+    /// The percentage of their time that the policy takes from all vCPUs now. Source only.
+    pub throttle: u64,
+    /// How many vCPUs the policy slows by a limit of their own now. Source only.
+    pub limited_vcpus: u64,
+    /// BRANT_STALL_*: why the migration makes no progress now. Source only.
+    pub stall: u64,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
     /// Bytes of device state.
@@ -447,6 +469,12 @@ impl From<&Stats> for brant_stats {
             overrun_ns: nanos(s.overrun),
             aborted_pauses: s.aborted_pauses,
             aborted_pause_ns: s.aborted_pause.map(nanos),
+            downtime_limit_ns: s.downtime_limit.map_or(0, nanos),
+            throttle: s.throttle,
+            limited_vcpus: s.limited_vcpus,
+            stall: s
+                .stall
+                .map_or(BRANT_STALL_NONE, |cause| u64::from(cause as u32)),
             last_pages: s.last_pages,
             state_bytes: s.state_bytes,
             syncs: s.syncs,

@@ -38,7 +38,9 @@ pub use params::{Compression, PageChecksums, Params};
 pub use report::{LaneState, LaneStats, Stats, ZeroCopyState};
 pub use state::State;
 pub use steering::forecast::{Forecast, Remedies};
-pub use steering::{Decider, Decision, Facts, FitsDowntime, Moment, Next, PassFacts};
+#[doc(inline)]
+pub use steering::policies::{OnDeadline, Policy, Slowing};
+pub use steering::{Bounds, Decider, Decision, Facts, FitsDowntime, Moment, Next, PassFacts};
 pub use steering::{Operations, Overrun, Parts, Verdict};
 #[doc(inline)]
 pub use switchover::destination::State as DestinationState;

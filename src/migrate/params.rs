@@ -1,5 +1,6 @@
 //! The parameters of a migration and their limits, which are checked once, before anything starts.
 
+use super::steering::policies::Policy;
 use super::steering::{FitsDowntime, Operations, Overrun};
 use crate::error::{Error, Kind, Result};
 use crate::page::compress::{LEVEL_MAX, LEVEL_MIN};
@@ -55,6 +56,11 @@ pub struct Params {
     pub downtime_slack: Duration,
     /// Source: what becomes of a migration whose downtime limit cannot be kept: it fails.
     pub overrun: Overrun,
+    /// Source: what is done about a migration that does not converge by itself. Nothing, by default.
+    /// [`Outgoing::set_policy`] changes the policy. See `docs/steering.md`.
+    ///
+    /// [`Outgoing::set_policy`]: crate::migrate::Outgoing::set_policy
+    pub policy: Policy,
     /// Source: the longest that a migration may take, from its start to the switchover: 1 ms to 30
     /// days; 1 h. `None`, no limit. Every other wait of the migration ends with it too.
     pub total_timeout: Option<Duration>,
@@ -182,6 +188,7 @@ impl Default for Params {
             expected: Operations::default(),
             downtime_slack: Duration::ZERO,
             overrun: Overrun::Fail,
+            policy: Policy::default(),
             total_timeout: Some(HOUR),
             incoming_timeout: Some(HOUR * 24),
             connect_timeout: Duration::from_secs(10),
@@ -346,11 +353,6 @@ impl Params {
         }
     }
 
-    /// The downtime limit.
-    pub(super) fn downtime(&self) -> Timeout {
-        Timeout::new("the downtime limit", self.downtime_limit)
-    }
-
     /// From the pause to the hand-over.
     pub(super) fn switchover(&self) -> Timeout {
         Timeout::new("the switchover timeout", self.switchover_timeout)
@@ -391,6 +393,7 @@ impl Params {
             }
         }
         self.check_expected()?;
+        self.check_policy()?;
         let slack = Words(self.downtime_slack);
         within(
             "the downtime slack",
@@ -427,6 +430,22 @@ impl Params {
         FitsDowntime::new(self.downtime_limit, self.total_timeout)
             .with_slack(self.downtime_slack)
             .on_overrun(self.overrun)
+    }
+
+    /// A deadline after the total timeout would never come.
+    fn check_policy(&self) -> Result<()> {
+        self.policy.check(self.downtime_limit)?;
+        match (self.policy.deadline, self.total_timeout) {
+            (Some(deadline), Some(total)) if deadline > total => Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "the policy's deadline is {}; {TOTAL} of {} ends the migration before it",
+                    Words(deadline),
+                    Words(total)
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn check_expected(&self) -> Result<()> {

@@ -6,6 +6,7 @@
 use super::state::State;
 use super::steering::budget::millis;
 use super::steering::fits_downtime::ABORTED_PAUSES_MAX;
+use super::steering::stall::Cause;
 use super::steering::Parts;
 use crate::channel::{Copying, ZeroCopy};
 use crate::error::{Error, Kind, Result};
@@ -19,7 +20,8 @@ const WORTH_TELLING: Duration = Duration::from_millis(1);
 /// The figures of a migration, at either side. Pages are 4 KiB. Figures of the present moment may
 /// fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`, `unacknowledged_bytes`,
 /// `throughput`, `bandwidth`, `switchover_bandwidth`, `round_trip`, `dirty_pages_per_second`,
-/// `time_left`, `expected_downtime` and `sync`. All others only grow, until a pause is aborted: the
+/// `time_left`, `expected_downtime`, `sync`, `downtime_limit`, `throttle`, `limited_vcpus` and `stall`.
+/// All others only grow, until a pause is aborted: the
 /// figures of that pause and its promise are forgotten then.
 ///
 /// `None` means that the figure is not known yet, or never known at this side.
@@ -176,6 +178,17 @@ pub struct Stats {
     /// How long the guest stood still in each of the aborted pauses, the first one first. Source only.
     #[serde(rename = "aborted_pause_ns", serialize_with = "as_list_of_nanos")]
     pub aborted_pause: [Duration; ABORTED_PAUSES_MAX as usize],
+    /// The downtime limit in use: [`Params::downtime_limit`](crate::migrate::Params::downtime_limit),
+    /// as it was changed since, and as far as the policy has raised it. Source only.
+    #[serde(rename = "downtime_limit_ns", serialize_with = "as_nanos_or_0")]
+    pub downtime_limit: Option<Duration>,
+    /// The percentage of their time that the policy takes from all vCPUs now. Source only.
+    pub throttle: u64,
+    /// How many vCPUs the policy slows by a limit of their own now. Source only.
+    pub limited_vcpus: u64,
+    /// Why the migration makes no progress now. In JSON a number, 0 without a stall. Source only.
+    #[serde(serialize_with = "as_cause")]
+    pub stall: Option<Cause>,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
     /// Bytes of device state.
@@ -321,6 +334,10 @@ impl Serialize for ZeroCopyState {
     fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
         to.serialize_u64(*self as u64)
     }
+}
+
+fn as_cause<S: Serializer>(cause: &Option<Cause>, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_u32(cause.map_or(0, |cause| cause as u32))
 }
 
 impl Stats {
@@ -750,7 +767,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 78);
+        assert_eq!(value.as_object().unwrap().len(), 82);
     }
 
     #[test]

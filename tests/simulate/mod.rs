@@ -42,7 +42,8 @@ fn with(guest: &Guest, kind: Slowing) -> Outcome {
     let plan = Plan {
         link: 1e9,
         round_trip: 0.0,
-        policy: slowing(kind, LIMIT),
+        policy: slowing(kind),
+        limit: LIMIT,
         background: 0.5,
     };
     migrate(guest, &plan)

@@ -8,11 +8,13 @@ mod negotiate;
 mod verify;
 
 use super::announced::Announced;
-use super::asking::judge;
 use super::course::Course;
 use super::foresight::Foresight;
 use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
+use super::orders::Orders;
+use super::rates::Rates;
+use super::steer::Steer;
 use super::unread::Unread;
 use crate::channel::handed_in::handed_in;
 use crate::channel::{Channel, Endpoint, Io, Pacer, Route};
@@ -91,6 +93,8 @@ pub(super) struct Leaving {
     pub(super) blockers: Blockers,
     /// Holds all lanes together to the cap on the bandwidth.
     pub(super) pacer: Arc<Pacer>,
+    /// What the VMM's threads ask of the running migration.
+    pub(super) orders: Orders,
     /// When `pause` was called.
     pub(super) paused_at: Mutex<Option<Instant>>,
     /// A consumer of the caller's, which the migration uses instead of one of its own. Nobody else
@@ -123,7 +127,7 @@ pub(super) struct Driver {
     /// Whether the consumer is the caller's.
     lent: bool,
     route: Route,
-    decider: Box<dyn Decider>,
+    steer: Steer,
     lanes: Option<Lanes>,
     /// Blocks that the destination knows.
     announced: Announced,
@@ -140,6 +144,7 @@ pub(super) struct Driver {
     told_copies: bool,
     course: Course,
     ahead: Ahead,
+    rates: Rates,
     /// How long the destination took to answer HELLO: a bound of the round trip.
     greeted: Duration,
     /// How long the operations of both VMMs take, as stated or measured.
@@ -187,6 +192,9 @@ impl Work for Driver {
     }
 
     fn enter(&mut self, state: State) {
+        if state != State::Copying {
+            self.steer.let_go();
+        }
         if let State::Unanswered = state {
             self.stood_until_now();
         }
@@ -412,9 +420,9 @@ impl Driver {
         Ok(Driver {
             lent: lent.is_some(),
             consumer: lent.unwrap_or_else(|| Arc::new(shared.guest.tracker.consumer())),
+            steer: Steer::new(&shared, decider)?,
             common: Common::new(shared),
             route,
-            decider,
             lanes: None,
             announced: Announced::default(),
             unread: None,
@@ -426,6 +434,7 @@ impl Driver {
             told_copies: false,
             course: Course::default(),
             ahead: Ahead::default(),
+            rates: Rates::default(),
             greeted: Duration::ZERO,
             operations,
             pauses: Measured::default(),
@@ -527,6 +536,10 @@ impl Driver {
             stats.bandwidth = Some(measured as u64);
         }
         stats.dirty_pages_per_second = facts.dirty_rate.map(|rate| rate as u64);
+        stats.downtime_limit = Some(self.steer.limit());
+        stats.throttle = self.steer.throttle().into();
+        stats.limited_vcpus = self.steer.limited() as u64;
+        stats.stall = self.steer.stalled().map(|stalled| stalled.cause);
         if self.ended {
             self.common.shared.handle.publish(stats);
             return;
@@ -542,7 +555,7 @@ impl Driver {
                 stats.expected_downtime = facts.expected_downtime().or(stats.expected_downtime);
             }
             let fixed = parts.unwrap_or_default().fixed().total();
-            let limit = self.common.shared.params.downtime_limit;
+            let limit = self.steer.limit();
             stats.predict(limit.saturating_sub(fixed), facts.bandwidth);
         }
         self.look_ahead(&facts);
@@ -565,7 +578,7 @@ impl Driver {
     /// Has the decider judge the pause. Returns whether the switchover goes on.
     fn judge(&mut self, moment: Moment) -> Result<bool> {
         let facts = self.facts(moment);
-        match judge(&mut *self.decider, &facts)? {
+        match self.steer.judge(&facts)? {
             Verdict::GoThrough => Ok(true),
             Verdict::GiveUp(error) => Err(error),
             Verdict::Resume => {
@@ -597,7 +610,7 @@ impl Driver {
     /// Divides the downtime into its parts, and tells the VMM when it was longer than the limit. By
     /// now nothing can be undone, because the destination was ready.
     fn account_for(&mut self) {
-        let limit = self.common.shared.params.downtime_limit;
+        let limit = self.steer.limit();
         let stats = &mut self.common.stats;
         stats.account_for(self.last_bytes);
         let stood = stats.downtime.unwrap_or_default();

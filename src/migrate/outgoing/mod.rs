@@ -14,10 +14,13 @@ mod foresight;
 mod lane;
 mod lanes;
 mod ledger;
+mod orders;
 mod packing;
 mod queue;
+mod rates;
 mod replies;
 mod sent_pages;
+mod steer;
 mod unread;
 mod verify;
 mod waiting;
@@ -34,6 +37,7 @@ use crate::migrate::common::Migration;
 use crate::migrate::params::{check_max_bandwidth, Params};
 use crate::migrate::report::LaneStats;
 use crate::migrate::steering::forecast::Forecast;
+use crate::migrate::steering::policies::Policy;
 use crate::migrate::steering::Decider;
 use crate::migrate::switchover::source::{step, Action, Event, Resolution, State};
 use crate::migrate::watching::watching;
@@ -43,6 +47,7 @@ use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
 use driver::{Driver, Leaving};
 use foresight::Foresight;
+use orders::{Order, Orders};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -144,6 +149,7 @@ impl Outgoing {
             tracker,
             blockers,
             pacer: Arc::new(Pacer::new(params.max_bandwidth)),
+            orders: Orders::new(params.policy.clone(), params.downtime_limit),
             paused_at: Mutex::default(),
             lent: Mutex::new(lent),
             foresight: Foresight::default(),
@@ -175,6 +181,7 @@ impl Outgoing {
     /// As [`Outgoing::start`], with a decider of the caller's.
     pub fn start_with(&self, to: ConnectTo, decider: Box<dyn Decider>) -> Result<()> {
         let shared = &self.shared;
+        self.check_policy(&shared.guest.orders.lock().policy)?;
         let claim = || {
             shared.guest.blockers.check()?;
             shared.guest.tracker.memory().guest_ran();
@@ -197,6 +204,77 @@ impl Outgoing {
         check_max_bandwidth(bytes_per_second)?;
         self.shared.guest.pacer.state_rate(bytes_per_second);
         Ok(())
+    }
+
+    /// Replaces [`Params::policy`] before the migration starts or while it runs. The new policy counts
+    /// from the next decision on: within one batch of pages. At the switchover and after the end, the
+    /// call changes nothing.
+    ///
+    /// [`Kind::Invalid`] for a policy out of its range, and for one that needs [`Vmm::throttle`] where
+    /// the VMM has none. [`Kind::Unsupported`] for limits of single vCPUs where no log tells them
+    /// apart. An error changes nothing. Before the start, only the ranges are checked here, and the
+    /// rest at the start.
+    pub fn set_policy(&self, policy: Policy) -> Result<()> {
+        if self.state() != State::Idle {
+            self.check_policy(&policy)?;
+        }
+        self.order(|order| order.policy = policy)
+    }
+
+    /// Replaces [`Params::downtime_limit`] before the migration starts or while it runs, as
+    /// [`Outgoing::set_policy`] replaces the policy. When the guest is paused just now, the new limit
+    /// decides whether that pause is aborted.
+    ///
+    /// [`Kind::Invalid`] for a limit out of its range, or above the policy's ceiling; the limit stays
+    /// as it was.
+    pub fn set_downtime_limit(&self, limit: Duration) -> Result<()> {
+        self.order(|order| order.limit = limit)
+    }
+
+    /// Switches over as soon as possible, however long the guest stands still: the pass ends with a
+    /// sync, and the guest is paused. Neither the limit nor the slack aborts that pause. A migration
+    /// that sends nothing yet, or that has not started, first sends as much as shows the link's
+    /// bandwidth, so that the promise about the downtime is one.
+    ///
+    /// [`Kind::State`] from the pause on, and after the end.
+    pub fn switch_over(&self) -> Result<()> {
+        let state = self.state();
+        match state {
+            State::Idle
+            | State::Connecting
+            | State::Negotiating
+            | State::Copying
+            | State::AbortingPause => {
+                self.shared.guest.orders.lock().now = true;
+                Ok(())
+            }
+            _ => Err(Error::new(
+                Kind::State,
+                format!(
+                    "a migration is switched over before its guest is paused; this one is `{}`",
+                    state.name()
+                ),
+            )),
+        }
+    }
+
+    /// Changes the orders, when they are in range afterwards.
+    fn order(&self, change: impl FnOnce(&mut Order)) -> Result<()> {
+        let mut orders = self.shared.guest.orders.lock();
+        let mut order = orders.clone();
+        change(&mut order);
+        let changed = Params {
+            policy: order.policy.clone(),
+            downtime_limit: order.limit,
+            ..self.shared.params.clone()
+        };
+        changed.check()?;
+        *orders = order;
+        Ok(())
+    }
+
+    fn check_policy(&self, policy: &Policy) -> Result<()> {
+        steer::check(policy, &self.shared.guest, &*self.shared.vmm)
     }
 
     /// Ends the migration at any point before the hand-over, and returns when the guest runs on.

@@ -73,6 +73,13 @@ impl DirtyLimit {
         self.vcpus.iter().map(|vcpu| vcpu.limit)
     }
 
+    /// The share of its speed that each vCPU keeps, in the order of the rates. `None`: not limited.
+    pub fn speeds(&self) -> impl Iterator<Item = Option<f64>> + '_ {
+        self.vcpus
+            .iter()
+            .map(|vcpu| Some((vcpu.limit? / vcpu.would).min(1.0)))
+    }
+
     /// How many vCPUs are limited.
     pub fn limited(&self) -> usize {
         self.limits().flatten().count()

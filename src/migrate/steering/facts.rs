@@ -153,6 +153,21 @@ pub enum Verdict {
     GiveUp(Error),
 }
 
+/// The bounds that a policy sets to the downtime. They change while a migration runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Bounds {
+    /// The downtime limit from now on.
+    pub limit: Duration,
+    /// The highest that the limit can become. `None`: the policy pauses the guest to finish, however
+    /// long it stands still then, so no limit is a reason to fail.
+    pub ceiling: Option<Duration>,
+    /// When the policy acts because of its deadline: a time since the migration's start.
+    pub deadline: Option<Duration>,
+    /// A migration without progress for this long has stalled.
+    pub patience: Duration,
+}
+
 /// Steers a migration. Called on the migration's thread; must not block.
 ///
 /// The decider is asked before each batch of pages ([`Moment::Walking`]) and after each sync
@@ -212,5 +227,11 @@ pub trait Decider: Send {
     fn judge(&mut self, facts: &Facts) -> Verdict {
         let _ = facts;
         Verdict::GoThrough
+    }
+
+    /// Takes in the bounds of the downtime: before the first question, and whenever they change.
+    /// Whoever does not implement this is not told.
+    fn set_bounds(&mut self, bounds: &Bounds) {
+        let _ = bounds;
     }
 }

@@ -2,7 +2,7 @@
 //! fits the limit. Pure.
 
 use super::budget::{millis, Parts, ROUND_TRIPS};
-use super::facts::{Decider, Decision, Facts, Moment, Next, Verdict};
+use super::facts::{Bounds, Decider, Decision, Facts, Moment, Next, Verdict};
 use crate::error::{Error, Kind};
 use crate::units::Pages;
 use std::time::Duration;
@@ -24,6 +24,10 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub struct FitsDowntime {
     limit: Duration,
+    /// The highest that the limit can become. `None`: no limit is a reason to fail.
+    ceiling: Option<Duration>,
+    /// When the policy acts.
+    deadline: Option<Duration>,
     total: Option<Duration>,
     slack: Duration,
     overrun: Overrun,
@@ -65,6 +69,8 @@ impl FitsDowntime {
     pub fn new(limit: Duration, total: Option<Duration>) -> Self {
         FitsDowntime {
             limit,
+            ceiling: Some(limit),
+            deadline: None,
             total,
             slack: Duration::ZERO,
             overrun: Overrun::Fail,
@@ -87,10 +93,16 @@ impl FitsDowntime {
         FitsDowntime { overrun, ..self }
     }
 
-    /// Whether no answer of the destination can come within the limit, whatever remains.
-    fn too_far(&self, facts: &Facts) -> bool {
+    /// Whether no answer of the destination can come within `limit`, whatever remains.
+    fn too_far(facts: &Facts, limit: Duration) -> bool {
         let trips = facts.round_trip.unwrap_or_default();
-        facts.round_trip_certain && trips.saturating_mul(ROUND_TRIPS) > self.limit
+        facts.round_trip_certain && trips.saturating_mul(ROUND_TRIPS) > limit
+    }
+
+    /// The highest limit that a migration fails for, when it cannot be kept. `None`: it fails for
+    /// none.
+    fn fails_for(&self) -> Option<Duration> {
+        self.ceiling.filter(|_| self.overrun == Overrun::Fail)
     }
 
     /// Counts the syncs that find the fixed parts beyond the limit. Returns whether these are enough
@@ -100,16 +112,20 @@ impl FitsDowntime {
             true => self.beyond + 1,
             false => 0,
         };
-        self.beyond >= BEYOND || self.too_far(facts)
+        self.beyond >= BEYOND || Self::too_far(facts, self.limit)
     }
 
     /// The error for a limit that the fixed parts alone exceed.
     fn impossible(&self, facts: &Facts, parts: &Parts) -> Error {
         let fixed = parts.fixed();
         let (name, longest) = fixed.longest();
-        let limit = self.limit.as_millis();
-        let mut message = format!("the downtime limit of {limit} ms cannot be kept: ");
-        message += &match longest > self.limit {
+        let limit = self.ceiling.unwrap_or(self.limit);
+        let what = match limit > self.limit {
+            true => "downtime limit's ceiling",
+            false => "downtime limit",
+        };
+        let mut message = format!("the {what} of {} ms cannot be kept: ", limit.as_millis());
+        message += &match longest > limit {
             true => format!("{name} alone take{} {}", plural(name), millis(longest)),
             false => format!(
                 "what no further pass makes smaller takes {} ({})",
@@ -176,7 +192,8 @@ impl FitsDowntime {
         let cheap = pass <= facts.elapsed / 4 || pass <= sending.saturating_mul(10);
         // The guest stands still during the last sync as well, whatever remains.
         let noticed = sending > UNNOTICED.max(facts.sync_time / 4);
-        !self.settled && shrank(facts) && noticed && cheap && self.total.is_none_or(in_time)
+        let in_time = self.total.is_none_or(in_time) && self.deadline.is_none_or(in_time);
+        !self.settled && shrank(facts) && noticed && cheap && in_time
     }
 
     /// The error for a migration whose time is up.
@@ -241,10 +258,10 @@ fn shrank(facts: &Facts) -> bool {
 impl Decider for FitsDowntime {
     fn decide(&mut self, facts: &Facts) -> Decision {
         let time_is_up = self.total.is_some_and(|total| facts.elapsed >= total);
-        let fails = self.overrun == Overrun::Fail;
+        let fails = |beyond: &dyn Fn(Duration) -> bool| self.fails_for().is_some_and(beyond);
         let next = match facts.moment {
             Moment::Walking if time_is_up => Next::GiveUp(self.shortfall(facts)),
-            Moment::Walking if fails && self.too_far(facts) => {
+            Moment::Walking if fails(&|limit| Self::too_far(facts, limit)) => {
                 let round_trips = facts.round_trip.unwrap_or_default() * ROUND_TRIPS;
                 let parts = Parts {
                     round_trips,
@@ -262,9 +279,13 @@ impl Decider for FitsDowntime {
                     };
                 };
                 let beyond = self.cannot_be_kept(facts, &parts);
-                if beyond && fails {
+                let fixed = parts.fixed().total();
+                let too_long = |limit| fixed > limit || Self::too_far(facts, limit);
+                if beyond && self.fails_for().is_some_and(too_long) {
                     return Next::GiveUp(self.impossible(facts, &parts)).into();
                 }
+                // While the limit can still rise, it is not broken knowingly.
+                let beyond = beyond && self.fails_for().is_none();
                 self.knowingly = beyond;
                 let counts = match beyond {
                     true => parts.memory,
@@ -289,16 +310,30 @@ impl Decider for FitsDowntime {
 
     fn judge(&mut self, facts: &Facts) -> Verdict {
         let most = self.limit.saturating_add(self.slack);
+        let fails_for = self.fails_for();
         match facts.expected_downtime() {
-            Some(expected) if expected > most && !self.knowingly => match self.overrun {
+            Some(expected) if expected > most && !self.knowingly => match fails_for {
                 // No pass makes these parts smaller.
-                Overrun::CarryOn if self.without_pages(facts) > most => Verdict::GoThrough,
+                None if self.without_pages(facts) > most => Verdict::GoThrough,
                 _ if facts.aborted_pauses < ABORTED_PAUSES_MAX => Verdict::Resume,
-                Overrun::Fail => Verdict::GiveUp(self.broken(facts, expected)),
-                Overrun::CarryOn => Verdict::GoThrough,
+                // The limit would have risen so far.
+                Some(ceiling) if expected > ceiling.saturating_add(self.slack) => {
+                    Verdict::GiveUp(self.broken(facts, expected))
+                }
+                _ => Verdict::GoThrough,
             },
             _ => Verdict::GoThrough,
         }
+    }
+
+    fn set_bounds(&mut self, bounds: &Bounds) {
+        if bounds.limit != self.limit {
+            // Whether a further pass helps was judged for another limit.
+            (self.settled, self.further, self.beyond) = (false, false, 0);
+        }
+        self.limit = bounds.limit;
+        self.ceiling = bounds.ceiling.map(|ceiling| ceiling.max(bounds.limit));
+        self.deadline = bounds.deadline;
     }
 }
 

@@ -421,10 +421,11 @@ mod tests {
         use super::super::policies::{Policy, Slowing};
         let curve = writes(1500.0, 5000.0);
         let outlook = before(&curve);
-        let policies = Policies::new(Policy {
+        let policy = Policy {
             slowing: Slowing::AutoConverge,
             ..Policy::default()
-        });
+        };
+        let policies = Policies::new(policy, Duration::from_millis(300));
         let forecast = forecast(&outlook, &default_decider(), Some(&policies.unwrap()), 1.0);
         assert!(forecast.converges, "{forecast:?}");
         assert!(forecast.time < Duration::from_secs(40), "{forecast:?}");

@@ -28,6 +28,6 @@ pub mod working_set;
 pub use crate::dirty::slices;
 pub use budget::Parts;
 pub(super) use compressing::{Batch, Compressing};
-pub use facts::{Decider, Decision, Facts, Moment, Next, PassFacts, Verdict};
+pub use facts::{Bounds, Decider, Decision, Facts, Moment, Next, PassFacts, Verdict};
 pub use fits_downtime::{FitsDowntime, Overrun};
 pub use operations::Operations;

@@ -33,7 +33,8 @@ pub enum Slowing {
     Off,
     /// All vCPUs by the same percentage.
     AutoConverge,
-    /// Only vCPUs that dirty, by a limit on the pages that each may write.
+    /// Only vCPUs that dirty, by a limit on the pages that each may write. Needs a log that tells
+    /// vCPUs apart.
     DirtyLimit,
 }
 
@@ -51,23 +52,28 @@ pub enum OnDeadline {
     PauseToFinish,
 }
 
-/// A policy. It may be replaced while a migration runs.
-#[derive(Debug, Clone, PartialEq)]
+/// A policy. It may be replaced while a migration runs. Fields may be added in later versions: name
+/// the fields that you set, and take the others from [`Policy::default`].
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// How the guest is slowed.
+    /// How the guest is slowed. It is not, by default.
     pub slowing: Slowing,
-    /// The largest throttle of auto-converge, 1 to 99 percent.
+    /// The most by which a vCPU is slowed, 1 to 99 percent of its time; 99. Limits on the pages that
+    /// a vCPU may write have no such bound where dirty rings keep them.
     pub throttle_max: u8,
-    /// The downtime limit that the migration begins with.
-    pub limit: Duration,
-    /// The ceiling up to which the limit rises. `None`: it does not rise.
+    /// The ceiling up to which the downtime limit rises: from the limit to 1 h. `None`: the limit
+    /// does not rise.
     pub ceiling: Option<Duration>,
-    /// The time for the whole migration. `None`: there is no deadline.
+    /// The time for the whole migration, counted from its start: 1 ms to 30 days, and no longer than
+    /// the total timeout. `None`: there is no deadline.
     pub deadline: Option<Duration>,
-    /// What happens at the deadline.
+    /// What happens at the deadline. The migration is cancelled, by default.
     pub on_deadline: OnDeadline,
-    /// A migration without progress for this long has stalled. Not zero.
+    /// A migration without progress for this long has stalled: 1 ms to 1 day; 10 s.
     pub patience: Duration,
+    /// The time between two syncs in a long pass, 100 ms to 1 h; 2 s. Only a policy that slows the
+    /// guest syncs in the middle of a pass.
+    pub sync: Duration,
 }
 
 impl Default for Policy {
@@ -75,37 +81,65 @@ impl Default for Policy {
         Policy {
             slowing: Slowing::Off,
             throttle_max: MOST,
-            limit: Duration::from_millis(300),
             ceiling: None,
             deadline: None,
             on_deadline: OnDeadline::Cancel,
             patience: Duration::from_secs(10),
+            sync: Duration::from_secs(2),
         }
     }
 }
 
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 impl Policy {
-    /// [`Kind::Invalid`] with the range that a field is outside of.
-    pub fn check(&self) -> Result<()> {
+    /// Refuses a field that is out of its range, for a migration that begins with the downtime limit
+    /// `limit`: [`Kind::Invalid`] with the range.
+    pub fn check(&self, limit: Duration) -> Result<()> {
         let invalid = |message: String| Err(Error::new(Kind::Invalid, message));
         if !(1..=MOST).contains(&self.throttle_max) {
             return invalid(format!(
-                "the largest throttle is 1 to {MOST} percent, not {}",
+                "the largest throttle is {} percent; it can be 1 to {MOST}",
                 self.throttle_max
             ));
         }
-        if let Some(ceiling) = self.ceiling.filter(|ceiling| *ceiling < self.limit) {
+        let times = [
+            (
+                "the ceiling of the downtime limit",
+                self.ceiling,
+                limit,
+                HOUR,
+            ),
+            (
+                "the deadline",
+                self.deadline,
+                Duration::from_millis(1),
+                DAY * 30,
+            ),
+            (
+                "the time without progress that makes a stall",
+                Some(self.patience),
+                Duration::from_millis(1),
+                DAY,
+            ),
+            (
+                "the time between two background syncs",
+                Some(self.sync),
+                Duration::from_millis(100),
+                HOUR,
+            ),
+        ];
+        for (name, time, least, most) in times {
+            let Some(time) = time.filter(|time| !(least..=most).contains(time)) else {
+                continue;
+            };
             return invalid(format!(
-                "the ceiling of the downtime limit is at least the limit, {} ms, not {}",
-                self.limit.as_millis(),
-                ceiling.as_millis()
+                "{name} is {} ms; it can be {} to {} ms",
+                time.as_millis(),
+                least.as_millis(),
+                most.as_millis()
             ));
-        }
-        if self.patience.is_zero() {
-            return invalid("the time without progress that makes a stall is not zero".into());
-        }
-        if self.deadline.is_some_and(|deadline| deadline.is_zero()) {
-            return invalid("a deadline is not zero".into());
         }
         Ok(())
     }
@@ -130,6 +164,8 @@ pub struct Steer {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policies {
     policy: Policy,
+    /// The downtime limit that was wished, below which the limit in use never is.
+    limit: Duration,
     throttle: AutoConverge,
     limits: DirtyLimit,
     rising: RisingLimit,
@@ -141,37 +177,39 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// Puts a policy to work. [`Kind::Invalid`] as [`Policy::check`] says.
-    pub fn new(policy: Policy) -> Result<Self> {
-        policy.check()?;
+    /// Puts a policy to work, in a migration with the downtime limit `limit`. [`Kind::Invalid`] as
+    /// [`Policy::check`] says.
+    pub fn new(policy: Policy, limit: Duration) -> Result<Self> {
+        policy.check(limit)?;
         Ok(Policies {
             throttle: AutoConverge::new(policy.throttle_max),
             limits: DirtyLimit::default(),
-            rising: RisingLimit::new(policy.limit, policy.ceiling.unwrap_or(policy.limit)),
+            rising: RisingLimit::new(limit, policy.ceiling.unwrap_or(limit)),
             stall: StallDetector::new(policy.patience),
             judged: 0,
             off: false,
             policy,
+            limit,
         })
     }
 
-    /// Replaces the policy while the migration runs. A throttle or limits of another kind end; what
-    /// is known about progress stays when the patience is the same.
-    pub fn set(&mut self, policy: Policy) -> Result<()> {
-        policy.check()?;
+    /// Replaces the policy and the downtime limit while the migration runs. A throttle or limits of
+    /// another kind end; what is known about progress stays when the patience is the same.
+    pub fn set(&mut self, policy: Policy, limit: Duration) -> Result<()> {
+        policy.check(limit)?;
         let same = policy.slowing == self.policy.slowing
             && policy.throttle_max == self.policy.throttle_max;
         if !same {
             self.throttle = AutoConverge::new(policy.throttle_max);
             self.limits.end();
         }
-        if (policy.limit, policy.ceiling) != (self.policy.limit, self.policy.ceiling) {
-            self.rising = RisingLimit::new(policy.limit, policy.ceiling.unwrap_or(policy.limit));
+        if (limit, policy.ceiling) != (self.limit, self.policy.ceiling) {
+            self.rising = RisingLimit::new(limit, policy.ceiling.unwrap_or(limit));
         }
         if policy.patience != self.policy.patience {
             self.stall = StallDetector::new(policy.patience);
         }
-        self.policy = policy;
+        (self.policy, self.limit) = (policy, limit);
         Ok(())
     }
 
@@ -203,10 +241,28 @@ impl Policies {
         self.limits.limits().filter(|_| !self.off)
     }
 
+    /// The share of its speed that each vCPU keeps; `None`: not limited. Empty before the first
+    /// limits.
+    pub fn speeds(&self) -> impl Iterator<Item = Option<f64>> + '_ {
+        self.limits.speeds().filter(|_| !self.off)
+    }
+
+    /// The VMM cannot slow the guest. The policy goes on without that.
+    pub fn stop_slowing(&mut self) {
+        self.policy.slowing = Slowing::Off;
+        self.throttle.end();
+        self.limits.end();
+    }
+
     /// Whether dirty state is to be synced in the middle of a long pass too: a policy that may slow
     /// the guest needs fresh rates, even before it first acts.
     pub fn wants_background_sync(&self) -> bool {
         self.policy.slowing != Slowing::Off
+    }
+
+    /// The policy at work.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// The stall that the migration is in.
@@ -240,6 +296,12 @@ impl Policies {
             limit: self.limit(),
             stalled,
         })
+    }
+
+    /// Decides in the middle of a pass, when nothing new is known about what the guest dirties. The
+    /// throttle stays as it is: to slow the guest twice for one measurement would slow it too much.
+    pub fn walking(&self, facts: &Facts, fits: &Next) -> Next {
+        self.next(facts, fits)
     }
 
     /// The migration has ended, however. Returns the throttle to set: 0. No vCPU has a limit.
@@ -306,7 +368,7 @@ impl Policies {
         let stalled = self.stall.stalled().is_some() && self.stall.is_local_minimum();
         if let Some(expected) = facts.expected_downtime() {
             let within = expected <= self.limit();
-            let rose = self.limit() > self.policy.limit;
+            let rose = self.limit() > self.limit;
             if (to_finish && (stalled || self.is_last_chance(facts, expected)))
                 || (rose && within && self.is_settled(facts))
             {
@@ -386,6 +448,8 @@ mod tests {
     use crate::migrate::PassFacts;
     use proptest::prelude::*;
 
+    const LIMIT: Duration = Duration::from_millis(300);
+
     fn secs(secs: u64) -> Duration {
         Duration::from_secs(secs)
     }
@@ -416,7 +480,7 @@ mod tests {
     }
 
     fn with(policy: Policy) -> Policies {
-        Policies::new(policy).unwrap()
+        Policies::new(policy, LIMIT).unwrap()
     }
 
     #[test]
@@ -492,10 +556,10 @@ mod tests {
     #[test]
     fn a_rising_limit_takes_the_rest_once_it_fits_and_not_above_the_ceiling() {
         let policy = |ceiling| Policy {
-            limit: Duration::from_millis(50),
             ceiling: Some(Duration::from_millis(ceiling)),
             ..Policy::default()
         };
+        let with = |policy| Policies::new(policy, Duration::from_millis(50)).unwrap();
         // 20 MB take 200 ms.
         let mut policies = with(policy(400));
         let mut passes = 0;
@@ -593,40 +657,54 @@ mod tests {
 
     #[test]
     fn a_policy_outside_its_limits_is_refused_with_the_range() {
-        let refused = |policy: Policy, range: &str| {
-            let error = Policies::new(policy).unwrap_err();
-            assert_eq!(error.kind(), Kind::Invalid);
-            assert!(error.to_string().contains(range), "{error}");
-        };
-        let policy = Policy::default();
+        let d = Policy::default;
+        let ms = Duration::from_millis;
         let throttle_max = |throttle_max| Policy {
             throttle_max,
-            ..policy.clone()
+            ..d()
         };
-        refused(throttle_max(0), "1 to 99");
-        refused(throttle_max(100), "1 to 99");
-        let ceiling = Some(Duration::from_millis(10));
-        refused(
-            Policy {
-                ceiling,
-                ..policy.clone()
-            },
-            "300 ms",
-        );
-        refused(
-            Policy {
-                patience: secs(0),
-                ..policy.clone()
-            },
-            "not zero",
-        );
-        refused(
-            Policy {
-                deadline: Some(secs(0)),
-                ..policy.clone()
-            },
-            "not zero",
-        );
+        let ceiling = |ceiling| Policy {
+            ceiling: Some(ceiling),
+            ..d()
+        };
+        let deadline = |deadline| Policy {
+            deadline: Some(deadline),
+            ..d()
+        };
+        let patience = |patience| Policy { patience, ..d() };
+        let sync = |sync| Policy { sync, ..d() };
+        let table = [
+            (throttle_max(0), "throttle is 0 percent; it can be 1 to 99"),
+            (
+                throttle_max(100),
+                "throttle is 100 percent; it can be 1 to 99",
+            ),
+            (
+                ceiling(ms(10)),
+                "limit is 10 ms; it can be 300 to 3600000 ms",
+            ),
+            (ceiling(secs(3601)), "it can be 300 to 3600000 ms"),
+            (
+                deadline(ms(0)),
+                "the deadline is 0 ms; it can be 1 to 2592000000",
+            ),
+            (deadline(secs(1 << 40)), "it can be 1 to 2592000000 ms"),
+            (
+                patience(ms(0)),
+                "a stall is 0 ms; it can be 1 to 86400000 ms",
+            ),
+            (patience(Duration::MAX), "it can be 1 to 86400000 ms"),
+            (
+                sync(ms(99)),
+                "background syncs is 99 ms; it can be 100 to 3600000 ms",
+            ),
+            (sync(Duration::MAX), "it can be 100 to 3600000 ms"),
+        ];
+        for (policy, range) in table {
+            let error = Policies::new(policy, LIMIT).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(error.to_string().contains(range), "{error}");
+        }
     }
 
     #[test]
@@ -636,24 +714,18 @@ mod tests {
             ..Policy::default()
         });
         assert_eq!(steer(&mut policies, &after(2, 100, 100, 10)).throttle, 72);
-        policies
-            .set(Policy {
-                slowing: Slowing::DirtyLimit,
-                ..Policy::default()
-            })
-            .unwrap();
+        let policy = Policy {
+            slowing: Slowing::DirtyLimit,
+            ..Policy::default()
+        };
+        policies.set(policy, LIMIT).unwrap();
         let facts = after(3, 100, 100, 11);
         let steer = policies
             .steer(&facts, &Next::GoOn, &[36_000.0], 0.0)
             .unwrap();
         assert_eq!(steer.throttle, 0);
         assert_eq!(policies.limits().flatten().count(), 1);
-        policies
-            .set(Policy {
-                limit: secs(1),
-                ..Policy::default()
-            })
-            .unwrap();
+        policies.set(Policy::default(), secs(1)).unwrap();
         assert_eq!(policies.limit(), secs(1));
         assert_eq!(policies.limits().flatten().count(), 0);
     }

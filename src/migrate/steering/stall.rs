@@ -44,18 +44,33 @@ pub struct PassEnd {
     pub slowed_most: bool,
 }
 
-/// Why a migration has stalled.
+/// Why a migration has stalled. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[repr(u32)]
 pub enum Cause {
     /// The link carries less than half of what it did.
-    Link,
+    Link = 1,
     /// The destination takes the time: the source waits for its acknowledgements.
-    Destination,
+    Destination = 2,
     /// The guest cannot be slowed further and still dirties too much.
-    Throttled,
+    Throttled = 3,
     /// The guest dirties as much as the link carries.
-    Dirtying,
+    Dirtying = 4,
+}
+
+impl Cause {
+    /// The cause in words.
+    pub(in crate::migrate) fn describe(self) -> &'static str {
+        match self {
+            Cause::Link => "the link carries less than half of what it did",
+            Cause::Destination => "the destination takes the time to acknowledge pages",
+            Cause::Throttled => {
+                "the guest cannot be slowed further, and dirties as much as the link carries"
+            }
+            Cause::Dirtying => "the guest dirties as much as the link carries",
+        }
+    }
 }
 
 /// A migration that makes no progress.

@@ -4,6 +4,7 @@ use super::{Answer, Export};
 use crate::capi::incoming::*;
 use crate::capi::ops::*;
 use crate::capi::outgoing::*;
+use crate::capi::policy::*;
 use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
@@ -169,6 +170,30 @@ pub const CALLS: &[Export] = &[
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe { brant_outgoing_set_max_bandwidth(null_mut(), 0, e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_set_policy",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_set_policy(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_set_downtime_limit",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_set_downtime_limit(null_mut(), 0, e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_switch_over",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_switch_over(null_mut(), e) })
         },
         None,
     ),

@@ -14,12 +14,13 @@
 use super::Driver;
 use crate::error::Result;
 use crate::migrate::outgoing::course::At;
+use crate::migrate::steering::Moment;
 use std::time::{Duration, Instant};
 
 impl Driver {
     /// The time between two syncs, when background syncs are wanted.
     fn background(&self) -> Option<Duration> {
-        None
+        self.steer.background_sync()
     }
 
     /// Syncs when a background sync is due. Called in a pass, between two batches.
@@ -32,6 +33,9 @@ impl Driver {
         let least = self.course.sync_time() * SHARE;
         if self.course.since_sync(now, self.common.begun) >= every.max(least) {
             self.sync(At::Middle)?;
+            // The answer about the pass is asked for before the next batch anyway.
+            let facts = self.facts(Moment::Walking);
+            self.steer.ask(&facts, Some(&self.rates.fresh()))?;
         }
         Ok(())
     }

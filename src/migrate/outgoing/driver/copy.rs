@@ -8,12 +8,12 @@ use crate::dirty::consumer::Cursor;
 use crate::dirty::tracker::{StartWith, SyncReport};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
-use crate::migrate::outgoing::asking::ask;
 use crate::migrate::outgoing::course::{At, Synced};
 use crate::migrate::outgoing::lanes::Lanes;
-use crate::migrate::steering::budget::ROUND_TRIPS;
+use crate::migrate::steering::budget::{millis, ROUND_TRIPS};
 use crate::migrate::steering::timed::proven;
 use crate::migrate::steering::{Facts, Moment, Next};
+use crate::runtime::Timeout;
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::EventKind;
 use crate::walk::{self, Outlet, BATCH_PAGES};
@@ -55,7 +55,6 @@ impl Driver {
     }
 
     fn make_passes(&mut self) -> Result<()> {
-        let shared = Arc::clone(&self.common.shared);
         let mut told_again = 0;
         loop {
             self.common.stats.pass += 1;
@@ -73,7 +72,7 @@ impl Driver {
             );
             self.common.shared.handle.cancel.check("the migration")?;
             let facts = self.facts(Moment::Synced);
-            let next = ask(&mut *self.decider, &facts)?.next;
+            let next = self.steer.ask(&facts, Some(&self.rates.fresh()))?;
             self.common.shared.guest.blockers.check()?;
             match next {
                 Next::SwitchOver { expected } => {
@@ -83,7 +82,15 @@ impl Driver {
                     // writes.
                     let took = begun.elapsed();
                     let again = told && took > TELLING && told_again < TELL_AGAIN;
-                    if took <= shared.params.downtime_limit && !again {
+                    let knowingly = self.steer.knowingly();
+                    if knowingly.is_some() || (took <= self.steer.limit() && !again) {
+                        if let Some(why) = knowingly {
+                            let text = format!(
+                                "the guest is paused for about {}, because {why}",
+                                millis(expected)
+                            );
+                            self.common.vmm.event(EventKind::Downtime, text);
+                        }
                         // The promise is kept unchanged, to be compared with the real downtime.
                         self.common.stats.promised_downtime = Some(expected);
                         self.common.stats.promised = facts.parts().unwrap_or_default();
@@ -133,6 +140,8 @@ impl Driver {
         let (now, pass) = (Instant::now(), self.common.stats.pass);
         let found = self.course.synced(now, self.common.begun, pass, at, &sync);
         self.common.stats.sync = Some(report.time);
+        let counts = self.consumer.tracker().vcpu_counts();
+        self.rates.synced(self.common.begun.elapsed(), counts)?;
         Ok((report, found))
     }
 
@@ -143,7 +152,9 @@ impl Driver {
         // The decider may switch over at the very moment when the time is up. Then this must end
         // within the downtime limit.
         let total = match self.total() {
-            total if total.expired() => shared.params.downtime().from_now(),
+            total if total.expired() => {
+                Timeout::new("the downtime limit", self.steer.limit()).from_now()
+            }
             total => total,
         };
         let stop = self.stop();
@@ -180,7 +191,7 @@ impl Driver {
 
     fn ask_walking(&mut self) -> Result<Next> {
         let facts = self.facts(Moment::Walking);
-        Ok(ask(&mut *self.decider, &facts)?.next)
+        self.steer.ask(&facts, None)
     }
 
     pub(super) fn facts(&self, moment: Moment) -> Facts {
@@ -236,6 +247,7 @@ impl Driver {
         let walked = self.send_pass(&io).and_then(|all| {
             let waits = Instant::now();
             self.acknowledge_all(&io)?;
+            self.rates.waited(waits.elapsed(), begun.elapsed());
             let rest = self.lanes()?.sent_since_put();
             self.course.sent(&rest);
             self.delivered();
@@ -270,7 +282,7 @@ impl Driver {
         if !self.course.round_trip.at_most(now, bound) {
             return Ok(());
         }
-        let limit = self.common.shared.params.downtime_limit;
+        let limit = self.steer.limit();
         loop {
             let (begun, paced) = (Instant::now(), self.paced());
             self.acknowledge_all(io)?;
@@ -289,7 +301,7 @@ impl Driver {
     /// downtime limit may not be kept. So the migration does not send all of memory in vain.
     fn check_distance(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
-        let limit = shared.params.downtime_limit;
+        let limit = self.steer.limit();
         if self.greeted.saturating_mul(ROUND_TRIPS) <= limit {
             return Ok(());
         }

@@ -74,9 +74,9 @@ impl Driver {
             },
             last_pass: self.course.pass_took(),
             working_set: self.course.working_set.clone(),
-            limit: params.downtime_limit,
+            limit: self.steer.limit(),
             total: params.total_timeout,
-            policies: None,
+            policies: self.steer.at_work(),
         }
     }
 }

@@ -1,0 +1,374 @@
+//! Steers a migration: asks the decider and the policy, tells the VMM how much to slow the guest, and
+//! takes in what the VMM's threads order meanwhile.
+//!
+//! **Nothing stays throttled.** Example: a guest is slowed by 90 %, the peer dies, and the migration
+//! fails. A guest that stayed slowed would run at a tenth of its speed until somebody noticed. So
+//! everything that slows the guest is one value, [`Steer`]. The driver has it let go on entering
+//! every state but the one in which memory is copied, and it lets go when it is dropped, also by a
+//! panic.
+
+use super::asking;
+use super::driver::Leaving;
+use super::orders::Order;
+use crate::dirty::vcpus::VcpuLimit;
+use crate::error::{Error, Kind, Result};
+use crate::fallible;
+use crate::migrate::callbacks::Callbacks;
+use crate::migrate::common::Migration;
+use crate::migrate::steering::budget::millis;
+use crate::migrate::steering::policies::{OnDeadline, Policies, Policy, Slowing};
+use crate::migrate::steering::stall::Stalled;
+use crate::migrate::steering::{Bounds, Decider, Facts, Moment, Next, Verdict};
+use crate::migrate::switchover::source::State;
+use crate::vmm::{EventKind, Vmm};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a sync has shown beside the [`Facts`].
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Fresh<'a> {
+    /// The vCPUs' numbers. Empty when no log tells vCPUs apart.
+    pub(super) vcpus: &'a [u32],
+    /// Pages a second that each of them wrote since the last sync.
+    pub(super) rates: &'a [f64],
+    /// The share of the last pass in which the destination's acknowledgement was awaited.
+    pub(super) waited: f64,
+}
+
+/// How much the VMM was last told to slow the guest, in percent of the time of a vCPU.
+#[derive(Debug, Default)]
+struct Told {
+    all: u8,
+    /// By place among the vCPUs; empty as long as no vCPU was slowed by itself.
+    each: Vec<u8>,
+    /// How many vCPUs have a limit that dirty rings keep.
+    in_rings: usize,
+}
+
+impl Told {
+    fn is_slowed(&self) -> bool {
+        self.all > 0 || self.slowed() > 0 || self.in_rings > 0
+    }
+
+    /// A number that changes when the guest is slowed otherwise.
+    fn sum(&self) -> usize {
+        let each = (1..).zip(&self.each);
+        let each = each.map(|(vcpu, percent)| vcpu * usize::from(*percent));
+        let rings = self.in_rings << 16;
+        each.fold(usize::from(self.all) + rings, usize::wrapping_add)
+    }
+
+    /// How many vCPUs are slowed by themselves.
+    fn slowed(&self) -> usize {
+        self.each.iter().filter(|percent| **percent > 0).count()
+    }
+}
+
+/// See the file's description.
+pub(super) struct Steer {
+    shared: Arc<Migration<Leaving, State>>,
+    vmm: Callbacks,
+    decider: Box<dyn Decider>,
+    policies: Policies,
+    /// The orders that the policies are set by.
+    order: Order,
+    bounds: Option<Bounds>,
+    told: Told,
+    /// The VMM was told that slowing the guest failed.
+    warned: bool,
+    /// Why the guest is paused however long the downtime is.
+    knowingly: Option<&'static str>,
+}
+
+/// Refuses a policy that slows a guest which cannot be slowed so.
+pub(super) fn check(policy: &Policy, guest: &Leaving, vmm: &dyn Vmm) -> Result<()> {
+    let needs = match policy.slowing {
+        Slowing::Off => false,
+        Slowing::AutoConverge => true,
+        Slowing::DirtyLimit if !guest.tracker.counts_vcpus() => return Err(Error::new(
+            Kind::Unsupported,
+            "the policy limits single vCPUs, and no dirty log of this guest tells them apart: it \
+                 needs KVM's dirty rings",
+        )),
+        Slowing::DirtyLimit => !guest.tracker.can_limit_vcpus(),
+    };
+    if needs && !vmm.can_throttle() {
+        return Err(Error::new(
+            Kind::Invalid,
+            "the policy slows the guest: it needs the operation `throttle`, which this VMM does not \
+             have",
+        ));
+    }
+    Ok(())
+}
+
+impl Steer {
+    pub(super) fn new(
+        shared: &Arc<Migration<Leaving, State>>,
+        decider: Box<dyn Decider>,
+    ) -> Result<Self> {
+        let order = shared.guest.orders.lock().clone();
+        Ok(Steer {
+            vmm: shared.callbacks(),
+            shared: Arc::clone(shared),
+            decider,
+            policies: Policies::new(order.policy.clone(), order.limit)?,
+            order,
+            bounds: None,
+            told: Told::default(),
+            warned: false,
+            knowingly: None,
+        })
+    }
+
+    /// The downtime limit in use.
+    pub(super) fn limit(&self) -> Duration {
+        self.policies.limit()
+    }
+
+    /// Why the guest is paused for however long it takes; `None` when the limit counts.
+    pub(super) fn knowingly(&self) -> Option<&'static str> {
+        self.knowingly
+    }
+
+    /// The time between two syncs in the middle of a pass, when the policy wants them.
+    pub(super) fn background_sync(&self) -> Option<Duration> {
+        let wanted = self.policies.wants_background_sync();
+        wanted.then(|| self.policies.policy().sync)
+    }
+
+    /// By how much all vCPUs are slowed, in percent.
+    pub(super) fn throttle(&self) -> u8 {
+        self.told.all
+    }
+
+    /// How many vCPUs have a limit of their own.
+    pub(super) fn limited(&self) -> usize {
+        self.told.slowed() + self.told.in_rings
+    }
+
+    /// The policy at work, when there is one.
+    pub(super) fn at_work(&self) -> Option<Policies> {
+        (*self.policies.policy() != Policy::default()).then(|| self.policies.clone())
+    }
+
+    /// The stall that the migration is in.
+    pub(super) fn stalled(&self) -> Option<Stalled> {
+        self.policies.stalled()
+    }
+
+    /// Asks what to do next. `fresh` is what a sync has just shown. Without it the guest is slowed
+    /// as before.
+    pub(super) fn ask(&mut self, facts: &Facts, fresh: Option<&Fresh<'_>>) -> Result<Next> {
+        self.take_orders()?;
+        self.knowingly = None;
+        let fits = asking::ask(&mut *self.decider, facts)?.next;
+        let Some(fresh) = fresh else {
+            return Ok(match (self.order.now, facts.expected_downtime()) {
+                (true, Some(_)) => Next::Sync,
+                _ => self.policies.walking(facts, &fits),
+            });
+        };
+        let fits = match (self.order.now, facts.expected_downtime()) {
+            (true, Some(expected)) if facts.moment == Moment::Synced => {
+                self.knowingly = Some("the switchover was asked for");
+                Next::SwitchOver { expected }
+            }
+            _ => fits,
+        };
+        let limit = self.limit();
+        let steer = self
+            .policies
+            .steer(facts, &fits, fresh.rates, fresh.waited)?;
+        if let Some(stalled) = &steer.stalled {
+            self.tell_stalled(facts, stalled);
+        }
+        if self.limit() > limit {
+            let text = format!("the downtime limit rises to {}", millis(self.limit()));
+            self.vmm.event(EventKind::Downtime, text);
+        }
+        let paused = matches!(steer.next, Next::SwitchOver { .. });
+        if paused && !matches!(fits, Next::SwitchOver { .. }) && self.finishes() {
+            self.knowingly = Some("the policy pauses it to finish");
+        }
+        self.slow(fresh.vcpus);
+        Ok(steer.next)
+    }
+
+    /// Asks whether a guest that stands still is switched over.
+    pub(super) fn judge(&mut self, facts: &Facts) -> Result<Verdict> {
+        self.take_orders()?;
+        if self.knowingly.is_some() || self.order.now {
+            return Ok(Verdict::GoThrough);
+        }
+        asking::judge(&mut *self.decider, facts)
+    }
+
+    /// Nobody is slowed any more: the guest is about to be paused, or the migration is over.
+    pub(super) fn let_go(&mut self) {
+        match self.lift() {
+            Err(e) if !self.warned => {
+                self.warned = true;
+                let text = format!("the guest may stay slowed: {e}");
+                self.vmm.event(EventKind::Warning, text);
+            }
+            _ => {}
+        }
+    }
+
+    fn lift(&mut self) -> Result<()> {
+        if !self.told.is_slowed() {
+            return Ok(());
+        }
+        self.limit_in_rings(&[])?;
+        if self.told.all > 0 || self.told.slowed() > 0 {
+            self.throttle_all(0)?;
+        }
+        self.tell_throttle();
+        Ok(())
+    }
+
+    fn finishes(&self) -> bool {
+        self.policies.policy().on_deadline == OnDeadline::PauseToFinish
+    }
+
+    /// Puts new orders into effect.
+    fn take_orders(&mut self) -> Result<()> {
+        let order = self.shared.guest.orders.lock().clone();
+        if order != self.order {
+            self.policies.set(order.policy.clone(), order.limit)?;
+            self.order = order;
+        }
+        let policy = self.policies.policy();
+        let acts = policy.on_deadline != OnDeadline::CarryOn;
+        let bounds = Bounds {
+            limit: self.limit(),
+            ceiling: match self.finishes() {
+                true => None,
+                false => Some(policy.ceiling.unwrap_or(self.limit())),
+            },
+            deadline: policy.deadline.filter(|_| acts),
+            patience: policy.patience,
+        };
+        if self.bounds.replace(bounds) != Some(bounds) {
+            self.decider.set_bounds(&bounds);
+        }
+        Ok(())
+    }
+
+    /// Slows the guest as the policy says. When that fails, the guest is not slowed any more and the
+    /// migration goes on.
+    fn slow(&mut self, vcpus: &[u32]) {
+        let before = self.told.sum();
+        let Err(e) = self.try_slow(vcpus) else {
+            if before != self.told.sum() {
+                self.tell_throttle();
+            }
+            return;
+        };
+        self.policies.stop_slowing();
+        let now = match self.lift() {
+            Ok(()) => "is not slowed",
+            Err(_) => "may stay slowed",
+        };
+        if !std::mem::replace(&mut self.warned, true) {
+            let text = format!("the guest {now}, and the migration goes on: {e}");
+            self.vmm.event(EventKind::Warning, text);
+        }
+    }
+
+    fn try_slow(&mut self, vcpus: &[u32]) -> Result<()> {
+        let percent = self.policies.throttle();
+        if percent != self.told.all {
+            self.throttle_all(percent)?;
+        }
+        if !self.shared.guest.tracker.can_limit_vcpus() {
+            return self.slow_vcpus(vcpus);
+        }
+        let mut limits = Vec::new();
+        fallible::reserve(&mut limits, vcpus.len(), "the dirty limits of vCPUs")?;
+        let each = vcpus.iter().zip(self.policies.limits());
+        limits.extend(each.filter_map(|(vcpu, limit)| {
+            Some(VcpuLimit {
+                vcpu: *vcpu,
+                pages_per_second: limit?,
+            })
+        }));
+        self.limit_in_rings(&limits)
+    }
+
+    /// Replaces the limits that dirty rings keep.
+    fn limit_in_rings(&mut self, limits: &[VcpuLimit]) -> Result<()> {
+        if limits.is_empty() && self.told.in_rings == 0 {
+            return Ok(());
+        }
+        self.told.in_rings = self.told.in_rings.max(limits.len());
+        self.shared.guest.tracker.limit_vcpus(limits)?;
+        self.told.in_rings = limits.len();
+        Ok(())
+    }
+
+    /// Slows all vCPUs by `percent`, whatever was told of each before. A call that fails may have had
+    /// its effect.
+    fn throttle_all(&mut self, percent: u8) -> Result<()> {
+        self.told.all = self.told.all.max(percent);
+        self.vmm
+            .call("throttle", |vmm| vmm.throttle(None, percent))?;
+        self.told.all = percent;
+        self.told.each.fill(0);
+        Ok(())
+    }
+
+    /// Slows single vCPUs so that each keeps its limit.
+    fn slow_vcpus(&mut self, vcpus: &[u32]) -> Result<()> {
+        let most = self.policies.policy().throttle_max;
+        let told = &mut self.told.each;
+        if let Some(more) = vcpus.len().checked_sub(told.len()).filter(|more| *more > 0) {
+            fallible::reserve(told, more, "the throttles of vCPUs")?;
+            told.resize(vcpus.len(), 0);
+        }
+        let speeds = self.policies.speeds().chain(std::iter::repeat(None));
+        for ((vcpu, told), speed) in vcpus.iter().zip(told).zip(speeds) {
+            let percent = speed.map_or(0, |speed| percent_of(speed, most));
+            if percent != *told {
+                *told = percent.max(*told);
+                self.vmm
+                    .call("throttle", |vmm| vmm.throttle(Some(*vcpu), percent))?;
+                *told = percent;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_throttle(&self) {
+        let text = match (self.told.all, self.limited()) {
+            (0, 0) => "the guest is not slowed any more".to_owned(),
+            (0, 1) => "1 vCPU is slowed".to_owned(),
+            (0, vcpus) => format!("{vcpus} vCPUs are slowed"),
+            (percent, _) => format!("the guest is slowed by {percent} percent"),
+        };
+        self.vmm.event(EventKind::Throttle, text);
+    }
+
+    fn tell_stalled(&self, facts: &Facts, stalled: &Stalled) {
+        let without = facts.elapsed.saturating_sub(stalled.since);
+        let text = format!(
+            "no progress for {:.1} s: {}",
+            without.as_secs_f64(),
+            stalled.cause.describe()
+        );
+        self.vmm.event(EventKind::Stalled, text);
+    }
+}
+
+/// The throttle of a vCPU that may go on at this share of its speed.
+fn percent_of(speed: f64, most: u8) -> u8 {
+    let percent = (100.0 * (1.0 - speed)).ceil();
+    (percent.clamp(0.0, 99.0) as u8).min(most)
+}
+
+impl Drop for Steer {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
