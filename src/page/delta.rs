@@ -44,11 +44,12 @@ const _: () = assert!(GROUPS == Groups::BITS as usize);
 /// Writes the encoding of `page`, as a change of `base`, to the beginning of `out`, and returns its
 /// length. `None` when the encoding is longer than `out`. All of `out` may be overwritten.
 pub fn encode(base: &[u8; PAGE], page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
-    let (mask, some) = Level::best().differing(base, page);
+    let mut mask = [0; GROUPS];
+    let some = Level::best().differing(base, page, &mut mask);
     match some {
         0 => Some(0),
         Groups::MAX if least(&mask) > out.len() => None,
-        _ => write(Edges::of(mask, some), page, out),
+        _ => write(Edges::of(&mut mask, some), page, out),
     }
 }
 
@@ -62,9 +63,11 @@ fn least(mask: &Mask) -> usize {
 /// The positions in a page at which the runs of given bytes begin and end, by turns. Groups without
 /// such a position are passed over at once: reading the mask of an unchanged page word by word would
 /// cost as much as making it.
-struct Edges {
+///
+/// The positions take the place of the mask: copying it would cost as much as finding them.
+struct Edges<'a> {
     /// A set bit for each position.
-    words: Mask,
+    words: &'a Mask,
     /// The groups with a set bit, but those that were begun.
     groups: Groups,
     /// The group that was begun, and its bits that are left.
@@ -72,32 +75,30 @@ struct Edges {
     word: u64,
 }
 
-impl Edges {
+impl Edges<'_> {
     /// Given are the bytes of `mask`, and each single byte between two of them. `some` has the
     /// groups in which `mask` has a bit.
-    fn of(mut mask: Mask, some: Groups) -> Edges {
-        let (mut words, mut groups) = ([0; GROUPS], 0);
+    fn of(mask: &mut Mask, some: Groups) -> Edges<'_> {
+        let mut groups = 0;
+        // The last group that was dealt with, and whether its last byte is given.
+        let (mut last, mut last_given) = (0, 0);
         // A run may end at the beginning of a group without a bit.
         let mut left = some | some << 1;
         while left != 0 {
             let group = left.trailing_zeros() as usize;
             left &= left - 1;
-            // The group before has been dealt with. What was set in its last bit just now changes
-            // nothing here: it was set because the first bit of this group is.
-            let before = group.checked_sub(1).map_or(0, |last| mask[last] >> 63);
+            // A group before this one that was passed over gives nothing.
+            let before = if last + 1 == group { last_given } else { 0 };
             let word = mask[group];
-            if word == u64::MAX && before == 1 {
-                // A run goes on.
-                continue;
-            }
             let after = mask.get(group + 1).map_or(0, |next| next << 63);
             let given = word | (word << 1 | before) & (word >> 1 | after);
-            mask[group] = given;
-            words[group] = given ^ (given << 1 | before);
-            groups |= Groups::from(words[group] != 0) << group;
+            let edges = given ^ (given << 1 | before);
+            mask[group] = edges;
+            groups |= Groups::from(edges != 0) << group;
+            (last, last_given) = (group, given >> 63);
         }
         Edges {
-            words,
+            words: mask,
             groups,
             group: 0,
             word: 0,
@@ -105,7 +106,7 @@ impl Edges {
     }
 }
 
-impl Iterator for Edges {
+impl Iterator for Edges<'_> {
     type Item = usize;
 
     #[inline]
@@ -122,7 +123,7 @@ impl Iterator for Edges {
 }
 
 /// Writes the encoding that gives the bytes of `page` between `edges`.
-fn write(mut edges: Edges, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
+fn write(mut edges: Edges<'_>, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
     let (mut length, mut end) = (0, 0);
     while let Some(start) = edges.next() {
         let skipped = start - end;
@@ -130,14 +131,18 @@ fn write(mut edges: Edges, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
         end = edges.next().unwrap_or(PAGE);
         let bytes = end - start;
         // Most runs are short: copying a fixed number of bytes is cheaper than copying exactly the
-        // run.
-        if skipped < 0x80 && bytes <= SHORT {
+        // run. What is skipped takes one byte or two, and no processor predicts which, so there is
+        // no branch for it: the second byte is overwritten where it does not count.
+        if bytes <= SHORT {
             let from = page.get(start..start + SHORT);
-            let to = out.get_mut(length..length + 2 + SHORT);
-            if let (Some(from), Some([skip, give, to @ ..])) = (from, to) {
-                (*skip, *give) = (skipped as u8, bytes as u8);
-                to.copy_from_slice(from);
-                length += 2 + bytes;
+            let to = out.get_mut(length..length + 3 + SHORT);
+            if let (Some(from), Some([low, to @ ..])) = (from, to) {
+                let two = usize::from(skipped >= 0x80);
+                *low = skipped as u8 | (two as u8) << 7;
+                to[0] = (skipped >> 7) as u8;
+                to[two] = bytes as u8;
+                to[two + 1..][..SHORT].copy_from_slice(from);
+                length += 2 + two + bytes;
                 continue;
             }
         }
@@ -245,30 +250,31 @@ fn length(encoding: &[u8], at: &mut usize) -> Result<usize, Corrupt> {
 }
 
 impl Level {
-    /// Which bytes of two pages differ, and the groups that have such a byte. The machine has to have
-    /// the instructions of the level.
+    /// Fills `mask` with the bytes in which two pages differ. Returns the groups that have such a
+    /// byte. The machine has to have the instructions of the level.
     #[inline]
-    fn differing(self, a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
+    fn differing(self, a: &[u8; PAGE], b: &[u8; PAGE], mask: &mut Mask) -> Groups {
         match self {
             // SAFETY: `best`, and in tests the list of levels, give only levels that the machine
             // has.
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Level::Avx512 => unsafe { x86::differing_avx512(a, b) },
+            Level::Avx512 => unsafe { x86::differing_avx512(a, b, mask) },
             // SAFETY: as above.
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Level::Avx2 => unsafe { x86::differing_avx2(a, b) },
+            Level::Avx2 => unsafe { x86::differing_avx2(a, b, mask) },
             #[cfg(all(target_arch = "x86_64", not(miri)))]
-            Level::Sse2 => x86::differing_sse2(a, b),
-            Level::Words => differing_words(a, b),
+            Level::Sse2 => x86::differing_sse2(a, b, mask),
+            Level::Words => differing_words(a, b, mask),
         }
     }
 }
 
 /// The loop for machines without vector instructions of their own below.
-fn differing_words(a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
+fn differing_words(a: &[u8; PAGE], b: &[u8; PAGE], mask: &mut Mask) -> Groups {
     const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
-    let (mut mask, mut some) = ([0; GROUPS], 0);
+    let mut some = 0;
     for (group, bits) in mask.iter_mut().enumerate() {
+        *bits = 0;
         let at = group * GROUP..(group + 1) * GROUP;
         let (a, _) = a[at.clone()].as_chunks::<8>();
         let (b, _) = b[at].as_chunks::<8>();
@@ -281,14 +287,14 @@ fn differing_words(a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
         }
         some |= Groups::from(*bits != 0) << group;
     }
-    (mask, some)
+    some
 }
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86 {
     //! The comparison for each width of vector.
 
-    use super::{Groups, Mask, GROUP, GROUPS, PAGE};
+    use super::{Groups, Mask, GROUP, PAGE};
     use std::arch::x86_64::*;
 
     /// The groups of 64 bytes of two pages, in pairs.
@@ -303,8 +309,8 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) fn differing_avx512(a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
-        let (mut mask, mut some) = ([0; GROUPS], 0);
+    pub(super) fn differing_avx512(a: &[u8; PAGE], b: &[u8; PAGE], mask: &mut Mask) -> Groups {
+        let mut some = 0;
         for (group, (a, b)) in groups(a, b).enumerate() {
             // SAFETY: 64 bytes each, and the loads need no alignment.
             let (a, b) = unsafe {
@@ -317,12 +323,12 @@ mod x86 {
             mask[group] = bits;
             some |= Groups::from(bits != 0) << group;
         }
-        (mask, some)
+        some
     }
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn differing_avx2(a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
-        let (mut mask, mut some) = ([0; GROUPS], 0);
+    pub(super) fn differing_avx2(a: &[u8; PAGE], b: &[u8; PAGE], mask: &mut Mask) -> Groups {
+        let mut some = 0;
         for (group, (a, b)) in groups(a, b).enumerate() {
             let half = |half: usize| {
                 let (a, b) = (&a[32 * half..][..32], &b[32 * half..][..32]);
@@ -339,12 +345,12 @@ mod x86 {
             mask[group] = bits;
             some |= Groups::from(bits != 0) << group;
         }
-        (mask, some)
+        some
     }
 
     /// Every x86-64 machine has SSE2.
-    pub(super) fn differing_sse2(a: &[u8; PAGE], b: &[u8; PAGE]) -> (Mask, Groups) {
-        let (mut mask, mut some) = ([0; GROUPS], 0);
+    pub(super) fn differing_sse2(a: &[u8; PAGE], b: &[u8; PAGE], mask: &mut Mask) -> Groups {
+        let mut some = 0;
         for (group, (a, b)) in groups(a, b).enumerate() {
             let mut bits = 0;
             for quarter in 0..4 {
@@ -361,7 +367,7 @@ mod x86 {
             mask[group] = bits;
             some |= Groups::from(bits != 0) << group;
         }
-        (mask, some)
+        some
     }
 }
 
