@@ -3643,7 +3643,7 @@ typedef struct brant_image_restore_params {
      * default 256 MiB.
      */
     uint64_t max_state_bytes;
-    /** Threads that read; 1 to 64; default 2. */
+    /** Threads that read; 1 to 64; default 4. */
     uint32_t readers;
     /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
     uint32_t cache;

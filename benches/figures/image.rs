@@ -140,17 +140,23 @@ pub fn measure(report: &mut Report) {
     let (direct, mut cached) = (SaveParams::default(), SaveParams::default());
     cached.direct = false;
     let peer = "bare O_DIRECT";
-    let [ours, theirs, cached]: [Runs; 3] = alternate(RUNS, |contender| {
+    if report.wants_any("image.write") {
+        let [ours, theirs, cached]: [Runs; 3] = alternate(RUNS, |contender| {
+            remove(&image);
+            remove(&bare);
+            rate(match contender {
+                0 => from.save(&image, direct),
+                1 => from.write(&bare),
+                _ => from.save(&image, cached),
+            })
+        });
+        report.compared("image.write_fraction", "GB/s", &ours, peer, &theirs);
+        report.compared("image.write_direct", "GB/s", &ours, "page cache", &cached);
+    }
+    if !report.wants("image.read_fraction") {
         remove(&image);
-        remove(&bare);
-        rate(match contender {
-            0 => from.save(&image, direct),
-            1 => from.write(&bare),
-            _ => from.save(&image, cached),
-        })
-    });
-    report.compared("image.write_fraction", "GB/s", &ours, peer, &theirs);
-    report.compared("image.write_direct", "GB/s", &ours, "page cache", &cached);
+        return remove(&bare);
+    }
     remove(&image);
     remove(&bare);
     from.save(&image, direct);

@@ -104,7 +104,7 @@ pub struct brant_image_restore_params {
     /// The most bytes of early configuration and device state that brant takes; 4 KiB to 1 TiB;
     /// default 256 MiB.
     pub max_state_bytes: u64,
-    /// Threads that read; 1 to 64; default 2.
+    /// Threads that read; 1 to 64; default 4.
     pub readers: u32,
     /// BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED.
     pub cache: u32,

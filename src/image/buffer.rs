@@ -1,39 +1,29 @@
 //! A page-aligned buffer, which `O_DIRECT` needs.
+//!
+//! A buffer of 2 MiB lies on a huge page, if the kernel has any. A device takes a limited number of
+//! pieces of memory in one request, often one or two hundred. 2 MiB of ordinary pages are up to 512
+//! such pieces, so reading them takes several requests; reading a huge page takes one.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::sys::own::OwnMemory;
 use crate::units::PAGE_SIZE;
 
 /// A page-aligned buffer of bytes.
 #[derive(Debug)]
-pub(super) struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-    length: usize,
-}
+pub(super) struct Buffer(OwnMemory);
 
 impl Buffer {
-    /// Allocates `length` bytes, or fails with [`crate::error::Kind::NoMemory`].
+    /// `length` bytes, or an error of [`crate::error::Kind::NoMemory`].
     pub(super) fn new(length: usize) -> Result<Buffer> {
-        let page = PAGE_SIZE as usize;
-        let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(length + page)
-            .map_err(|_| Error::no_memory("a buffer for pages", length as u64))?;
-        bytes.resize(length + page, 0);
-        let start = bytes.as_ptr().align_offset(page);
-        Ok(Buffer {
-            bytes,
-            start,
-            length,
-        })
+        OwnMemory::new(length, "a buffer for pages").map(Buffer)
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.length]
+        &self.0
     }
 
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.length]
+        &mut self.0
     }
 }
 

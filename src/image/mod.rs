@@ -13,9 +13,11 @@
 //! | `unfinished` | the file under its temporary name |
 //! | `pool` | threads that write, and buffers |
 //! | `writer` | the outlet |
+//! | `deal` | which reader thread gets which pages; pure |
 //! | `reader` | the file checked, and brought into guest memory |
 
 mod buffer;
+mod deal;
 pub mod format;
 mod pool;
 mod reader;

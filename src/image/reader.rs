@@ -4,7 +4,8 @@
 //! checked when the image is opened. Tables of checksums and pages are checked when they are read.
 
 use super::buffer::Buffer;
-use super::format::{BlobEntry, BlockEntry, ImageHeader, Index, HEADER_LEN, PIECE_PAGES};
+use super::deal::{Deal, Hand, PAGES_AT_ONCE};
+use super::format::{BlobEntry, ImageHeader, Index, HEADER_LEN, PIECE_PAGES};
 use super::pool::Announce;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -15,20 +16,18 @@ use crate::memory::{Block, BlockPin, Memory};
 use crate::runtime::{catch, spawn, Cancel, Role};
 use crate::sys::disk::{self, Caching};
 use crate::sys::fd;
-use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
+use crate::units::{Pages, PAGE_SIZE};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Bytes of the index or a blob that are read at once. The memory for them grows step by step, so a
 /// false length in a file cannot cause a large allocation.
 const STEP: u64 = 1 << 20;
-/// Guest pages that are read at once.
-const PAGES_AT_ONCE: u64 = STRETCH_PAGES;
 
 /// An open image whose header and index were checked.
 #[derive(Debug)]
@@ -177,6 +176,24 @@ impl Image {
         Ok(bytes)
     }
 
+    /// The checksums of the pages of a piece of a block, checked themselves.
+    fn sums(&self, entry: usize, piece: usize) -> Result<Buffer> {
+        let entry = &self.index.blocks[entry];
+        let first = piece as u64 * PIECE_PAGES;
+        let pages = (entry.pages() - first).min(PIECE_PAGES);
+        let mut sums = Buffer::new(super::format::table_length(pages) as usize)?;
+        let offset = entry.table() + first * 4;
+        let what = format!("block `{}`: checksums", entry.name);
+        self.read(sums.bytes_mut(), offset, &what)?;
+        let (found, expected) = (crc32fast::hash(sums.bytes()), entry.pieces[piece]);
+        if found != expected {
+            return Err(self.wrong(format_args!(
+                "{what} at offset {offset} are damaged: expected checksum {expected:08x}, found {found:08x}"
+            )));
+        }
+        Ok(sums)
+    }
+
     /// Brings all pages into `targets`, the guest's blocks in the order of the index, on `readers`
     /// threads. When this fails, some pages have perhaps been written.
     ///
@@ -192,24 +209,14 @@ impl Image {
         announce: &Announce,
         filled: &Arc<Filled>,
     ) -> Result<()> {
-        let mut units = Vec::new();
-        for (entry, block) in targets.iter().enumerate() {
-            let zeroed = block.is_zeroed();
-            for piece in 0..self.index.blocks[entry].pieces.len() {
-                let unit = Unit {
-                    entry,
-                    piece,
-                    zeroed,
-                };
-                fallible::push(&mut units, unit, "pieces of an image")?;
-            }
-        }
+        let zeroed = targets.iter().map(|block| block.is_zeroed());
+        let zeroed = fallible::collect(zeroed, "blocks")?;
         let fill = Arc::new(Fill {
             image: Arc::clone(self),
             memory: Arc::clone(memory),
             targets,
-            units,
-            next: AtomicUsize::new(0),
+            zeroed,
+            deal: Mutex::default(),
             cancel: cancel.clone(),
             error: Mutex::new(None),
             filled: Arc::clone(filled),
@@ -239,32 +246,18 @@ impl Image {
     }
 }
 
-/// One piece of a block's table, and the pages whose checksums it holds.
-struct Unit {
-    entry: usize,
-    piece: usize,
-    /// The block was known to read as zero before the first page was brought in.
-    zeroed: bool,
-}
-
 /// State that the reader threads share.
 struct Fill {
     image: Arc<Image>,
     memory: Arc<Memory>,
     targets: Vec<Arc<Block>>,
-    units: Vec<Unit>,
-    next: AtomicUsize,
+    /// Which blocks were known to read as zero before the first page was brought in.
+    zeroed: Vec<bool>,
+    deal: Mutex<Deal>,
     cancel: Cancel,
     /// The first error of any thread.
     error: Mutex<Option<Error>>,
     filled: Arc<Filled>,
-}
-
-/// Buffers and helpers of one thread.
-struct Hands {
-    buffer: Buffer,
-    table: Buffer,
-    contents: Contents,
 }
 
 impl Fill {
@@ -279,62 +272,30 @@ impl Fill {
     }
 
     fn run(&self) -> Result<()> {
-        let mut hands = Hands {
-            buffer: Buffer::new(Pages(PAGES_AT_ONCE).bytes().0 as usize)?,
-            table: Buffer::new(PIECE_PAGES as usize * 4)?,
-            contents: Contents::new(),
-        };
-        while let Some(unit) = self.units.get(self.next.fetch_add(1, Relaxed)) {
-            self.unit(unit, &mut hands)?;
+        let mut buffer = Buffer::new(Pages(PAGES_AT_ONCE).bytes().0 as usize)?;
+        let mut contents = Contents::new();
+        loop {
+            self.check()?;
+            let Some(hand) = self.next()? else {
+                return Ok(());
+            };
+            match hand.zero {
+                true => {
+                    contents.refresh();
+                    self.zeros(&hand, &mut contents)?;
+                }
+                false => self.data(&hand, &mut buffer)?,
+            }
         }
-        Ok(())
     }
 
-    fn unit(&self, unit: &Unit, hands: &mut Hands) -> Result<()> {
-        let entry = &self.image.index.blocks[unit.entry];
-        let block = &self.targets[unit.entry];
-        let first = unit.piece as u64 * PIECE_PAGES;
-        let pages = (entry.pages() - first).min(PIECE_PAGES);
-        let Hands {
-            buffer,
-            table,
-            contents,
-        } = hands;
-        let length = super::format::table_length(pages) as usize;
-        let table = &mut table.bytes_mut()[..length];
-        let offset = entry.table() + first * 4;
-        let what = format!("block `{}`: checksums", entry.name);
-        self.image.read(table, offset, &what)?;
-        let (found, expected) = (crc32fast::hash(table), entry.pieces[unit.piece]);
-        if found != expected {
-            return Err(self.image.wrong(format_args!(
-                "{what} at offset {offset} are damaged: expected checksum {expected:08x}, found {found:08x}"
-            )));
-        }
-        let sum = |page: u64| {
-            let at = page as usize * 4;
-            u32::from_le_bytes([0, 1, 2, 3].map(|i| table[at + i]))
-        };
-        let mut at = 0;
-        while at < pages {
-            self.check()?;
-            let zero = sum(at) == 0;
-            let most = pages.min(at + PAGES_AT_ONCE);
-            let mut end = at + 1;
-            while end < most && (sum(end) == 0) == zero {
-                end += 1;
-            }
-            let range = first + at..first + end;
-            if zero {
-                contents.refresh();
-                self.zeros(block, range, unit.zeroed, contents)?;
-            } else {
-                let sums = |page| sum(page - first);
-                self.data(entry, block, range, &mut *buffer, sums)?;
-            }
-            at = end;
-        }
-        Ok(())
+    /// The next pages for this thread. The other threads wait while it reads checksums, which takes
+    /// no longer than a read of pages.
+    fn next(&self) -> Result<Option<Hand>> {
+        let mut deal = self.deal.lock().unwrap_or_else(|e| e.into_inner());
+        deal.next(&self.image.index.blocks, |entry, piece| {
+            self.image.sums(entry, piece)
+        })
     }
 
     /// Pins the block, if it is still in the map.
@@ -352,21 +313,16 @@ impl Fill {
         block.poisoned().arrived(range.clone());
     }
 
-    fn data(
-        &self,
-        entry: &BlockEntry,
-        block: &Arc<Block>,
-        range: Range<u64>,
-        buffer: &mut Buffer,
-        sum: impl Fn(u64) -> u32,
-    ) -> Result<()> {
+    fn data(&self, hand: &Hand, buffer: &mut Buffer) -> Result<()> {
+        let range = hand.pages.clone();
+        let entry = &self.image.index.blocks[hand.entry];
         let length = Pages(range.end - range.start).bytes().0 as usize;
         let bytes = &mut buffer.bytes_mut()[..length];
         let offset = entry.offset + Pages(range.start).bytes().0;
         let what = format!("block `{}`: pages from {} on", entry.name, range.start);
         self.image.read(bytes, offset, &what)?;
         for (page, contents) in range.clone().zip(bytes.chunks_exact(PAGE_SIZE as usize)) {
-            let (found, expected) = (page_sum(contents), sum(page));
+            let (found, expected) = (page_sum(contents), hand.sum(page));
             if found != expected {
                 return Err(self.image.wrong(format_args!(
                     "block `{}`, page {page}, at offset {} of the file, is damaged: expected checksum \
@@ -376,7 +332,7 @@ impl Fill {
                 )));
             }
         }
-        let pinned = self.pin(block)?;
+        let pinned = self.pin(&self.targets[hand.entry])?;
         let pages = Pages(range.start)..Pages(range.end);
         self.arrived(&pinned, &range);
         pinned.zeroed_no_more();
@@ -389,16 +345,11 @@ impl Fill {
         Ok(())
     }
 
-    fn zeros(
-        &self,
-        block: &Arc<Block>,
-        range: Range<u64>,
-        zeroed: bool,
-        contents: &mut Contents,
-    ) -> Result<()> {
-        let pinned = self.pin(block)?;
+    fn zeros(&self, hand: &Hand, contents: &mut Contents) -> Result<()> {
+        let range = hand.pages.clone();
+        let pinned = self.pin(&self.targets[hand.entry])?;
         self.arrived(&pinned, &range);
-        if !zeroed {
+        if !self.zeroed[hand.entry] {
             let mut to_write = Vec::new();
             let pages = Pages(range.start)..Pages(range.end);
             contents.split(&pinned, pages, |run, held| {

@@ -187,7 +187,7 @@ impl SaveParams {
 /// Parameters of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RestoreParams {
-    /// Threads that read: 1 to 64, by default 2.
+    /// Threads that read: 1 to 64, by default 4.
     pub readers: u32,
     /// Whether long reads go past the page cache (`O_DIRECT`), if the file system allows it. On by
     /// default.
@@ -202,7 +202,7 @@ pub struct RestoreParams {
 impl Default for RestoreParams {
     fn default() -> Self {
         RestoreParams {
-            readers: 2,
+            readers: 4,
             direct: true,
             max_state_bytes: 256 << 20,
             stay_paused: false,

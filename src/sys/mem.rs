@@ -94,10 +94,16 @@ pub fn populate_write(address: *mut u8, length: usize) -> io::Result<()> {
     advise(address, length, MADV_POPULATE_WRITE)
 }
 
+/// Asks for huge pages behind memory of brant's own (`MADV_HUGEPAGE`), before it is touched. Nothing
+/// comes of it where the kernel has none to give, so there is no error.
+pub fn prefer_huge_pages(address: *const u8, length: usize) {
+    let _ = advise(address, length, libc::MADV_HUGEPAGE);
+}
+
 fn advise(address: *const u8, length: usize, advice: libc::c_int) -> io::Result<()> {
     loop {
-        // SAFETY: the two advices passed here fault in pages as an access would, and change neither
-        // contents nor mappings.
+        // SAFETY: the advices passed here fault in pages as an access would, or say how large pages
+        // may be. They change neither contents nor addresses.
         let result = unsafe { kernel::madvise(address.cast_mut().cast(), length, advice) };
         if result == 0 {
             return Ok(());

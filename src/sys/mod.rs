@@ -24,6 +24,7 @@ pub mod kvm_ring;
 pub mod maps;
 pub mod mem;
 pub mod net;
+pub mod own;
 pub mod pagemap;
 pub mod shm;
 pub mod thread;
