@@ -1,10 +1,11 @@
-//! Zeroed words on the heap: aligned to a cache line, allocated fallibly, and not touched before
-//! they are used.
+//! Zeroed words: aligned to a cache line, allocated fallibly, and not touched before they are used.
+//! They lie on the heap, or, where the caller asks for it, on huge pages.
 //!
 //! This is no general vector: its length never changes. `Bitmap`, `Chunks` and `ConcurrentBitmap`
 //! keep their words in it.
 
 use crate::error::{Error, Result};
+use crate::sys::own::OwnMemory;
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -12,11 +13,23 @@ use std::ptr::NonNull;
 /// Bytes of a cache line, which is also the size of an AVX-512 register.
 const LINE: usize = 64;
 
+/// Words of fewer bytes lie on the heap, whatever was asked for. This many are the bits of 128 GiB
+/// of pages. The memory of a smaller guest's bits is seldom missing from the processor's table of
+/// addresses, and a touched huge page would be much of it.
+const HUGE_FROM: usize = 4 << 20;
+
+/// The memory of some words.
+enum Block {
+    /// None, for length 0.
+    Nothing,
+    Heap(NonNull<u8>, Layout),
+    Own(OwnMemory),
+}
+
 /// A fixed number of zeroed words.
 pub(crate) struct Words {
-    /// The allocation; `None` for length 0.
-    block: Option<(NonNull<u8>, Layout)>,
-    /// The first word: the beginning of the allocation, rounded up to a line.
+    block: Block,
+    /// The first word: the beginning of the block, rounded up to a line.
     first: NonNull<u64>,
     len: usize,
 }
@@ -26,7 +39,7 @@ impl Words {
     pub(crate) fn zeroed(len: usize, what: &str) -> Result<Words> {
         if len == 0 {
             return Ok(Words {
-                block: None,
+                block: Block::Nothing,
                 first: NonNull::dangling(),
                 len: 0,
             });
@@ -49,8 +62,25 @@ impl Words {
         // were added beyond `len` words.
         let first = unsafe { block.add(skip) }.cast::<u64>();
         Ok(Words {
-            block: Some((block, layout)),
+            block: Block::Heap(block, layout),
             first,
+            len,
+        })
+    }
+
+    /// [`Words::zeroed`] on huge pages, if the words are many and the kernel has huge pages. For
+    /// words that are used all over: on ordinary pages each use of a word far from the last one
+    /// also looks for the page's address, in tables that are in no cache either. A huge page that is
+    /// touched in one place is in memory as a whole.
+    pub(crate) fn zeroed_on_huge_pages(len: usize, what: &str) -> Result<Words> {
+        let bytes = len.saturating_mul(8);
+        if bytes < HUGE_FROM {
+            return Words::zeroed(len, what);
+        }
+        let own = OwnMemory::new(bytes, what)?;
+        Ok(Words {
+            first: own.first().cast::<u64>(),
+            block: Block::Own(own),
             len,
         })
     }
@@ -61,9 +91,13 @@ impl Words {
         self.first.as_ptr()
     }
 
-    /// Bytes taken from the heap.
+    /// Bytes taken from the heap, or mapped beside it.
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.block.map_or(0, |(_, layout)| layout.size())
+        match &self.block {
+            Block::Nothing => 0,
+            Block::Heap(_, layout) => layout.size(),
+            Block::Own(own) => own.len(),
+        }
     }
 }
 
@@ -85,7 +119,7 @@ impl DerefMut for Words {
 
 impl Drop for Words {
     fn drop(&mut self) {
-        if let Some((block, layout)) = self.block {
+        if let Block::Heap(block, layout) = self.block {
             // SAFETY: allocated by alloc_zeroed with this layout, and freed once.
             unsafe { dealloc(block.as_ptr(), layout) };
         }
@@ -110,6 +144,14 @@ mod tests {
             assert!(words.iter().all(|&w| w == 0));
             assert!(len == 0 || (words.as_ptr() as usize).is_multiple_of(LINE));
         }
+        for len in [0, 8, HUGE_FROM / 8 - 1, HUGE_FROM / 8, HUGE_FROM / 8 + 9] {
+            let mut words = Words::zeroed_on_huge_pages(len, "test").unwrap();
+            assert_eq!(words.len(), len);
+            assert!(words.heap_bytes() >= len * 8);
+            assert!(words.iter().all(|&w| w == 0));
+            assert!(len == 0 || (words.as_ptr() as usize).is_multiple_of(LINE));
+            words.fill(u64::MAX);
+        }
     }
 
     #[test]
@@ -117,13 +159,10 @@ mod tests {
         // An unused allocation may be optimised away, and then never fails. The black box prevents
         // that.
         for len in [usize::MAX, usize::MAX / 8, usize::MAX / 16, 1 << 57] {
-            assert_eq!(
-                std::hint::black_box(Words::zeroed(len, "test"))
-                    .err()
-                    .unwrap()
-                    .kind(),
-                Kind::NoMemory
-            );
+            for make in [Words::zeroed, Words::zeroed_on_huge_pages] {
+                let made = std::hint::black_box(make(len, "test"));
+                assert_eq!(made.err().unwrap().kind(), Kind::NoMemory);
+            }
         }
     }
 }

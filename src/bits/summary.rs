@@ -45,9 +45,19 @@ impl Bitmap {
     /// `nbits` clear bits; 0 is allowed. Memory without a set bit is not touched.
     /// [`Kind::NoMemory`] if there is no memory.
     pub fn new(nbits: usize) -> Result<Bitmap> {
+        Bitmap::with(nbits, Words::zeroed)
+    }
+
+    /// [`Bitmap::new`] for bits that are used all over: the words of a large bitmap lie on huge
+    /// pages, if the kernel has any. A huge page with one set bit takes 2 MiB of memory.
+    pub fn on_huge_pages(nbits: usize) -> Result<Bitmap> {
+        Bitmap::with(nbits, Words::zeroed_on_huge_pages)
+    }
+
+    fn with(nbits: usize, words: fn(usize, &str) -> Result<Words>) -> Result<Bitmap> {
         let nwords = group_rounded_words(nbits);
         Ok(Bitmap {
-            words: Words::zeroed(nwords, "bitmap")?,
+            words: words(nwords, "bitmap")?,
             summary: Words::zeroed(nwords.div_ceil(SPAN_WORDS), "bitmap summary")?,
             nbits,
             count: 0,

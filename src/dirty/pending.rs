@@ -112,7 +112,7 @@ impl BlockState {
             empty => {
                 *empty = Some(PageSet {
                     pending: Pending {
-                        bits: Bitmap::new(pages)?,
+                        bits: Bitmap::on_huge_pages(pages)?,
                         total: Arc::clone(total),
                         counts: true,
                     },

@@ -8,7 +8,7 @@
 //! `bits/cells.rs` by words that notice races; `runtime/grace.rs`, for the files that use it, by a
 //! simpler epoch with the same promise, because the real one has too many steps to be tried in
 //! every order together with theirs; and the few types of `memory` and `dirty` that `reported.rs`
-//! names.
+//! names; and `sys::own`.
 #![allow(dead_code, missing_docs)]
 
 #[path = "../../../src/error.rs"]
@@ -83,7 +83,7 @@ pub mod bits {
 
 pub mod memory;
 
-/// Of brant's `sys`, an entry of a dirty ring.
+/// Of brant's `sys`, an entry of a dirty ring, and memory on huge pages.
 pub mod sys {
     pub mod kvm_ring {
         use crate::runtime::sync::{AtomicU32, AtomicU64};
@@ -92,6 +92,26 @@ pub mod sys {
             pub flags: AtomicU32,
             pub slot: AtomicU32,
             pub offset: AtomicU64,
+        }
+    }
+
+    /// No model has so many bits that their memory comes from here.
+    pub mod own {
+        use crate::error::{Error, Result};
+        use std::ptr::NonNull;
+
+        pub enum OwnMemory {}
+
+        impl OwnMemory {
+            pub fn new(length: usize, what: &str) -> Result<OwnMemory> {
+                Err(Error::no_memory(what, length as u64))
+            }
+            pub fn first(&self) -> NonNull<u8> {
+                match *self {}
+            }
+            pub fn len(&self) -> usize {
+                match *self {}
+            }
         }
     }
 }
