@@ -54,6 +54,8 @@ pub(in crate::migrate) struct Delivery {
     seen: Carried,
     /// The beginning of the time that is being measured. `None` while nothing is on its way.
     since: Option<Since>,
+    /// The first acknowledgement since something is on its way, and its time. See [`Delivery::seen`].
+    first: Option<(Carried, Duration)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +76,12 @@ impl Delivery {
 
     /// At `now`, `acknowledged` is all that the destination has acknowledged, and `on_the_way` says
     /// whether more was sent. Returns bytes and their time when they measure the link.
+    ///
+    /// An acknowledgement is seen late, when the batch that is being sent has left. The link has
+    /// carried that batch too, so bytes over time are too few for the first acknowledgement, right
+    /// for those in the middle, and too many for the last one. So the first one counts together with
+    /// the last. Example: two batches of 2 MB on a link of 40 MB/s. The first one's acknowledgement is
+    /// seen after 100 ms, which looks like 20 MB/s, and the second one's at once.
     pub(in crate::migrate) fn seen(
         &mut self,
         now: Duration,
@@ -81,18 +89,34 @@ impl Delivery {
         on_the_way: bool,
         round_trip: Option<Duration>,
     ) -> Option<(u64, Duration)> {
-        let more = acknowledged.since(self.seen);
-        let since = self.since;
-        if more.read > 0 || !on_the_way {
-            self.seen = acknowledged;
-            self.since = on_the_way.then_some(Since {
-                at: now,
-                first: false,
-            });
+        let mut more = acknowledged.since(self.seen);
+        if more.read == 0 && on_the_way {
+            return None;
         }
-        let since = since.filter(|_| more.bytes > 0 && more.measures_the_link())?;
-        let passed = now.saturating_sub(since.at);
-        let trip = match since.first {
+        self.seen = acknowledged;
+        let next = on_the_way.then_some(Since {
+            at: now,
+            first: false,
+        });
+        let since = std::mem::replace(&mut self.since, next)?;
+        let mut passed = now.saturating_sub(since.at);
+        if since.first && on_the_way {
+            // Time in which zero pages were found is not given to what follows.
+            self.first = more.measures_the_link().then_some((more, passed));
+            return None;
+        }
+        let mut whole = since.first;
+        if !on_the_way {
+            if let Some((first, time)) = self.first.take() {
+                more += first;
+                passed += time;
+                whole = true;
+            }
+        }
+        if more.bytes == 0 || !more.measures_the_link() {
+            return None;
+        }
+        let trip = match whole {
             // A round trip that is longer than all of it was measured at a worse moment.
             true => round_trip.unwrap_or_default().min(passed / 2),
             false => Duration::ZERO,
@@ -122,12 +146,35 @@ mod tests {
     fn time_counts_from_acknowledgement_to_acknowledgement() {
         let mut delivery = Delivery::default();
         delivery.begins(ms(1000));
-        // The first one comes a round trip later.
-        let found = delivery.seen(ms(1200), carried(1000), true, Some(ms(100)));
-        assert_eq!(found, Some((1000 << 10, ms(100))));
-        assert_eq!(delivery.seen(ms(1250), carried(1000), true, None), None);
-        let found = delivery.seen(ms(1300), carried(2000), true, Some(ms(100)));
-        assert_eq!(found, Some((1000 << 10, ms(100))));
+        let mut seen = |at, kib, more| delivery.seen(ms(at), carried(kib), more, Some(ms(100)));
+        // The first one comes a round trip later, and waits for the others.
+        assert_eq!(seen(1200, 1000, true), None);
+        assert_eq!(seen(1250, 1000, true), None);
+        assert_eq!(seen(1300, 2000, true), Some((1000 << 10, ms(100))));
+        assert_eq!(seen(1400, 3000, true), Some((1000 << 10, ms(100))));
+        assert_eq!(seen(1500, 4000, false), Some((2000 << 10, ms(200))));
+    }
+
+    #[test]
+    fn acknowledgements_that_are_seen_a_batch_late_measure_the_same_link() {
+        // Batches of 50 ms each, and a look after each of them.
+        for batches in [1, 2, 3, 9] {
+            let mut delivery = Delivery::default();
+            delivery.begins(ms(0));
+            let mut samples = Vec::new();
+            for sent in 1..=batches {
+                let at = ms(50 * sent);
+                samples.extend(delivery.seen(at, carried(2000 * (sent - 1)), true, None));
+            }
+            samples.extend(delivery.seen(ms(50 * batches), carried(2000 * batches), false, None));
+            let all = samples
+                .iter()
+                .fold((0, ms(0)), |all, one| (all.0 + one.0, all.1 + one.1));
+            assert_eq!(all, (2000 * batches << 10, ms(50 * batches)), "{samples:?}");
+            for (bytes, time) in &samples[..samples.len() - 1] {
+                assert_eq!((*bytes, *time), (2000 << 10, ms(50)), "{samples:?}");
+            }
+        }
     }
 
     #[test]

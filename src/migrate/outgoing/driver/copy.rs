@@ -250,10 +250,11 @@ impl Driver {
             self.rates.waited(waits.elapsed(), begun.elapsed());
             let rest = self.lanes()?.sent_since_put();
             self.course.sent(&rest);
-            self.delivered();
-            self.course
-                .end_pass(self.common.stats.pass, begun.elapsed());
+            let (at, took) = (self.common.begun.elapsed(), begun.elapsed());
+            // The time of what was delivered includes a round trip, which may be unknown so far.
             self.measure_round_trip(waits.elapsed(), &io)?;
+            self.delivered_at(at);
+            self.course.end_pass(self.common.stats.pass, took);
             Ok(all)
         });
         walked.map_err(|e| {
@@ -267,9 +268,14 @@ impl Driver {
 
     /// Tells the course what the destination has acknowledged.
     fn delivered(&mut self) {
+        self.delivered_at(self.common.begun.elapsed());
+    }
+
+    /// As [`Driver::delivered`], of a time since the migration's start that has just passed and in
+    /// which no page has arrived since.
+    fn delivered_at(&mut self, now: Duration) {
         if let Some(lanes) = &self.lanes {
             let (delivered, left) = (lanes.delivered(), lanes.on_the_way() > 0);
-            let now = self.common.begun.elapsed();
             self.course.delivered(now, delivered, left);
         }
     }
