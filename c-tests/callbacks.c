@@ -142,6 +142,7 @@ static void callbacks(void)
 {
     struct inside *t = inside_new();
     brant_stats stats = { .size = sizeof stats };
+    brant_forecast forecast = { .size = sizeof forecast };
     struct pollfd look;
     char json[4096], cut[16];
     size_t needed = 0, needed_again = 0;
@@ -173,6 +174,11 @@ static void callbacks(void)
            stats.state_bytes == 5 && stats.data_pages >= t->source.bytes / PAGE / 2 &&
            stats.data_pages + stats.zero_pages >= t->source.bytes / PAGE,
        "the figures of a migration that completed say so");
+    must(brant_outgoing_get_forecast(t->out, &forecast, &e));
+    ok(forecast.converges == 1 && forecast.passes == stats.pass && forecast.bytes == stats.wire_bytes &&
+           forecast.downtime_us == stats.downtime_ns / 1000 && forecast.limit_us == 0 &&
+           forecast.throttle == 0 && forecast.bandwidth == 0,
+       "the forecast of a migration that completed has its true figures");
     must(brant_outgoing_get_stats_json(t->out, NULL, 0, &needed, &e));
     must(brant_outgoing_get_stats_json(t->out, cut, sizeof cut, &needed_again, &e));
     must(brant_outgoing_get_stats_json(t->out, json, sizeof json, NULL, &e));

@@ -2335,9 +2335,23 @@ int32_t brant_outgoing_lane_stats(const struct brant_outgoing *outgoing,
                                   struct brant_lane_stats *stats,
                                   struct brant_error **error);
 
+struct brant_forecast;
+
+/**
+ * Fills in the forecast of this moment; it is fresh also while the link stalls. BRANT_E_PENDING until
+ * the bandwidth is measured or stated and the first pass has begun. The forecast counts with brant's
+ * own decider, the limits and the policy in use. From the pause on it stays as it was; of a
+ * completed migration it has the true figures. The call takes this thread some microseconds, or
+ * some milliseconds when the migration does not converge. Any thread, also inside callbacks.
+ */
+int32_t brant_outgoing_get_forecast(const struct brant_outgoing *outgoing,
+                                    struct brant_forecast *forecast,
+                                    struct brant_error **error);
+
 /**
  * The figures of brant_stats as one JSON object, by the same names. An unknown figure is null, and
- * "state" is the name of the state. The text in `buffer` is NUL-terminated and cut to `capacity`
+ * "state" is the name of the state. "forecast" is an object with the fields of brant_forecast, or
+ * null as long as there is none. The text in `buffer` is NUL-terminated and cut to `capacity`
  * bytes; `*needed` (may be NULL) gets the bytes that the whole text takes.
  */
 int32_t brant_outgoing_get_stats_json(const struct brant_outgoing *outgoing,
@@ -3020,10 +3034,10 @@ typedef struct brant_params {
  * BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
  * `brant_outgoing_resolve` cannot resume the guest.)
  *
- * `state` and `error` are those of the moment. The migration's thread brings all other figures up to
- * date, about every 50 ms while it sends or receives. While that thread waits (for room in a
- * connection, for its peer, or for an operation of the VMM's), the other figures stay as they were,
- * `elapsed_ns` too.
+ * `state`, `error` and `elapsed_ns` are those of the moment. The migration's thread brings all other
+ * figures up to date, about every 50 ms while it sends or receives. While that thread waits (for
+ * room in a connection, for its peer, or for an operation of the VMM's), `throughput` falls to 0
+ * within a second, and the others stay as they were.
  */
 typedef struct brant_stats {
     /** sizeof(brant_stats). */
@@ -3035,8 +3049,10 @@ typedef struct brant_stats {
     /** BRANT_E_*, why it failed; 0 if it has not failed. */
     int32_t error;
     /**
-     * How far the migration is, in hundredths of a percent, 0 to 10000: pages sent (received) so
-     * far, divided by the sum of those and the remaining pages. Never falls. 10000 when the guest
+     * How far the migration is, in hundredths of a percent, 0 to 10000. Source: pages sent so far,
+     * divided by the sum of those, the remaining pages and the pages that later passes will send
+     * by the forecast. Destination: pages received so far, divided by the sum of those and the
+     * remaining pages. Never falls. 10000 when the guest
      * runs at the destination, and not before. After a failure or a cancel it keeps its last
      * value, at most 9999. `state` and `error` tell that the migration is over.
      */
@@ -3388,6 +3404,45 @@ typedef struct brant_lane_stats {
     uint64_t silence_ns;
 } brant_lane_stats;
 
+/**
+ * A forecast of a migration: whether it will converge and what it will take. It assumes that guest
+ * and link go on as they were seen last. Example: 64 GiB over 10 Gb/s take 55 s. Meanwhile the guest
+ * writes 6 GiB of them again, so a second pass takes 5 s and a third one less. The forecast walks
+ * through these passes beforehand.
+ *
+ * When the migration will not converge, `limit_us`, `bandwidth` and `throttle` say what would make
+ * it converge: the smallest of each, the two others being as they are. They are 0 when no value of
+ * this one alone is enough, and when the migration converges as it is.
+ */
+typedef struct brant_forecast {
+    /** sizeof(brant_forecast). */
+    size_t size;
+    /** 1 when the migration ends with a switchover, else 0. */
+    uint32_t converges;
+    /** Passes over memory in all, from the first. */
+    uint32_t passes;
+    /** Microseconds from the migration's start to its end. */
+    uint64_t time_us;
+    /** Bytes sent in all. What is to come counts as compressed as what was sent. */
+    uint64_t bytes;
+    /**
+     * Microseconds that the guest will stand still. When the migration does not converge: what they
+     * would be after so many passes.
+     */
+    uint64_t downtime_us;
+    /** The lowest downtime limit with which the migration converges, microseconds. */
+    uint64_t limit_us;
+    /** The lowest bandwidth with which the migration converges, bytes a second. */
+    uint64_t bandwidth;
+    /**
+     * The lowest throttle of all vCPUs with which the migration converges, in percent of the time
+     * that they run now.
+     */
+    uint32_t throttle;
+    /** 0. */
+    uint32_t reserved;
+} brant_forecast;
+
 /* =============================================================================================
  * Rate: how fast a guest dirties its memory, without a migration
  * ============================================================================================= */
@@ -3519,6 +3574,26 @@ int32_t brant_rate_get_vcpus(const struct brant_rate *rate,
                              size_t capacity,
                              size_t *count,
                              struct brant_error **error);
+
+/**
+ * Forecasts a migration of the guest by the last measurement, before there is a migration: over a
+ * link that carries `bandwidth` bytes a second (not 0), with `parameters` (NULL: the defaults),
+ * of which the downtime limit, the caps, the expected times and the total timeout count, and with
+ * `policy` (NULL: none; see `brant_outgoing_set_policy`). All of the
+ * guest's memory counts as contents that are not compressed. BRANT_E_STATE before the first
+ * measurement.
+ *
+ * A measurement cannot tell what the guest writes in more time than its period. By log the two
+ * halves of the period show how the written pages become more with time, and the forecast assumes
+ * that they go on like that. So a period about as long as memory takes over the link gives the best
+ * forecast. Once the migration runs, ask `brant_outgoing_get_forecast`.
+ */
+int32_t brant_rate_forecast(const struct brant_rate *rate,
+                            const struct brant_params *parameters,
+                            const struct brant_policy *policy,
+                            uint64_t bandwidth,
+                            struct brant_forecast *forecast,
+                            struct brant_error **error);
 
 /**
  * How far the measurement in progress is, in hundredths of a percent. 0 until the period has

@@ -99,6 +99,7 @@ static void args_fill(struct args *a)
     a->brant_lane_stats.size = sizeof a->brant_lane_stats;
     a->brant_rate_params.size = sizeof a->brant_rate_params;
     a->brant_dirty_rate.size = sizeof a->brant_dirty_rate;
+    a->brant_forecast.size = sizeof a->brant_forecast;
     a->brant_image_save_params.size = sizeof a->brant_image_save_params;
     a->brant_image_restore_params.size = sizeof a->brant_image_restore_params;
     a->brant_image_stats.size = sizeof a->brant_image_stats;

@@ -62,6 +62,7 @@ struct args {
     brant_lane_stats brant_lane_stats;
     brant_rate_params brant_rate_params;
     brant_dirty_rate brant_dirty_rate;
+    brant_forecast brant_forecast;
     brant_image_save_params brant_image_save_params;
     brant_image_restore_params brant_image_restore_params;
     brant_image_stats brant_image_stats;

@@ -421,6 +421,16 @@ static brant_stats mig_stats(struct migration *g)
 	return s;
 }
 
+/* The progress, with the time left by the forecast. */
+static struct mg_progress mig_progress(struct migration *g, bool last)
+{
+	brant_forecast f = BRANT_INIT(brant_forecast);
+	const brant_stats s = mig_stats(g);
+	const bool forecast = g->outgoing && !brant_outgoing_get_forecast(g->outgoing, &f, NULL);
+
+	return report_progress(&s, forecast ? &f : NULL, last);
+}
+
 /* Waits for an event of the engine's or the user's, at most half a second. Returns whether the user wants an end. */
 static bool look(struct migration *g, int event_fd)
 {
@@ -446,7 +456,6 @@ static void show(struct migration *g, struct mg_progress p)
 /* Shows the progress until the end. Returns the migration's code, and the reason. */
 static int32_t watch(struct migration *g, brant_error **why_not)
 {
-	brant_stats s;
 	brant_error *e;
 
 	while (mig_wait(g, 0, NULL) == BRANT_E_PENDING) {
@@ -455,12 +464,11 @@ static int32_t watch(struct migration *g, brant_error **why_not)
 				g->hooks.warning(g->hooks.opaque, brant_error_message(e));
 			brant_error_free(e);
 		}
-		s = mig_stats(g);
+		const struct mg_progress p = mig_progress(g, false);
 		if (mig_wait(g, 0, NULL) == BRANT_E_PENDING)
-			show(g, report_progress(&s, false));
+			show(g, p);
 	}
-	s = mig_stats(g);
-	show(g, report_progress(&s, true));
+	show(g, mig_progress(g, true));
 	return mig_wait(g, BRANT_NO_LIMIT, why_not);
 }
 

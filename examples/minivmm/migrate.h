@@ -33,7 +33,8 @@ struct mg_progress {
 	unsigned pass;     /* over memory, from 1; 0: no pass is going on */
 	double percent;
 	double bytes_per_second, dirtied_per_second; /* over the connection; by the guest */
-	double seconds_left, downtime;               /* until the switchover; if it came now, seconds */
+	double seconds_left, downtime;               /* until the end; if the switchover came now, seconds */
+	bool never;                                  /* as things are, it will not end */
 };
 
 /* What the VMM does at the turning points, besides pausing and running its machine. NULL: nothing. */

@@ -54,7 +54,15 @@ static double known(uint64_t value, double unit)
 	return value == BRANT_UNKNOWN ? -1 : (double)value * unit;
 }
 
-struct mg_progress report_progress(const brant_stats *s, bool last)
+/* Seconds until the end by the forecast; -1 when it is unknown, or when there will be none. */
+static double left(const brant_stats *s, const brant_forecast *f)
+{
+	const double end = f && f->converges ? (double)f->time_us * 1e-6 : -1, now = (double)s->elapsed_ns * 1e-9;
+
+	return end < 0 ? -1 : end > now ? end - now : 0;
+}
+
+struct mg_progress report_progress(const brant_stats *s, const brant_forecast *f, bool last)
 {
 	const struct view v = view_of(s->state);
 
@@ -66,7 +74,8 @@ struct mg_progress report_progress(const brant_stats *s, bool last)
 		.percent = v.kind == DONE ? 100 : s->progress / 100.0,
 		.bytes_per_second = v.kind == BEGINS ? -1 : (double)s->throughput,
 		.dirtied_per_second = known(s->dirty_pages_per_second, 4096),
-		.seconds_left = v.kind == DONE ? 0 : v.kind == ENDED ? -1 : known(s->time_left_ns, 1e-9),
+		.seconds_left = v.kind == DONE ? 0 : v.kind == ENDED ? -1 : left(s, f),
+		.never = v.kind == COPIES && f && !f->converges,
 		.downtime = known(s->expected_downtime_ns, 1e-9),
 	};
 }

@@ -8,8 +8,8 @@
 
 #include <brant.h>
 
-/* The progress; `stage` is "" while there is nothing to show. */
-struct mg_progress report_progress(const brant_stats *s, bool last);
+/* The progress; `stage` is "" while there is nothing to show. `f` is NULL while there is no forecast. */
+struct mg_progress report_progress(const brant_stats *s, const brant_forecast *f, bool last);
 /* The result, except what only the caller knows: the limit, whether it was cancelled, the JSON. */
 struct mg_result report_result(const brant_stats *s);
 /* The progress of an image that is saved or restored. */

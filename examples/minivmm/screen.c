@@ -106,7 +106,7 @@ static void describe(struct texts *t, const struct mg_progress *p)
 		snprintf(t->stage, sizeof(t->stage), "pass %u", p->pass);
 	rate(t->sending, sizeof(t->sending), p->bytes_per_second);
 	duration(text, sizeof(text), p->seconds_left);
-	snprintf(t->left, sizeof(t->left), "left %s", text);
+	snprintf(t->left, sizeof(t->left), "left %s", p->never ? "never" : text);
 	rate(text, sizeof(text), p->dirtied_per_second);
 	snprintf(t->dirtied, sizeof(t->dirtied), "dirtied %s", text);
 	duration(text, sizeof(text), p->downtime);

@@ -35,6 +35,7 @@ pub mod bitmap;
 pub mod blocker;
 pub mod consumer;
 pub mod error;
+pub mod forecast;
 pub mod guest;
 pub mod hints;
 pub mod image;

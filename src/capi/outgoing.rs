@@ -1,12 +1,14 @@
 //! Level three, the source: a migration from here to somewhere else.
 
 use super::error::{brant_error, invalid, BRANT_E_INTERNAL};
+use super::forecast::brant_forecast;
 use super::ops::Ops;
 use super::params::{brant_params, limit, params};
 use super::stats::{brant_lane_stats, brant_stats};
 use super::structs::{free, handle, lent_fd, put, put_text, taken, taken_all, text, write};
 use super::tracker::brant_tracker;
 use crate::channel::Endpoint;
+use crate::error::{Error, Kind};
 use crate::migrate::{ConnectTo, Outgoing, Resolution};
 use std::ffi::c_char;
 use std::sync::Arc;
@@ -274,8 +276,37 @@ pub unsafe extern "C" fn brant_outgoing_lane_stats(
     })
 }
 
+/// Fills in the forecast of this moment; it is fresh also while the link stalls. BRANT_E_PENDING until
+/// the bandwidth is measured or stated and the first pass has begun. The forecast counts with brant's
+/// own decider, the limits and the policy in use. From the pause on it stays as it was; of a
+/// completed migration it has the true figures. The call takes this thread some microseconds, or
+/// some milliseconds when the migration does not converge. Any thread, also inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_get_forecast(
+    outgoing: *const brant_outgoing,
+    forecast: *mut brant_forecast,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let outgoing = unsafe { handle(outgoing, "outgoing") }?;
+        if forecast.is_null() {
+            return Err(invalid("brant_forecast is NULL"));
+        }
+        let Some(found) = outgoing.outgoing.forecast() else {
+            return Err(Error::new(
+                Kind::Pending,
+                "there is no forecast before the first pass and before the bandwidth is known",
+            ));
+        };
+        // SAFETY: a structure by contract.
+        unsafe { write(forecast, &(&found).into()) }
+    })
+}
+
 /// The figures of brant_stats as one JSON object, by the same names. An unknown figure is null, and
-/// "state" is the name of the state. The text in `buffer` is NUL-terminated and cut to `capacity`
+/// "state" is the name of the state. "forecast" is an object with the fields of brant_forecast, or
+/// null as long as there is none. The text in `buffer` is NUL-terminated and cut to `capacity`
 /// bytes; `*needed` (may be NULL) gets the bytes that the whole text takes.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_get_stats_json(

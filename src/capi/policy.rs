@@ -71,7 +71,7 @@ sized!(brant_policy);
 ///
 /// # Safety
 /// Null or a structure as its size says.
-unsafe fn policy(from: *const brant_policy) -> Result<Policy> {
+pub(super) unsafe fn policy(from: *const brant_policy) -> Result<Policy> {
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
     if p.reserved != 0 {

@@ -1,9 +1,14 @@
 //! Level two: how fast a guest dirties its memory, without migrating it.
 
 use super::error::{brant_error, invalid};
+use super::forecast::brant_forecast;
+use super::params::{brant_params, params};
+use super::policy::{self, brant_policy};
 use super::stats::BRANT_UNKNOWN;
 use super::structs::{handle, put, put_optional, read, sized, write};
 use super::tracker::brant_tracker;
+use crate::error::{Error, Kind};
+use crate::migrate::before::forecast_from;
 use crate::rate::{Params, Probe, Rate, Way, SAMPLES_DEFAULT};
 use crate::units::{Pages, PAGE_SIZE};
 use std::sync::{Arc, Mutex};
@@ -16,8 +21,8 @@ use std::time::Duration;
 /// before it begins. The tracker may be freed before the measurement.
 pub struct brant_rate {
     probe: Probe,
-    /// Of the last measurement.
-    vcpus: Mutex<Vec<u64>>,
+    /// The last measurement, and the pages a second of each vCPU in it.
+    last: Mutex<(Option<Rate>, Vec<u64>)>,
 }
 
 /// By all logs of the tracker: every page that is written is counted. The guest pays a write fault
@@ -137,7 +142,7 @@ pub unsafe extern "C" fn brant_rate_new(
         }
         let made = Box::new(brant_rate {
             probe: Probe::new(Arc::clone(&tracker.tracker), params)?,
-            vcpus: Mutex::default(),
+            last: Mutex::default(),
         });
         // SAFETY: a place for a pointer by contract.
         unsafe { put(rate, "rate", Box::into_raw(made)) }
@@ -175,12 +180,11 @@ pub unsafe extern "C" fn brant_rate_measure(
         }
         let measured = rate.probe.measure()?;
         let filled = brant_dirty_rate::from(&measured);
-        *rate.vcpus.lock().unwrap_or_else(|e| e.into_inner()) = measured
-            .per_vcpu
-            .unwrap_or_default()
-            .iter()
-            .map(|pages| (*pages as f64 / measured.period.as_secs_f64()).round() as u64)
-            .collect();
+        let period = measured.period.as_secs_f64();
+        let by_vcpu = measured.per_vcpu.iter().flatten();
+        let vcpus = by_vcpu.map(|pages| (*pages as f64 / period).round() as u64);
+        let vcpus = vcpus.collect();
+        *rate.last.lock().unwrap_or_else(|e| e.into_inner()) = (Some(measured), vcpus);
         // SAFETY: a structure by contract.
         unsafe { write(found, &filled) }
     })
@@ -219,7 +223,8 @@ pub unsafe extern "C" fn brant_rate_get_vcpus(
         if rates.is_null() && capacity > 0 {
             return Err(invalid("rates is NULL and its capacity is not 0"));
         }
-        let vcpus = rate.vcpus.lock().unwrap_or_else(|e| e.into_inner());
+        let last = rate.last.lock().unwrap_or_else(|e| e.into_inner());
+        let vcpus = &last.1;
         for (i, pages) in vcpus.iter().take(capacity).enumerate() {
             // SAFETY: room for `capacity` of them by contract, which `i` is below.
             unsafe { rates.add(i).write(*pages) };
@@ -227,6 +232,62 @@ pub unsafe extern "C" fn brant_rate_get_vcpus(
         // SAFETY: null or a place by contract.
         unsafe { put_optional(count, vcpus.len()) };
         Ok(())
+    })
+}
+
+/// Forecasts a migration of the guest by the last measurement, before there is a migration: over a
+/// link that carries `bandwidth` bytes a second (not 0), with `parameters` (NULL: the defaults),
+/// of which the downtime limit, the caps, the expected times and the total timeout count, and with
+/// `policy` (NULL: none; see `brant_outgoing_set_policy`). All of the
+/// guest's memory counts as contents that are not compressed. BRANT_E_STATE before the first
+/// measurement.
+///
+/// A measurement cannot tell what the guest writes in more time than its period. By log the two
+/// halves of the period show how the written pages become more with time, and the forecast assumes
+/// that they go on like that. So a period about as long as memory takes over the link gives the best
+/// forecast. Once the migration runs, ask `brant_outgoing_get_forecast`.
+#[no_mangle]
+pub unsafe extern "C" fn brant_rate_forecast(
+    rate: *const brant_rate,
+    parameters: *const brant_params,
+    policy: *const brant_policy,
+    bandwidth: u64,
+    forecast: *mut brant_forecast,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let rate = unsafe { handle(rate, "rate") }?;
+        // SAFETY: null or a structure by contract.
+        let mut params = unsafe { params(parameters) }?;
+        if !policy.is_null() {
+            // SAFETY: a structure by contract.
+            params.policy = unsafe { policy::policy(policy) }?;
+        }
+        params.check()?;
+        if forecast.is_null() {
+            return Err(invalid("brant_forecast is NULL"));
+        }
+        if bandwidth == 0 {
+            return Err(invalid(
+                "the bandwidth is bytes a second that the link carries, not 0",
+            ));
+        }
+        let last = rate
+            .last
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .0
+            .clone();
+        let Some(measured) = last else {
+            return Err(Error::new(
+                Kind::State,
+                "a forecast needs a measurement: call brant_rate_measure first",
+            ));
+        };
+        let found = forecast_from(&measured, rate.probe.memory_bytes(), bandwidth, &params);
+        // SAFETY: a structure by contract.
+        unsafe { write(forecast, &(&found).into()) }
     })
 }
 

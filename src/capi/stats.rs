@@ -104,10 +104,10 @@ pub const BRANT_STALL_DIRTYING: u64 = 4;
 /// BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
 /// `brant_outgoing_resolve` cannot resume the guest.)
 ///
-/// `state` and `error` are those of the moment. The migration's thread brings all other figures up to
-/// date, about every 50 ms while it sends or receives. While that thread waits (for room in a
-/// connection, for its peer, or for an operation of the VMM's), the other figures stay as they were,
-/// `elapsed_ns` too.
+/// `state`, `error` and `elapsed_ns` are those of the moment. The migration's thread brings all other
+/// figures up to date, about every 50 ms while it sends or receives. While that thread waits (for
+/// room in a connection, for its peer, or for an operation of the VMM's), `throughput` falls to 0
+/// within a second, and the others stay as they were.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_stats {
@@ -119,8 +119,10 @@ pub struct brant_stats {
     pub pass: u32,
     /// BRANT_E_*, why it failed; 0 if it has not failed.
     pub error: i32,
-    /// How far the migration is, in hundredths of a percent, 0 to 10000: pages sent (received) so
-    /// far, divided by the sum of those and the remaining pages. Never falls. 10000 when the guest
+    /// How far the migration is, in hundredths of a percent, 0 to 10000. Source: pages sent so far,
+    /// divided by the sum of those, the remaining pages and the pages that later passes will send
+    /// by the forecast. Destination: pages received so far, divided by the sum of those and the
+    /// remaining pages. Never falls. 10000 when the guest
     /// runs at the destination, and not before. After a failure or a cancel it keeps its last
     /// value, at most 9999. `state` and `error` tell that the migration is over.
     pub progress: u32,

@@ -1,6 +1,7 @@
 //! The forecast of a migration that has not begun, from a measured dirty rate. Pure.
 
 use super::steering::forecast::{forecast, remedies, Forecast, Outlook};
+use super::steering::policies::{Policies, Policy};
 use super::steering::working_set::WorkingSet;
 use super::steering::{Facts, FitsDowntime};
 use super::Params;
@@ -9,7 +10,7 @@ use crate::units::Bytes;
 use std::time::Duration;
 
 /// Forecasts the migration of a guest of `memory` bytes that writes at `rate`, over a link that carries
-/// `bandwidth` bytes a second, with `params`: by their downtime limit, cap, stated times and
+/// `bandwidth` bytes a second, with `params`: by their downtime limit, policy, caps, stated times and
 /// timeout. All of memory counts as pages with contents, unpacked.
 ///
 /// A probe cannot tell what the guest writes in longer times than its period. By log it counts in
@@ -71,7 +72,9 @@ pub fn forecast_from(rate: &Rate, memory: Bytes, bandwidth: u64, params: &Params
     };
     let decider = |limit| FitsDowntime::new(limit, params.total_timeout);
     let limit = params.downtime_limit;
-    let mut found = forecast(&outlook, &decider(limit), None, 1.0);
+    let policies = Policies::new(params.policy.clone(), limit).ok();
+    let policies = policies.filter(|_| params.policy != Policy::default());
+    let mut found = forecast(&outlook, &decider(limit), policies.as_ref(), 1.0);
     if !found.converges {
         found.remedies = remedies(&outlook, limit, decider);
     }
@@ -94,6 +97,7 @@ fn curve(rate: &Rate) -> WorkingSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migrate::steering::policies::Slowing;
     use crate::rate::estimate::{logged, sampled, Logged, Sampled};
     use crate::units::Pages;
 
@@ -130,6 +134,16 @@ mod tests {
         assert!(help.throttle > Some(10), "{help:?}");
         let enough = of(&by_log(300_000, 0), help.bandwidth.unwrap() as u64);
         assert!(enough.converges, "{enough:?}");
+    }
+
+    #[test]
+    fn a_policy_that_slows_the_guest_makes_it_converge() {
+        let rate = by_log(300_000, 0);
+        let mut params = Params::default();
+        params.policy.slowing = Slowing::AutoConverge;
+        let found = forecast_from(&rate, Bytes(8 * GIB), GIB, &params);
+        assert!(found.converges && found.passes > 2, "{found:?}");
+        assert_eq!(found.remedies, Default::default());
     }
 
     #[test]

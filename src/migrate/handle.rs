@@ -8,6 +8,7 @@
 use super::callbacks::{check_not_inside, inside};
 use super::report::{LaneStats, Stats};
 use super::state::Side;
+use super::steering::forecast::Forecast;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::ownership::Claim;
@@ -332,9 +333,9 @@ impl<S: Side> Handle<S> {
         Ok(lane.unwrap_or_default())
     }
 
-    /// The current figures as JSON.
-    pub(super) fn stats_json(&self) -> Result<String> {
-        self.stats().to_json()
+    /// The current figures as JSON, with a forecast.
+    pub(super) fn stats_json(&self, forecast: Option<Forecast>) -> Result<String> {
+        self.stats().to_json_with(forecast.as_ref())
     }
 
     /// Whether this thread is inside an operation that this migration called.

@@ -6,6 +6,7 @@
 use super::state::State;
 use super::steering::budget::millis;
 use super::steering::fits_downtime::ABORTED_PAUSES_MAX;
+use super::steering::forecast::Forecast;
 use super::steering::stall::Cause;
 use super::steering::Parts;
 use crate::channel::{Copying, ZeroCopy};
@@ -347,6 +348,21 @@ impl Stats {
     /// the state's name.
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|e| Error::new(Kind::Internal, format!("JSON: {e}")))
+    }
+
+    /// [`Stats::to_json`] with one more field, `forecast`.
+    pub(super) fn to_json_with(self, forecast: Option<&Forecast>) -> Result<String> {
+        #[derive(Serialize)]
+        struct Both<'a> {
+            #[serde(flatten)]
+            stats: Stats,
+            forecast: Option<&'a Forecast>,
+        }
+        let both = Both {
+            stats: self,
+            forecast,
+        };
+        serde_json::to_string(&both).map_err(|e| Error::new(Kind::Internal, format!("JSON: {e}")))
     }
 
     /// Divides what happened between `pause` and "running" into the parts that have no clock of their

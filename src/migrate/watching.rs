@@ -14,9 +14,12 @@ macro_rules! watching {
                 self.shared.handle.stats()
             }
 
-            /// The current figures as JSON.
+            /// The current figures as JSON: those of [`Stats::to_json`], and `forecast`, an object
+            /// or `null` where there is none.
+            ///
+            /// [`Stats::to_json`]: crate::migrate::Stats::to_json
             pub fn stats_json(&self) -> crate::error::Result<String> {
-                self.shared.handle.stats_json()
+                self.shared.handle.stats_json(self.forecast())
             }
 
             /// An eventfd that becomes readable when the figures have changed. The migration owns

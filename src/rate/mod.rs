@@ -19,7 +19,7 @@ use crate::dirty::vcpus::VcpuPages;
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
-use crate::units::Pages;
+use crate::units::{Bytes, Pages};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -265,6 +265,11 @@ impl Probe {
         }
         drop(state);
         self.check()
+    }
+
+    /// The memory of the guest that is measured.
+    pub fn memory_bytes(&self) -> Bytes {
+        self.tracker.memory().with_map(|map| map.total())
     }
 
     /// Notes that the period is over.

@@ -29,6 +29,7 @@ use crate::memory::Memory;
 use crate::migrate::common::Migration;
 use crate::migrate::params::Params;
 use crate::migrate::report::{LaneState, LaneStats};
+use crate::migrate::steering::forecast::Forecast;
 use crate::migrate::switchover::destination::State;
 use crate::migrate::watching::watching;
 use crate::migrate::work;
@@ -78,6 +79,11 @@ pub struct Incoming {
 watching!(Incoming, State);
 
 impl Incoming {
+    /// Only a source knows what its guest writes.
+    fn forecast(&self) -> Option<Forecast> {
+        None
+    }
+
     /// Makes a migration into `memory`, after a check of the parameters. Nothing starts yet.
     pub fn new(memory: Arc<Memory>, vmm: Arc<dyn Vmm>, params: Params) -> Result<Self> {
         Ok(Incoming {

@@ -15,6 +15,7 @@ use super::policies::Policies;
 use super::throttle::MOST;
 use super::working_set::{Pool, WorkingSet};
 use crate::units::{Bytes, Pages};
+use serde::{Serialize, Serializer};
 use std::time::Duration;
 
 /// A migration that has not converged after so many passes will not.
@@ -42,8 +43,9 @@ pub struct Outlook<'a> {
     pub working_set: &'a WorkingSet,
 }
 
-/// A forecast.
-#[derive(Debug, Default, Clone, Copy, PartialEq)]
+/// A forecast. As JSON it has whole microseconds and bytes, and 0 for what is `None`, as the
+/// structure in C.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Forecast {
     /// The migration ends with a switchover.
@@ -51,27 +53,56 @@ pub struct Forecast {
     /// Passes in all, from the first.
     pub passes: u32,
     /// The time from the migration's beginning to its end.
+    #[serde(rename = "time_us", serialize_with = "as_micros")]
     pub time: Duration,
     /// Bytes sent in all.
+    #[serde(serialize_with = "as_whole")]
     pub bytes: f64,
     /// The downtime; of a migration that does not converge, what it would be at the end of the walk.
+    #[serde(rename = "downtime_us", serialize_with = "as_micros")]
     pub downtime: Duration,
     /// What would make a migration converge that does not. [`forecast`] leaves this empty, because
     /// finding it takes hundreds of forecasts: [`remedies`].
+    #[serde(flatten)]
     pub remedies: Remedies,
 }
 
 /// What would make a migration converge: the smallest change of each, the others being as they are.
 /// `None`: no change of this one alone is enough.
-#[derive(Debug, Default, Clone, Copy, PartialEq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Remedies {
     /// The lowest downtime limit.
+    #[serde(rename = "limit_us", serialize_with = "as_micros_or_0")]
     pub limit: Option<Duration>,
-    /// The lowest throttle of all vCPUs, in percent.
-    pub throttle: Option<u8>,
     /// The lowest bandwidth, in bytes a second.
+    #[serde(serialize_with = "as_whole_or_0")]
     pub bandwidth: Option<f64>,
+    /// The lowest throttle of all vCPUs, in percent of the time that they run now.
+    #[serde(serialize_with = "as_number_or_0")]
+    pub throttle: Option<u8>,
+}
+
+type Written<S> = std::result::Result<<S as Serializer>::Ok, <S as Serializer>::Error>;
+
+fn as_micros<S: Serializer>(time: &Duration, to: S) -> Written<S> {
+    to.serialize_u64(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+}
+
+fn as_micros_or_0<S: Serializer>(time: &Option<Duration>, to: S) -> Written<S> {
+    as_micros(&time.unwrap_or_default(), to)
+}
+
+fn as_whole<S: Serializer>(number: &f64, to: S) -> Written<S> {
+    to.serialize_u64(*number as u64)
+}
+
+fn as_whole_or_0<S: Serializer>(number: &Option<f64>, to: S) -> Written<S> {
+    as_whole(&number.unwrap_or_default(), to)
+}
+
+fn as_number_or_0<S: Serializer>(number: &Option<u8>, to: S) -> Written<S> {
+    to.serialize_u64(number.unwrap_or_default().into())
 }
 
 /// How many pages of a pool a pass of `time` seconds leaves dirty. `pending` of them are sent in

@@ -36,6 +36,7 @@ impl Driver {
             // The answer about the pass is asked for before the next batch anyway.
             let facts = self.facts(Moment::Walking);
             self.steer.ask(&facts, Some(&self.rates.fresh()))?;
+            self.follow_speed();
         }
         Ok(())
     }

@@ -73,6 +73,7 @@ impl Driver {
             self.common.shared.handle.cancel.check("the migration")?;
             let facts = self.facts(Moment::Synced);
             let next = self.steer.ask(&facts, Some(&self.rates.fresh()))?;
+            self.follow_speed();
             self.common.shared.guest.blockers.check()?;
             match next {
                 Next::SwitchOver { expected } => {

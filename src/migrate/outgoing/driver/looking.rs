@@ -18,6 +18,8 @@ pub(super) struct Ahead {
     progress: Progress,
     /// When the last look was, and the bytes of pages that it expected after the pass it was in.
     last: Option<(Instant, f64)>,
+    /// The throttle that the working-set curve was seen under, in percent.
+    throttle: u8,
 }
 
 impl Ahead {
@@ -53,6 +55,18 @@ impl Driver {
         let to_come = stats.remaining_bytes as f64 + later;
         let progress = &mut self.ahead.progress;
         stats.progress = in_hundredths(progress.update(done as f64, Some(to_come)));
+    }
+
+    /// The guest may be slowed otherwise since the last sync: what is known of it is known for its
+    /// new speed.
+    pub(super) fn follow_speed(&mut self) {
+        let speed = |percent: u8| 1.0 - f64::from(percent) / 100.0;
+        let now = self.steer.throttle();
+        let before = std::mem::replace(&mut self.ahead.throttle, now);
+        if now != before {
+            let factor = speed(now) / speed(before);
+            self.course.working_set.change_speed(factor);
+        }
     }
 
     fn seen(&self, now: Instant, facts: &Facts) -> Seen {
