@@ -10,6 +10,7 @@ mod support;
 mod ballooned;
 mod channels;
 mod cut;
+mod dirty_limit;
 mod downtime;
 mod embedding;
 mod hotplug;

@@ -92,6 +92,11 @@ pub struct brant_kvm_info {
     pub doubtful_pages: u64,
     /// Entries that named no page of the guest.
     pub stray_entries: u64,
+    /// vCPUs that have a dirty limit now.
+    pub limited_vcpus: u64,
+    /// Calls of `brant_tracker_ring_full` that waited a slice because the vCPU was over its dirty
+    /// limit.
+    pub limit_waits: u64,
 }
 
 sized!(brant_kvm_log, brant_kvm_info);
@@ -186,11 +191,13 @@ pub unsafe extern "C" fn brant_tracker_get_kvm(
             mode: used.map_or(BRANT_KVM_AUTO, |used| used.choice.mode as u32),
             with_bitmap: u32::from(used.is_some_and(|used| used.with_bitmap)),
             vcpus,
+            limited_vcpus: rings.map_or(0, Rings::limited),
             ring_bytes: ring_bytes.max(used.map_or(0, |used| used.ring_bytes)),
             heap_bytes: rings.map_or(0, Rings::heap_bytes),
             rounds: figures.rounds,
             harvested: figures.harvested,
             full_exits: figures.full_exits,
+            limit_waits: figures.limit_waits,
             overruns: figures.overruns,
             lost_pushes: figures.lost,
             recoveries: figures.recoveries,

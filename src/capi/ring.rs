@@ -59,11 +59,60 @@ pub unsafe extern "C" fn brant_tracker_add_vcpu(
     })
 }
 
+/// Removes a vCPU that was added, after a last harvest of its ring. The vCPU has left KVM_RUN for
+/// good, or is about to be unplugged. If it runs again, what it writes is lost until it is added
+/// once more. The call ends a wait of that vCPU's thread in `brant_tracker_ring_full`. Any thread.
+/// BRANT_E_NOT_FOUND for a vCPU that was not added.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_remove_vcpu(
+    tracker: *mut brant_tracker,
+    vcpu: u32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        rings(tracker)?.0.remove(vcpu)
+    })
+}
+
+/// Limits how many pages a second a vCPU may write, while the tracker is started; 0 lifts the limit.
+/// A vCPU over its limit waits in `brant_tracker_ring_full`; a vCPU that only reads is never slowed.
+/// The limit ends when tracking stops. A migration whose policy has `slowing` BRANT_SLOWING_WRITERS
+/// replaces the limits of all vCPUs, and lifts all of them at its end.
+///
+/// The ring's size is the granularity: each sync of the running guest empties every ring, so between
+/// two syncs a vCPU gets through with one ring more than its limit. For low limits enable small
+/// rings. Any thread. BRANT_E_NOT_FOUND for a vCPU that was not added, BRANT_E_STATE while nothing is
+/// tracked.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_limit_vcpu(
+    tracker: *mut brant_tracker,
+    vcpu: u32,
+    pages_per_second: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        let limit = (pages_per_second > 0).then_some(pages_per_second as f64);
+        rings(tracker)?.0.limit(vcpu, limit)
+    })
+}
+
 /// Tells brant that a vCPU left KVM_RUN with KVM_EXIT_DIRTY_RING_FULL. Call it on that vCPU's
 /// thread, once for each such exit, also while nothing is tracked. It returns when the ring has
 /// room; then enter KVM_RUN again. The call waits for one round over all rings, which a thread of
 /// brant's makes. It waits for no sync, and for no thread that pauses the guest meanwhile. An error
 /// means that the kernel refuses to reset the ring.
+///
+/// A vCPU over its dirty limit (BRANT_SLOWING_WRITERS, `brant_tracker_limit_vcpu`) waits in this
+/// call, for 5 ms at most: brant does not know when the VMM wants to pause the guest by itself. Then
+/// the call returns 0 although the ring is still full. KVM_RUN comes out again at once, and the next
+/// call waits the next slice. So look for requests of the VMM's own between the two. The wait ends
+/// early with any signal to the thread, also a blocked one; when `immediate_exit` of the vCPU's
+/// kvm_run is set; always before the operations `pause` and `kick`; and when the limit goes: at the
+/// end of the migration, when tracking stops, or when the vCPU is removed.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_ring_full(
     tracker: *mut brant_tracker,

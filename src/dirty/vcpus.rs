@@ -27,6 +27,25 @@ pub struct VcpuLimit {
     pub pages_per_second: f64,
 }
 
+impl VcpuLimit {
+    /// [`Kind::Invalid`] unless the limit is a positive number.
+    pub(super) fn check(&self) -> Result<()> {
+        let VcpuLimit {
+            vcpu,
+            pages_per_second: limit,
+        } = self;
+        if limit.is_finite() && *limit > 0.0 {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "vCPU {vcpu}: a dirty limit is a positive number of pages a second, not {limit}"
+            ),
+        ))
+    }
+}
+
 /// The vCPUs of a log. Any thread calls these methods, also while the log itself is in use, so they
 /// must not wait for a harvest.
 pub trait Vcpus: Send + Sync {
@@ -121,15 +140,7 @@ impl Tracker {
     /// [`Kind::Invalid`] for a limit that is no positive number. An empty list never fails.
     pub fn limit_vcpus(&self, limits: &[VcpuLimit]) -> Result<()> {
         for limit in limits {
-            if !(limit.pages_per_second.is_finite() && limit.pages_per_second > 0.0) {
-                return Err(Error::new(
-                    Kind::Invalid,
-                    format!(
-                        "vCPU {}: a dirty limit is a positive number of pages a second, not {}",
-                        limit.vcpu, limit.pages_per_second
-                    ),
-                ));
-            }
+            limit.check()?;
         }
         if !limits.is_empty() && !self.can_limit_vcpus() {
             return Err(Error::new(

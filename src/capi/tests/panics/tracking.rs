@@ -40,6 +40,22 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_tracker_remove_vcpu",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_tracker_remove_vcpu(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_limit_vcpu",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_tracker_limit_vcpu(null_mut(), 1, 1, e) })
+        },
+        None,
+    ),
+    (
         "brant_tracker_ring_full",
         |e| {
             // SAFETY: every pointer is null, except that for the error.

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 /// What the limits of all vCPUs have in common.
 pub(super) struct Limits {
-    /// Made with the first limit, and dropped with the last.
+    /// Made with the first limit, and dropped when all are lifted.
     naps: Option<Naps>,
     /// Says whether the guest is being paused or kicked.
     guest: Arc<Ownership>,
@@ -38,6 +38,29 @@ impl Default for Limits {
             naps: None,
             guest: Arc::default(),
             longest: SLICE_MAX,
+        }
+    }
+}
+
+impl Limits {
+    /// Makes what a first limit needs.
+    fn need(&mut self, tracking: bool) -> Result<()> {
+        if !tracking {
+            return Err(Error::new(
+                Kind::State,
+                "a dirty limit needs a tracker that is started: nobody else harvests the rings",
+            ));
+        }
+        if self.naps.is_none() {
+            self.naps = Some(Naps::new()?);
+        }
+        Ok(())
+    }
+
+    /// Ends all waits.
+    fn end(&mut self) {
+        if let Some(naps) = &mut self.naps {
+            naps.end_all();
         }
     }
 }
@@ -80,13 +103,24 @@ impl AskedRounds {
         Ok(state.rounds.rings.get_mut(&vcpu).map(over) == Some(false))
     }
 
-    /// Removes the limit of a vCPU that is about to be removed.
-    pub fn lift(&self, vcpu: u32) -> Result<()> {
-        let mut state = self.lock();
+    /// Sets or lifts the limit of one vCPU.
+    pub fn limit_one(&self, vcpu: u32, pages_per_second: Option<f64>) -> Result<()> {
+        if let Some(pages_per_second) = pages_per_second {
+            let limit = VcpuLimit {
+                vcpu,
+                pages_per_second,
+            };
+            limit.check()?;
+        }
+        let mut guard = self.lock();
+        let state = &mut *guard;
         let rings = &mut state.rounds.rings;
         let ring = rings.get_mut(&vcpu).ok_or_else(|| no_ring(vcpu))?;
-        ring.slices.set(self.now(), None);
-        end(&mut state.limits);
+        if pages_per_second.is_some() {
+            state.limits.need(state.rounds.tracking)?;
+        }
+        ring.slices.set(self.now(), pages_per_second);
+        state.limits.end();
         Ok(())
     }
 }
@@ -102,15 +136,9 @@ impl State {
     }
 }
 
-fn end(limits: &mut Limits) {
-    if let Some(naps) = &mut limits.naps {
-        naps.end_all();
-    }
-}
-
 impl KeepsWaiting for AskedRounds {
     fn end_waits(&self) {
-        end(&mut self.lock().limits);
+        self.lock().limits.end();
     }
 }
 
@@ -133,15 +161,7 @@ impl Vcpus for AskedRounds {
             state.lift_all(self.now());
             return Ok(());
         }
-        if !state.rounds.tracking {
-            return Err(Error::new(
-                Kind::State,
-                "a dirty limit needs a tracker that is started: nobody else harvests the rings",
-            ));
-        }
-        if state.limits.naps.is_none() {
-            state.limits.naps = Some(Naps::new()?);
-        }
+        state.limits.need(state.rounds.tracking)?;
         let now = self.now();
         let rings = &mut state.rounds.rings;
         for ring in rings.values_mut() {
@@ -156,7 +176,7 @@ impl Vcpus for AskedRounds {
             ring.slices.set(now, ring.next_limit);
         }
         // A limit that rose or went may end a wait.
-        end(&mut state.limits);
+        state.limits.end();
         Ok(())
     }
 

@@ -14,6 +14,7 @@
 
 use super::limits::Limits;
 use super::rounds::{Look, Ring, Rounds};
+use crate::dirty::vcpus::Vcpus;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::{catch, spawn, Join, Role};
 use crate::sys::kvm_ring::{ResetRings, RingMap};
@@ -292,18 +293,33 @@ impl Rings {
     /// [`Kind::NotFound`] for a vCPU that was not added. If the kernel refuses to reset the ring, the
     /// vCPU stays.
     pub fn remove(&self, vcpu: u32) -> Result<()> {
-        self.0.lift(vcpu)?;
+        self.limit(vcpu, None)?;
         self.0.round(Look::All, None)?;
         let mut state = self.0.lock();
         state.rounds.rings.remove(&vcpu);
         Ok(())
     }
 
+    /// Sets or lifts the dirty limit of one vCPU, in pages a second. The others keep theirs. See
+    /// [`Tracker::limit_vcpus`](crate::dirty::tracker::Tracker::limit_vcpus).
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] for a vCPU that was not added, [`Kind::State`] for a limit while nothing is
+    /// tracked, [`Kind::Invalid`] for a limit that is no positive number.
+    pub fn limit(&self, vcpu: u32, pages_per_second: Option<f64>) -> Result<()> {
+        self.0.limit_one(vcpu, pages_per_second)
+    }
+
+    /// How many vCPUs have a dirty limit now.
+    pub fn limited(&self) -> u64 {
+        Vcpus::limited(&*self.0)
+    }
+
     /// Makes room in the ring of a vCPU that came out with it full. Call this on the vCPU's thread,
     /// once for each such exit. Returns when there is room. The only lock taken is held for rounds
     /// alone.
     ///
-    /// A vCPU over its dirty limit ([`Tracker::limit_vcpus`](crate::dirty::tracker::Tracker))
+    /// A vCPU over its dirty limit ([`Rings::limit`])
     /// waits here first, for 5 ms at most. The wait ends early with any signal to the thread, also
     /// one that the thread blocks; when `immediate_exit` of the vCPU's `kvm_run` is set; before each
     /// pause and kick by brant; and when the limit goes. A vCPU that is still over its limit then
