@@ -108,6 +108,30 @@ fn a_forecast_for_a_steady_guest_is_right_to_within_fifteen_percent_of_time_and_
 }
 
 #[test]
+fn a_forecast_is_right_to_within_fifteen_percent_when_the_guest_has_bursts_and_phases_too() {
+    let (_, memory, vcpus) = guests()[0];
+    let link = 10.0 * GBIT;
+    let recorded = traces().map(|trace| {
+        let slower = scenarios::slower(memory, 10.0);
+        (trace.name.clone(), trace.guest(memory, vcpus, slower))
+    });
+    let made = loads(memory, vcpus, link).into_iter();
+    for (load, guest) in made.map(|(n, g)| (n.to_owned(), g)).chain(recorded) {
+        for (policy, plan) in policies(&guest, link, LIMIT) {
+            if !["auto", "limit"].contains(&policy) {
+                continue;
+            }
+            let errors = migrate(&guest, &plan).errors();
+            println!("{load} {policy}: {errors:.2?}");
+            let Some([time, bytes, _]) = errors else {
+                panic!("{load} {policy}: no forecast");
+            };
+            assert!(time <= 0.15 && bytes <= 0.15, "{load} {policy}: {errors:?}");
+        }
+    }
+}
+
+#[test]
 fn a_pause_to_finish_ends_the_migration_by_its_deadline() {
     let (_, memory, vcpus) = guests()[0];
     let link = 100.0 * GBIT;
