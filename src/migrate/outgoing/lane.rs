@@ -145,6 +145,11 @@ impl Lane {
         self.channel.let_go();
     }
 
+    /// How many sent bytes the peer's host does not have yet. 0 if that is unknown.
+    pub(super) fn held(&self) -> u64 {
+        self.channel.held()
+    }
+
     /// How long the cap on the bandwidth has held sending back.
     pub(super) fn paced(&self) -> Duration {
         self.channel.counters().paced

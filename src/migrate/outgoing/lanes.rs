@@ -231,6 +231,12 @@ impl Lanes {
         all
     }
 
+    /// How many sent bytes the destination's host does not have yet, about: the lanes are taken to be
+    /// alike.
+    pub(super) fn held(&self) -> u64 {
+        self.first.held() * self.figures().count() as u64
+    }
+
     /// How long the cap on the bandwidth has held back the slowest lane.
     pub(super) fn paced(&self) -> Duration {
         self.figures()

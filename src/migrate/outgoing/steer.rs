@@ -20,9 +20,10 @@ use crate::migrate::steering::policies::{OnDeadline, Policies, Policy, Slowing};
 use crate::migrate::steering::stall::Stalled;
 use crate::migrate::steering::{Bounds, Decider, Facts, Moment, Next, Verdict};
 use crate::migrate::switchover::source::State;
+use crate::runtime::{Limit, Timeout};
 use crate::vmm::{EventKind, Vmm};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a sync has shown beside the [`Facts`].
 #[derive(Debug, Default, Clone, Copy)]
@@ -76,6 +77,10 @@ pub(super) struct Steer {
     told: Told,
     /// The VMM was told that slowing the guest failed.
     warned: bool,
+    /// Letting the guest go has failed. It is tried once more before the guest is paused.
+    owed: bool,
+    /// The VMM was told that this deadline has passed, and that the migration carries on.
+    passed: Option<Duration>,
     /// Why the guest is paused however long the downtime is.
     knowingly: Option<&'static str>,
 }
@@ -117,6 +122,8 @@ impl Steer {
             bounds: None,
             told: Told::default(),
             warned: false,
+            owed: false,
+            passed: None,
             knowingly: None,
         })
     }
@@ -135,6 +142,16 @@ impl Steer {
     pub(super) fn background_sync(&self) -> Option<Duration> {
         let wanted = self.policies.wants_background_sync();
         wanted.then(|| self.policies.policy().sync)
+    }
+
+    /// When the policy cancels a migration that began at `begun`.
+    pub(super) fn cancels_at(&self, begun: Instant) -> Limit {
+        let policy = self.policies.policy();
+        let cancels = policy.on_deadline == OnDeadline::Cancel;
+        match policy.deadline.filter(|_| cancels) {
+            Some(deadline) => Timeout::new("the policy's deadline", deadline).since(begun),
+            None => Limit::never(),
+        }
     }
 
     /// By how much all vCPUs are slowed, in percent.
@@ -161,6 +178,7 @@ impl Steer {
     /// as before.
     pub(super) fn ask(&mut self, facts: &Facts, fresh: Option<&Fresh<'_>>) -> Result<Next> {
         self.take_orders()?;
+        self.tell_deadline(facts);
         self.knowingly = None;
         let fits = asking::ask(&mut *self.decider, facts)?.next;
         let Some(fresh) = fresh else {
@@ -206,13 +224,17 @@ impl Steer {
 
     /// Nobody is slowed any more: the guest is about to be paused, or the migration is over.
     pub(super) fn let_go(&mut self) {
-        match self.lift() {
-            Err(e) if !self.warned => {
-                self.warned = true;
-                let text = format!("the guest may stay slowed: {e}");
-                self.vmm.event(EventKind::Warning, text);
-            }
-            _ => {}
+        let again = std::mem::take(&mut self.owed);
+        let result = match again {
+            true => self.throttle_all(0).and(self.lift()),
+            false => self.lift(),
+        };
+        let Err(e) = result else { return };
+        // Whoever fails twice would fail again, at a moment when the guest stands still.
+        self.told = Told::default();
+        if !std::mem::replace(&mut self.warned, true) {
+            let text = format!("the guest may stay slowed: {e}");
+            self.vmm.event(EventKind::Warning, text);
         }
     }
 
@@ -269,7 +291,11 @@ impl Steer {
         self.policies.stop_slowing();
         let now = match self.lift() {
             Ok(()) => "is not slowed",
-            Err(_) => "may stay slowed",
+            Err(_) => {
+                self.told = Told::default();
+                self.owed = true;
+                "may stay slowed"
+            }
         };
         if !std::mem::replace(&mut self.warned, true) {
             let text = format!("the guest {now}, and the migration goes on: {e}");
@@ -348,6 +374,22 @@ impl Steer {
             (percent, _) => format!("the guest is slowed by {percent} percent"),
         };
         self.vmm.event(EventKind::Throttle, text);
+    }
+
+    /// A migration that carries on after its deadline says so once.
+    fn tell_deadline(&mut self, facts: &Facts) {
+        let policy = self.policies.policy();
+        let passed = policy.deadline.filter(|deadline| {
+            policy.on_deadline == OnDeadline::CarryOn && facts.elapsed >= *deadline
+        });
+        if let Some(deadline) = passed.filter(|_| passed != self.passed) {
+            let text = format!(
+                "the deadline of {:.1} s has passed, and the migration goes on",
+                deadline.as_secs_f64()
+            );
+            self.vmm.event(EventKind::Warning, text);
+            self.passed = passed;
+        }
     }
 
     fn tell_stalled(&self, facts: &Facts, stalled: &Stalled) {

@@ -139,14 +139,26 @@ impl Facts {
     /// Bytes of pages that the destination will lack when the guest stands still: what is pending,
     /// what is on its way, and what the guest writes during `pause`.
     fn pages_left(&self) -> Bytes {
-        let during_pause = match (self.moment, self.dirty_rate, self.operations.pause) {
-            (Moment::Walking | Moment::Synced, Some(rate), Some(pause)) => {
-                Pages((rate * pause.as_secs_f64()) as u64).bytes().0
-            }
-            _ => 0,
-        };
         let left = self.remaining.0.saturating_add(self.unacknowledged.0);
-        Bytes(left.saturating_add(during_pause))
+        Bytes(left.saturating_add(self.during_pause().0))
+    }
+
+    /// Bytes of pages that the guest writes during `pause`.
+    pub(super) fn during_pause(&self) -> Bytes {
+        match (self.moment, self.dirty_rate, self.operations.pause) {
+            (Moment::Walking | Moment::Synced, Some(rate), Some(pause)) => {
+                Pages((rate * pause.as_secs_f64()) as u64).bytes()
+            }
+            _ => Bytes(0),
+        }
+    }
+
+    /// The downtime that no further pass makes shorter: that of a migration with nothing left to
+    /// send but what the guest writes during `pause`. A guest that is slowed writes less.
+    pub(super) fn unavoidable(&self) -> Option<Duration> {
+        let mut least = *self;
+        (least.remaining, least.unacknowledged) = (Bytes(0), Bytes(0));
+        Some(least.parts()?.total())
     }
 
     /// The time to send all pages that the destination will lack.

@@ -33,6 +33,10 @@ pub struct FitsDowntime {
     overrun: Overrun,
     /// How many syncs in a row have found that the fixed parts exceed the limit.
     beyond: u32,
+    /// A migration without progress for this long has stalled.
+    patience: Duration,
+    /// Since when, and at how many syncs, what the guest writes during `pause` has broken the limit.
+    writes_beyond: Option<(Duration, u32)>,
     /// The guest is paused although the limit cannot be kept.
     knowingly: bool,
     /// The current pass is sent although the rest fitted before it.
@@ -60,6 +64,9 @@ pub const ABORTED_PAUSES_MAX: u32 = 3;
 /// because the machine was busy.
 const BEYOND: u32 = 3;
 
+/// For so long a guest must write too much during `pause`, because it may soon write less.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A rest that takes less time than this is not made smaller, because hardly anybody notices the
 /// pause.
 const UNNOTICED: Duration = Duration::from_micros(250);
@@ -75,6 +82,8 @@ impl FitsDowntime {
             slack: Duration::ZERO,
             overrun: Overrun::Fail,
             beyond: 0,
+            patience: PATIENCE,
+            writes_beyond: None,
             knowingly: false,
             further: false,
             settled: false,
@@ -113,6 +122,37 @@ impl FitsDowntime {
             false => 0,
         };
         self.beyond >= BEYOND || Self::too_far(facts, self.limit)
+    }
+
+    /// Whether the guest has written so much during `pause` for so long that no pause keeps `limit`.
+    /// Example: `pause` takes 100 ms, and a guest that dirties as fast as the link carries writes
+    /// meanwhile what takes another 100 ms to send. No pass makes that less.
+    fn writes_too_much(&mut self, facts: &Facts, limit: Duration) -> bool {
+        let beyond = facts.during_pause().0 > 0 && facts.unavoidable().is_some_and(|t| t > limit);
+        let before = self.writes_beyond.filter(|_| beyond);
+        let (since, syncs) = before.unwrap_or((facts.elapsed, 0));
+        self.writes_beyond = beyond.then_some((since, syncs + 1));
+        beyond && syncs + 1 >= BEYOND && facts.elapsed.saturating_sub(since) >= self.patience
+    }
+
+    /// The error for a guest that writes too much during `pause`.
+    fn written_in_pause(&self, facts: &Facts, limit: Duration) -> Error {
+        let bytes = facts.during_pause().0 as f64;
+        let unavoidable = facts.unavoidable().unwrap_or_default();
+        Error::new(
+            Kind::NotConverged,
+            format!(
+                "the downtime limit of {} ms cannot be kept: `pause` takes {}, in which the guest \
+                 writes {:.1} MB ({:.1} MB/s), so the guest would stand still for {} with nothing \
+                 else left to send. A higher downtime limit, a shorter `pause` or a policy that slows \
+                 the guest would do",
+                limit.as_millis(),
+                millis(facts.operations.pause.unwrap_or_default()),
+                bytes / 1e6,
+                facts.dirty_rate.unwrap_or_default() * 4096.0 / 1e6,
+                millis(unavoidable),
+            ),
+        )
     }
 
     /// The error for a limit that the fixed parts alone exceed.
@@ -284,10 +324,15 @@ impl Decider for FitsDowntime {
                 if beyond && self.fails_for().is_some_and(too_long) {
                     return Next::GiveUp(self.impossible(facts, &parts)).into();
                 }
+                let written = self.writes_too_much(facts, self.ceiling.unwrap_or(self.limit));
+                if let (true, Some(limit)) = (written, self.fails_for()) {
+                    return Next::GiveUp(self.written_in_pause(facts, limit)).into();
+                }
                 // While the limit can still rise, it is not broken knowingly.
-                let beyond = beyond && self.fails_for().is_none();
+                let beyond = (beyond || written) && self.fails_for().is_none();
                 self.knowingly = beyond;
                 let counts = match beyond {
+                    true if written => Duration::ZERO,
                     true => parts.memory,
                     false => parts.total(),
                 };
@@ -334,6 +379,7 @@ impl Decider for FitsDowntime {
         self.limit = bounds.limit;
         self.ceiling = bounds.ceiling.map(|ceiling| ceiling.max(bounds.limit));
         self.deadline = bounds.deadline;
+        self.patience = bounds.patience;
     }
 }
 
@@ -342,5 +388,157 @@ fn plural(name: &str) -> &'static str {
     match name.starts_with("the ") {
         true => "",
         false => "s",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migrate::steering::{Operations, PassFacts};
+    use crate::units::Bytes;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn bounds(limit: u64, ceiling: Option<u64>) -> Bounds {
+        Bounds {
+            limit: ms(limit),
+            ceiling: ceiling.map(ms),
+            deadline: None,
+            patience: ms(1000),
+        }
+    }
+
+    /// Right after a sync at so many milliseconds. 1 MB remains of 1 MB; the link carries 10 MB/s.
+    fn synced(elapsed: u64) -> Facts {
+        let pages = Bytes(1_000_000).pages_down();
+        Facts {
+            elapsed: ms(elapsed),
+            remaining: Bytes(1_000_000),
+            bandwidth: Some(10e6),
+            last_pass: Some(PassFacts {
+                number: 2,
+                pages,
+                data: pages,
+                time: ms(100),
+            }),
+            ..Facts::default()
+        }
+    }
+
+    /// Its guest writes 2.5 MB during a `pause` of 250 ms.
+    fn slow_pause(elapsed: u64) -> Facts {
+        Facts {
+            dirty_rate: Some(10e6 / 4096.0),
+            operations: Operations {
+                pause: Some(ms(250)),
+                ..Operations::default()
+            },
+            ..synced(elapsed)
+        }
+    }
+
+    #[test]
+    fn what_is_written_during_a_slow_pause_ends_a_migration_that_it_has_kept_for_long() {
+        let mut decider = FitsDowntime::new(ms(300), None);
+        decider.set_bounds(&bounds(300, Some(300)));
+        for elapsed in (0..1000).step_by(100) {
+            assert_eq!(decider.decide(&slow_pause(elapsed)).next, Next::GoOn);
+        }
+        let Next::GiveUp(error) = decider.decide(&slow_pause(1000)).next else {
+            panic!("it goes on");
+        };
+        assert_eq!(error.kind(), Kind::NotConverged);
+        let message = error.message();
+        assert!(message.contains("`pause` takes 250.0 ms"), "{message}");
+        assert!(message.contains("writes 2.5 MB (10.0 MB/s)"), "{message}");
+        assert!(message.contains("stand still for 499."), "{message}");
+    }
+
+    #[test]
+    fn a_guest_that_calms_down_in_time_is_not_given_up() {
+        let mut decider = FitsDowntime::new(ms(300), None);
+        decider.set_bounds(&bounds(300, Some(300)));
+        for elapsed in (0..900).step_by(100) {
+            assert_eq!(decider.decide(&slow_pause(elapsed)).next, Next::GoOn);
+        }
+        let mut calm = slow_pause(900);
+        calm.dirty_rate = Some(0.0);
+        decider.decide(&calm);
+        for elapsed in (1000..1900).step_by(100) {
+            assert_eq!(decider.decide(&slow_pause(elapsed)).next, Next::GoOn);
+        }
+    }
+
+    #[test]
+    fn who_pauses_to_finish_or_carries_on_switches_over_although_the_limit_cannot_be_kept() {
+        let mut finish = FitsDowntime::new(ms(300), None);
+        finish.set_bounds(&bounds(300, None));
+        let mut carry_on = FitsDowntime::new(ms(300), None).on_overrun(Overrun::CarryOn);
+        carry_on.set_bounds(&bounds(300, Some(300)));
+        for decider in [&mut finish, &mut carry_on] {
+            let mut ended = None;
+            for elapsed in (0..=1000).step_by(100) {
+                ended = Some(decider.decide(&slow_pause(elapsed)).next);
+            }
+            assert!(matches!(ended, Some(Next::SwitchOver { .. })), "{ended:?}");
+            let mut paused = slow_pause(1300);
+            (paused.moment, paused.stood) = (Moment::Paused, ms(600));
+            assert_eq!(decider.judge(&paused), Verdict::GoThrough);
+        }
+    }
+
+    /// The round trips take 160 ms.
+    fn far(elapsed: u64) -> Facts {
+        Facts {
+            remaining: Bytes(0),
+            round_trip: Some(ms(80)),
+            round_trip_certain: true,
+            ..synced(elapsed)
+        }
+    }
+
+    #[test]
+    fn a_limit_that_cannot_be_kept_is_no_failure_as_long_as_it_may_rise_so_far() {
+        let ends = |ceiling: Option<u64>| {
+            let mut decider = FitsDowntime::new(ms(50), None);
+            decider.set_bounds(&bounds(50, ceiling));
+            let mut walking = far(1);
+            walking.moment = Moment::Walking;
+            let early = decider.decide(&walking).next;
+            (early, decider.decide(&far(1)).next)
+        };
+        assert_eq!(ends(Some(400)), (Next::GoOn, Next::GoOn));
+        let (early, late) = ends(Some(100));
+        let said = |next: Next| match next {
+            Next::GiveUp(error) => error.message().to_owned(),
+            other => format!("{other:?}"),
+        };
+        let words = "limit's ceiling of 100 ms cannot be kept: the round trips alone take 160.0 ms";
+        assert!(said(early).contains(words));
+        assert!(said(late).contains(words));
+        // A pause to finish has no limit that is too short.
+        let (_, finish) = ends(None);
+        assert_eq!(finish, Next::SwitchOver { expected: ms(160) });
+    }
+
+    #[test]
+    fn a_higher_limit_counts_at_once() {
+        let mut decider = FitsDowntime::new(ms(50), None);
+        decider.set_bounds(&bounds(50, Some(50)));
+        let rest = synced(10_000);
+        assert_eq!(decider.decide(&rest).next, Next::GoOn);
+        decider.set_bounds(&bounds(200, Some(200)));
+        let next = decider.decide(&rest).next;
+        assert!(
+            matches!(next, Next::SwitchOver { expected } if expected <= ms(101)),
+            "{next:?}"
+        );
+        let mut paused = rest;
+        (paused.moment, paused.stood) = (Moment::Paused, ms(150));
+        assert_eq!(decider.judge(&paused), Verdict::Resume);
+        decider.set_bounds(&bounds(300, Some(300)));
+        assert_eq!(decider.judge(&paused), Verdict::GoThrough);
     }
 }

@@ -90,6 +90,8 @@ impl Default for Policy {
     }
 }
 
+/// So many syncs in a row must find that no pass keeps the limit.
+const BEYOND: u32 = 3;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -172,6 +174,8 @@ pub struct Policies {
     stall: StallDetector,
     /// The pass whose end has been judged.
     judged: u32,
+    /// How many syncs in a row have found that no pass keeps the limit.
+    beyond: u32,
     /// The throttle and the limits are off, because the guest is paused or the migration has ended.
     off: bool,
 }
@@ -187,6 +191,7 @@ impl Policies {
             rising: RisingLimit::new(limit, policy.ceiling.unwrap_or(limit)),
             stall: StallDetector::new(policy.patience),
             judged: 0,
+            beyond: 0,
             off: false,
             policy,
             limit,
@@ -284,6 +289,7 @@ impl Policies {
         waited: f64,
     ) -> Result<Steer> {
         let load = Load::of(facts);
+        self.judge_limit(facts);
         let stalled = self.judge_pass(facts, &load, waited);
         let next = self.next(facts, fits);
         self.off = matches!(next, Next::SwitchOver { .. } | Next::GiveUp(_));
@@ -309,6 +315,19 @@ impl Policies {
         self.off = true;
         self.limits.end();
         self.throttle.end()
+    }
+
+    /// Raises a limit that no further pass keeps. One sync may have been slow because the machine
+    /// was busy, so several in a row must say so.
+    fn judge_limit(&mut self, facts: &Facts) {
+        if facts.moment != Moment::Synced {
+            return;
+        }
+        let beyond = facts.unavoidable().is_some_and(|t| t > self.limit());
+        self.beyond = if beyond { self.beyond + 1 } else { 0 };
+        if self.beyond >= BEYOND {
+            self.rising.pass_ended(false);
+        }
     }
 
     /// At the end of a pass: whether it was progress.
@@ -582,6 +601,22 @@ mod tests {
             );
         }
         assert_eq!(policies.limit(), Duration::from_millis(150));
+    }
+
+    #[test]
+    fn a_limit_that_no_pass_keeps_rises_for_an_idle_guest_too() {
+        let policy = Policy {
+            ceiling: Some(Duration::from_millis(400)),
+            ..Policy::default()
+        };
+        let mut policies = Policies::new(policy, Duration::from_millis(50)).unwrap();
+        let mut idle = after(2, 0, 0, 1);
+        (idle.last_pass, idle.round_trip) = (None, Some(Duration::from_millis(80)));
+        let limits: Vec<_> = (0..8)
+            .map(|_| steer(&mut policies, &idle).limit.as_millis())
+            .collect();
+        // Two syncs may have been slow by chance. It rises no further than what takes 160 ms.
+        assert_eq!(limits, [50, 50, 75, 112, 168, 168, 168, 168]);
     }
 
     #[test]

@@ -240,15 +240,20 @@ impl Driver {
     fn walk(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.common.shared);
         let params = &shared.params;
-        let total = self.total();
+        // A link that stalls does not keep the policy from ending the migration in time.
+        let total = self
+            .total()
+            .earlier(self.steer.cancels_at(self.common.begun));
         let stop = self.stop();
         let io = Io::until(&stop, params.io()).within(total).of("pages");
         let begun = Instant::now();
         self.course.begin_pass(begun);
         let walked = self.send_pass(&io).and_then(|all| {
             let waits = Instant::now();
+            let on_the_link = self.on_the_link();
             self.acknowledge_all(&io)?;
-            self.rates.waited(waits.elapsed(), begun.elapsed());
+            let waited = waits.elapsed().saturating_sub(on_the_link);
+            self.rates.waited(waited, begun.elapsed());
             let rest = self.lanes()?.sent_since_put();
             self.course.sent(&rest);
             let (at, took) = (self.common.begun.elapsed(), begun.elapsed());
@@ -265,6 +270,17 @@ impl Driver {
                 _ => e,
             }
         })
+    }
+
+    /// How long the last bytes that were sent need to reach the destination's host, and their
+    /// acknowledgement to come back. The destination takes whatever is waited for beyond that.
+    fn on_the_link(&self) -> Duration {
+        let held = self.lanes.as_ref().map_or(0, Lanes::held) as f64;
+        let trip = self.course.round_trip.estimate().unwrap_or_default();
+        let link = self.course.bandwidth.estimate();
+        let link = link.filter(|link| *link > 0.0);
+        let sending = link.map_or(0.0, |link| held / link);
+        trip.saturating_add(Duration::try_from_secs_f64(sending).unwrap_or(Duration::MAX))
     }
 
     /// Tells the course what the destination has acknowledged.
