@@ -20,6 +20,7 @@ mod kvm_measure;
 mod limits;
 mod link;
 mod migration;
+mod policies;
 mod proven;
 mod simulate;
 mod standstill;

@@ -9,5 +9,5 @@ mod aborted;
 mod faults;
 mod kept;
 mod kvm;
-mod over;
+pub mod over;
 mod promise;

@@ -16,7 +16,7 @@ use brant::units::{Bytes, Pages};
 use brant::vmm::Vmm;
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -190,6 +190,16 @@ impl Guest {
         self.threads.lock().unwrap().push(thread);
     }
 
+    /// Starts a thread that writes to one page after another of these pages of one block, and begins
+    /// anew, while the guest runs: `rate` pages a second, less `throttle` percent.
+    pub fn sweeper(&self, name: &str, pages: Range<usize>, rate: f64, throttle: &Arc<AtomicU8>) {
+        let (inner, throttle) = (Arc::clone(&self.inner), Arc::clone(throttle));
+        let rams = self.rams();
+        let (id, ram) = rams.into_iter().find(|(_, r)| r.spec.name == name).unwrap();
+        let thread = std::thread::spawn(move || inner.sweep(&(id, ram, pages), rate, &throttle));
+        self.threads.lock().unwrap().push(thread);
+    }
+
     /// For a test's own writers. When the guest runs, lets `write` write into these blocks and mark
     /// the writes, before the guest can be paused and before a block can be unmapped. `false` if
     /// the guest is stopped for good.
@@ -336,6 +346,34 @@ impl Inner {
             } else {
                 std::thread::sleep(pause);
             }
+        }
+    }
+
+    fn sweep(&self, target: &(BlockId, Arc<Ram>, Range<usize>), rate: f64, throttle: &AtomicU8) {
+        let (gate, (id, ram, pages)) = (&self.gate, target);
+        let mut page = pages.start;
+        while !gate.stop.load(Ordering::SeqCst) {
+            let burst = 16;
+            {
+                let _inside = gate.inside.read().unwrap();
+                if gate.running.load(Ordering::SeqCst) {
+                    for _ in 0..burst {
+                        let offset = page * PAGE + 2048;
+                        ram.word(offset).fetch_add(1, Ordering::Relaxed);
+                        self.tracker.mark_block(*id, Bytes(offset as u64), 8);
+                        page = if page + 1 < pages.end {
+                            page + 1
+                        } else {
+                            pages.start
+                        };
+                    }
+                }
+            }
+            gate.wait_running();
+            let speed = rate * (1.0 - f64::from(throttle.load(Ordering::SeqCst)) / 100.0);
+            // A guest that is slowed notices within a moment that it is not any more.
+            let pause = Duration::from_secs_f64(f64::from(burst) / speed);
+            std::thread::sleep(pause.min(Duration::from_millis(50)));
         }
     }
 

@@ -9,7 +9,7 @@ use super::time::LONG;
 use brant::error::{Error, Kind, Result};
 use brant::vmm::{Event, EventKind, Role, StateBlob, StateSink, Vmm};
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 /// Who runs the guest.
@@ -74,6 +74,12 @@ pub struct TestVmm {
     changed: Condvar,
     pub state: Mutex<Vec<OwnedBlob>>,
     pub early: Mutex<Vec<OwnedBlob>>,
+    /// Whether it has the operation `throttle`.
+    pub can_throttle: AtomicBool,
+    /// What `throttle` was last called with, for all vCPUs.
+    pub throttle: Arc<AtomicU8>,
+    /// The largest percentage so far.
+    pub most: AtomicU8,
     /// The blobs for which `early_load` adds a block, by name.
     pub builds: Mutex<HashMap<String, Spec>>,
 }
@@ -97,6 +103,9 @@ impl TestVmm {
             changed: Condvar::new(),
             state: Mutex::new(vec![blob("cpu", 0, &[1, 2, 3])]),
             early: Mutex::default(),
+            can_throttle: AtomicBool::new(true),
+            throttle: Arc::default(),
+            most: AtomicU8::new(0),
             builds: Mutex::default(),
         })
     }
@@ -163,6 +172,10 @@ impl TestVmm {
     pub fn wait_state(&self, name: &str) {
         self.wait_heard(name, |h| h.states.iter().any(|s| s == name));
     }
+    /// Waits for an event of this kind.
+    pub fn wait_event(&self, kind: EventKind) {
+        self.wait_heard("an event", |h| h.events.iter().any(|e| e.0 == kind));
+    }
     /// Waits until `count` passes are done.
     pub fn wait_passes(&self, count: usize) {
         self.wait_heard("a pass", |h| {
@@ -195,6 +208,11 @@ fn put_all(blobs: &Mutex<Vec<OwnedBlob>>, sink: &mut dyn StateSink) -> Result<()
 impl Vmm for TestVmm {
     fn pause(&self) -> Result<()> {
         self.call("pause");
+        let throttle = self.throttle.load(Ordering::SeqCst);
+        if throttle > 0 {
+            let text = format!("paused a guest that is slowed by {throttle} percent");
+            self.world.wrongs.lock().unwrap().push(text);
+        }
         self.guest.pause();
         self.world.set(Some(false), None);
         self.hook("pause")
@@ -256,6 +274,20 @@ impl Vmm for TestVmm {
         self.world.set(None, Some(true));
         self.guest.resume();
         Ok(())
+    }
+    fn throttle(&self, vcpu: Option<u32>, percent: u8) -> Result<()> {
+        self.call("throttle");
+        if vcpu.is_some() || percent > 99 || !self.guest.is_running() {
+            let text = format!("throttle of {vcpu:?} by {percent}");
+            self.world.wrongs.lock().unwrap().push(text);
+        }
+        self.hook("throttle")?;
+        self.throttle.store(percent, Ordering::SeqCst);
+        self.most.fetch_max(percent, Ordering::SeqCst);
+        Ok(())
+    }
+    fn can_throttle(&self) -> bool {
+        self.can_throttle.load(Ordering::SeqCst)
     }
     fn event(&self, event: &Event) {
         {
