@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 static int fd = -1;
+static bool switch_over;
 
 int interrupt_init(void)
 {
@@ -18,6 +19,7 @@ int interrupt_init(void)
 	sigemptyset(&set);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGUSR1);
 	if (pthread_sigmask(SIG_BLOCK, &set, NULL))
 		return -1;
 	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -44,11 +46,22 @@ int interrupt_wait(double seconds)
 	struct signalfd_siginfo info;
 
 	do {
-		if (read(fd, &info, sizeof(info)) == sizeof(info))
-			return (int)info.ssi_signo;
+		while (read(fd, &info, sizeof(info)) == sizeof(info)) {
+			if (info.ssi_signo != SIGUSR1)
+				return (int)info.ssi_signo;
+			switch_over = true;
+		}
 		left = end - now();
 		if (left > 0)
 			poll(&look, 1, left > 1e6 ? 1000000000 : (int)(left * 1e3) + 1);
 	} while (left > 0);
 	return 0;
+}
+
+bool interrupt_switch_over(void)
+{
+	bool asked = switch_over;
+
+	switch_over = false;
+	return asked;
 }

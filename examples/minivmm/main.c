@@ -77,13 +77,20 @@ static bool interrupted(void *opaque)
 	return true;
 }
 
+static bool switch_over(void *opaque)
+{
+	(void)opaque;
+	return interrupt_switch_over();
+}
+
 int program_new(struct program *p, bool incoming)
 {
 	const struct options *o = p->o;
 	struct mg_hooks hooks = {
 		.opaque = p, .frozen = frozen, .arrived = arrived, .progress = progress, .warning = warning,
 		/* A terminal's Ctrl-C reaches both processes of a demo. The first one decides. */
-		.interrupt_fd = o->ledger_fd < 0 ? interrupt_fd() : -1, .interrupted = interrupted};
+		.interrupt_fd = o->ledger_fd < 0 ? interrupt_fd() : -1, .interrupted = interrupted,
+		.switch_over = switch_over};
 	struct mg_options options = o->migration;
 	struct mv_config config = o->machine;
 	char err[256];

@@ -339,11 +339,24 @@ static int32_t op_kick(void *opaque, brant_reason *reason)
 	return mv_kick(g->machine) ? why(g, reason) : 0;
 }
 
+/* The guest sleeps for a part of its time, between its bursts. A pause ends that sleep. */
+static int32_t op_throttle(void *opaque, uint32_t vcpu, uint32_t percent, brant_reason *reason)
+{
+	struct migration *g = opaque;
+
+	(void)reason;
+	mv_set_throttle(g->machine, vcpu == BRANT_ALL_VCPUS ? -1 : (int)vcpu, percent);
+	return 0;
+}
+
 static void op_event(void *opaque, const brant_event *event)
 {
 	struct migration *g = opaque;
 
-	if ((event->kind == BRANT_EVENT_WARNING || event->kind == BRANT_EVENT_MISMATCH) && g->hooks.warning)
+	bool warns = event->kind == BRANT_EVENT_WARNING || event->kind == BRANT_EVENT_MISMATCH ||
+		     event->kind == BRANT_EVENT_STALLED;
+
+	if (warns && g->hooks.warning)
 		g->hooks.warning(g->hooks.opaque, event->message);
 }
 
@@ -360,6 +373,7 @@ static const brant_ops ops = {
 	.run = op_run,
 	.event = op_event,
 	.kick = op_kick,
+	.throttle = op_throttle,
 };
 
 /* ---- its beginning and its end ---- */
@@ -464,6 +478,9 @@ static int32_t watch(struct migration *g, brant_error **why_not)
 				g->hooks.warning(g->hooks.opaque, brant_error_message(e));
 			brant_error_free(e);
 		}
+		/* Too late, when the guest is paused already. */
+		if (g->outgoing && g->hooks.switch_over && g->hooks.switch_over(g->hooks.opaque))
+			brant_outgoing_switch_over(g->outgoing, NULL);
 		const struct mg_progress p = mig_progress(g, false);
 		if (mig_wait(g, 0, NULL) == BRANT_E_PENDING)
 			show(g, p);
@@ -494,8 +511,17 @@ int mg_prepare_send(struct migration *g)
 		.total_timeout_ms = g->options.timeout_ms,
 		.verify = g->options.verify ? BRANT_VERIFY_ON : BRANT_VERIFY_OFF,
 	};
+	brant_policy policy = {
+		.size = sizeof(policy),
+		.downtime_ceiling_ms = g->options.ceiling_ms,
+		.deadline_ms = g->options.deadline_ms,
+		.slowing = g->options.slowing,
+		.throttle_max = g->options.throttle_max,
+		.on_deadline = g->options.on_deadline,
+	};
 
 	MUST("migration", brant_outgoing_new(g->tracker, &params, &g->outgoing, &e));
+	MUST("policy", brant_outgoing_set_policy(g->outgoing, &policy, &e));
 	return 0;
 }
 

@@ -10,8 +10,16 @@
 #define MG_LOG_MARKS 4u
 #define MG_LOG_MEASURED 5u
 
+enum mg_slowing { MG_SLOW_NONE, MG_SLOW_ALL, MG_SLOW_WRITERS };
+enum mg_on_deadline { MG_CANCEL, MG_CARRY_ON, MG_PAUSE };
+
 struct mg_options {
 	uint64_t downtime_ms, bandwidth, timeout_ms; /* 0: the engine's defaults */
+	/* Source: what is done about a guest that dirties too much. */
+	enum mg_slowing slowing;
+	unsigned throttle_max;                       /* percent; 0: the default */
+	uint64_t ceiling_ms, deadline_ms;            /* 0: none */
+	enum mg_on_deadline on_deadline;
 	bool verify; /* source: compare the memory at the destination with the memory here afterwards */
 	/* 0 is the best one. For a KVM guest: 1 get-and-clear, 2 manual protect, 3 initially set, MG_LOG_MEASURED the one
 	 * that costs least on this machine, rings included. For a process: MG_LOG_MARKS, so that only marked writes are
@@ -52,6 +60,8 @@ struct mg_hooks {
 	 * whether to cancel. */
 	int interrupt_fd;
 	bool (*interrupted)(void *opaque);
+	/* Asked after `interrupted`: whether the user wants the guest to be paused and to leave now. */
+	bool (*switch_over)(void *opaque);
 };
 
 /* Where the guest is after a migration. */

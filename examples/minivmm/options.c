@@ -21,6 +21,7 @@ static const char usage[] =
 	"  restore --from FILE        run a guest from such a file\n"
 	"  ENDPOINT is tcp:ADDRESS:PORT or unix:/PATH.\n"
 	"Ctrl-C while a guest is sent or saved cancels that: the guest runs on. A second one ends it.\n"
+	"SIGUSR1 while a guest is sent: it is paused now, and switched over.\n"
 	"machine (all; the same for send and receive, and for save and restore):\n"
 	"  --kind auto|kvm|process  what the guest is; auto: KVM if it can be had (auto)\n"
 	"  --memory SIZE            guest memory, 16M to 64T in whole pages (1G)\n"
@@ -36,6 +37,12 @@ static const char usage[] =
 	"  --transport tcp|unix|fd  between a demo's two processes (tcp)\n"
 	"  --downtime MS            the limit, 1 to 3600000 (300)\n"
 	"  --bandwidth BYTES        a second, at most, while the guest runs, 64k to 1T (no cap)\n"
+	"  --policy NAME            a guest that dirties too much: none, auto-converge (all vCPUs are slowed), dirty-limit\n"
+	"                           (those that dirty; with --ring) (none)\n"
+	"  --throttle PERCENT       the most by which a vCPU is slowed, 1 to 99 (99)\n"
+	"  --ceiling MS             up to which the downtime limit rises, to 3600000 (it does not)\n"
+	"  --deadline SECONDS       of the whole migration, 1 to 2592000 (none)\n"
+	"  --on-deadline NAME       cancel, carry-on, or pause: the guest is paused in time to finish by then (cancel)\n"
 	"  --timeout SECONDS        of the whole migration, 1 to 2592000 (3600)\n"
 	"  --verify                 send: compare the memory there with the memory here afterwards; a demo always does\n"
 	"  --log MODE               auto; with KVM: get-and-clear, manual, initially-set, or measured, which tries\n"
@@ -51,7 +58,8 @@ static const char usage[] =
 const char *const options_workloads[] = {
 	[GV_IDLE] = "idle", [GV_SWEEP] = "sweep", [GV_RANDOM] = "random", [GV_HOT] = "hot", [GV_MIXED] = "mixed", NULL};
 
-enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, TIMEOUT, VERIFY, LOG,
+enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, POLICY, THROTTLE, CEILING,
+       DEADLINE, ON_DEADLINE, TIMEOUT, VERIFY, LOG,
        CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, JSON, TO, LISTEN, FROM, LEDGER, SOCKET, VERSION, HELP, END };
 
 #define ALL (DEMO | SEND | RECEIVE | SAVE | RESTORE)
@@ -74,6 +82,11 @@ static const struct {
 	[TRANSPORT - KIND] = {"transport", DEMO, 0, 0, "tcp, unix or fd"},
 	[DOWNTIME - KIND] = {"downtime", DEMO | SEND | SAVE, 1, 3600000, "1 to 3600000 milliseconds"},
 	[BANDWIDTH - KIND] = {"bandwidth", DEMO | SEND, 64u << 10, 1ull << 40, "64k to 1T bytes a second"},
+	[POLICY - KIND] = {"policy", DEMO | SEND, 0, 0, "none, auto-converge or dirty-limit"},
+	[THROTTLE - KIND] = {"throttle", DEMO | SEND, 1, 99, "1 to 99 percent"},
+	[CEILING - KIND] = {"ceiling", DEMO | SEND, 1, 3600000, "1 to 3600000 milliseconds"},
+	[DEADLINE - KIND] = {"deadline", DEMO | SEND, 1, 30 * 86400, "1 to 2592000 seconds"},
+	[ON_DEADLINE - KIND] = {"on-deadline", DEMO | SEND, 0, 0, "cancel, carry-on or pause"},
 	[TIMEOUT - KIND] = {"timeout", DEMO | SEND, 1, 30 * 86400, "1 to 2592000 seconds"},
 	[VERIFY - KIND] = {"verify", SEND, 0, 0, NULL},
 	[LOG - KIND] = {"log", DEMO | SEND | SAVE, 0, 0, "auto, get-and-clear, manual, initially-set, measured or marks"},
@@ -208,6 +221,14 @@ static int check_together(struct options *o, const bool *given)
 			      o->verb == DEMO ? "two guests" : "a guest", memory >> 20, fits >> 20);
 	if (given[RATE - KIND] && o->machine.workload == GV_IDLE)
 		return refuse("--rate does nothing: the workload `idle` writes nothing");
+	if (given[THROTTLE - KIND] && m->slowing != MG_SLOW_ALL)
+		return refuse("--throttle does nothing without --policy auto-converge");
+	if (m->slowing == MG_SLOW_WRITERS && !m->ring)
+		return refuse("--policy dirty-limit: only dirty rings tell vCPUs apart (--ring)");
+	if (m->ceiling_ms && m->ceiling_ms < m->downtime_ms)
+		return refuse("--ceiling: it is below the downtime limit of %" PRIu64 " ms", m->downtime_ms);
+	if (m->on_deadline == MG_CARRY_ON && !m->deadline_ms)
+		return refuse("--on-deadline carry-on does nothing without --deadline");
 	if (given[RING - KIND] && !kvm)
 		return refuse("--ring does nothing: %s has no dirty rings", guest);
 	if (m->log_mode == MG_LOG_MARKS && kvm)
@@ -236,6 +257,8 @@ static bool take(struct options *o, int option, uint64_t n, int *kind)
 	static const char *const kinds[] = {"kvm", "process", "auto", NULL};
 	static const char *const transports[] = {"tcp", "unix", "fd", NULL};
 	static const char *const logs[] = {"auto", "get-and-clear", "manual", "initially-set", "marks", "measured", NULL};
+	static const char *const policies[] = {"none", "auto-converge", "dirty-limit", NULL};
+	static const char *const ends[] = {"cancel", "carry-on", "pause", NULL};
 	int which = 0;
 
 	switch (option) {
@@ -256,6 +279,17 @@ static bool take(struct options *o, int option, uint64_t n, int *kind)
 		return which >= 0;
 	case DOWNTIME: o->migration.downtime_ms = n; return true;
 	case BANDWIDTH: o->migration.bandwidth = n; return true;
+	case POLICY:
+		which = choice(optarg, policies);
+		o->migration.slowing = (enum mg_slowing)which;
+		return which >= 0;
+	case THROTTLE: o->migration.throttle_max = (unsigned)n; return true;
+	case CEILING: o->migration.ceiling_ms = n; return true;
+	case DEADLINE: o->migration.deadline_ms = n * 1000; return true;
+	case ON_DEADLINE:
+		which = choice(optarg, ends);
+		o->migration.on_deadline = (enum mg_on_deadline)which;
+		return which >= 0;
 	case TIMEOUT: o->migration.timeout_ms = n * 1000; return true;
 	case VERIFY: o->migration.verify = true; return true;
 	case LOG:
