@@ -1,6 +1,6 @@
 /*
- * Copies of a guest in this process, and migrations between them, for owner.c and late.c. A copy
- * "runs" when its VMM was told so. How many copies run at once is counted.
+ * Copies of a guest in this process, and migrations between them, for owner.c, late.c, aborted.c and
+ * verify.c. A copy "runs" when its VMM was told so. How many copies run at once is counted.
  */
 #ifndef COPIES_H
 #define COPIES_H
@@ -11,6 +11,7 @@
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -50,6 +51,12 @@ struct copy {
     bool slow_to_hear;
     /* How long `release` takes. */
     atomic_int release_ms;
+    /* If set, called at the end of `pause` and of `release`. */
+    void (*at_pause)(struct copy *), (*at_release)(struct copy *);
+    /* Events of each kind, and the last message of each. */
+    atomic_int events[16];
+    char messages[16][512];
+    uint32_t block;
     /* If set, waited for inside `save`. */
     sem_t *in_save, *save_goes_on;
 };
@@ -87,6 +94,8 @@ static int32_t op_pause(void *opaque, brant_reason *reason)
     (void)reason;
     copy->pauses++;
     set_runs(copy, false);
+    if (copy->at_pause)
+        copy->at_pause(copy);
     return 0;
 }
 
@@ -130,6 +139,8 @@ static int32_t op_release(void *opaque, brant_reason *reason)
 
     (void)reason;
     wait_ms(atomic_load(&copy->release_ms));
+    if (copy->at_release)
+        copy->at_release(copy);
     return 0;
 }
 
@@ -152,6 +163,10 @@ static void op_event(void *opaque, const brant_event *event)
 {
     struct copy *copy = opaque;
 
+    if (event->kind < sizeof copy->messages / sizeof *copy->messages) {
+        snprintf(copy->messages[event->kind], sizeof *copy->messages, "%s", event->message);
+        copy->events[event->kind]++;
+    }
     if (copy->slow_to_hear && event->kind == BRANT_EVENT_STATE &&
         (!strcmp(event->message, "starting") || !strcmp(event->message, "handing over")))
         wait_ms((int)patience(LIMIT_MS) + 100);
@@ -174,7 +189,7 @@ static struct copy *copy_new(bool runs)
     memset(copy->host, runs ? 7 : 0, BYTES);
     block.host = copy->host;
     MUST(brant_guest_new(&ops, copy, &copy->guest, &e));
-    MUST(brant_guest_add_block(copy->guest, &block, NULL, &e));
+    MUST(brant_guest_add_block(copy->guest, &block, &copy->block, &e));
     MUST(brant_tracker_new(copy->guest, NULL, &copy->tracker, &e));
     set_runs(copy, runs);
     return copy;
@@ -189,7 +204,7 @@ static void copy_free(struct copy *copy)
     free(copy);
 }
 
-static uint32_t state_of(const struct copy *copy)
+__attribute__((unused)) static uint32_t state_of(const struct copy *copy)
 {
     uint32_t state = UINT32_MAX;
 
@@ -205,7 +220,7 @@ static brant_params limited(uint64_t ms)
                            .switchover_bandwidth = 1 << 30 };
 }
 
-static brant_outgoing *out_new(struct copy *from, uint64_t limit_ms)
+__attribute__((unused)) static brant_outgoing *out_new(struct copy *from, uint64_t limit_ms)
 {
     brant_params params = limited(limit_ms);
     brant_outgoing *out;
@@ -214,7 +229,7 @@ static brant_outgoing *out_new(struct copy *from, uint64_t limit_ms)
     return out;
 }
 
-static brant_incoming *in_new(struct copy *to)
+__attribute__((unused)) static brant_incoming *in_new(struct copy *to)
 {
     brant_params params = limited(0);
     brant_incoming *in;
@@ -308,7 +323,7 @@ static void both_start(brant_outgoing *out, brant_incoming *in)
 /* A whole migration's results on both sides. */
 struct result { int32_t source, destination; };
 
-static struct result migrate(struct copy *from, struct copy *to)
+__attribute__((unused)) static struct result migrate(struct copy *from, struct copy *to)
 {
     brant_outgoing *out = out_new(from, 0);
     brant_incoming *in = in_new(to);
@@ -322,7 +337,7 @@ static struct result migrate(struct copy *from, struct copy *to)
     return result;
 }
 
-static bool moves(struct copy *from, struct copy *to)
+__attribute__((unused)) static bool moves(struct copy *from, struct copy *to)
 {
     struct result result = migrate(from, to);
 
