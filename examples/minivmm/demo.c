@@ -207,8 +207,8 @@ static int verify(const struct ledger *l, const struct mg_result *result)
 	}
 	screen_say("the engine compared %" PRIu64 " pages too, and left out %" PRIu64 " that it did not read",
 		   result->verified_pages, result->unverified_pages);
-	screen_say("the guest stood still for %.1f ms in all, %.1f ms of it for the digests", result->downtime_ms,
-		   digesting + l->verify_ms);
+	program_tell_downtime(result);
+	screen_say("%.1f ms of it were for the digests", digesting + l->verify_ms);
 	screen_say("verified: %" PRIu64 " pages identical, guest continued, downtime %.1f ms (limit %.0f ms)", l->pages, downtime,
 		   result->limit_ms);
 	return 0;

@@ -60,6 +60,24 @@ static void warning(void *opaque, const char *message)
 	screen_say("warning: %s", message);
 }
 
+static void downtime(void *opaque, const char *message)
+{
+	(void)opaque;
+	screen_say("%s", message);
+}
+
+void program_tell_downtime(const struct mg_result *result)
+{
+	char text[512];
+	size_t n = 0;
+
+	for (int i = 0; i < MG_PARTS; i++)
+		n += (size_t)snprintf(text + n, sizeof(text) - n, "%s%s %.1f (%.1f)", i ? ", " : "", result->parts[i].name,
+				      result->parts[i].took_ms, result->parts[i].promised_ms);
+	screen_say("the guest stood still for %.1f ms; promised were %.1f ms", result->downtime_ms, result->promised_ms);
+	screen_say("each part in ms (promised): %s", text);
+}
+
 /* The first Ctrl-C cancels. Another one, before the cancel has taken effect, ends the program. */
 static bool interrupted(void *opaque)
 {
@@ -88,6 +106,7 @@ int program_new(struct program *p, bool incoming)
 	const struct options *o = p->o;
 	struct mg_hooks hooks = {
 		.opaque = p, .frozen = frozen, .arrived = arrived, .progress = progress, .warning = warning,
+		.downtime = downtime,
 		/* A terminal's Ctrl-C reaches both processes of a demo. The first one decides. */
 		.interrupt_fd = o->ledger_fd < 0 ? interrupt_fd() : -1, .interrupted = interrupted,
 		.switch_over = switch_over};
@@ -304,6 +323,7 @@ static int send_guest(const struct options *o)
 	} else {
 		screen_say("the guest runs at %s, downtime %.1f ms (limit %.0f ms)", o->endpoint, result.downtime_ms,
 			   result.limit_ms);
+		program_tell_downtime(&result);
 		if (o->migration.verify)
 			screen_say("%" PRIu64 " pages compared, %" PRIu64 " of them differ, %" PRIu64 " left out",
 				   result.verified_pages, result.mismatched_pages, result.unverified_pages);

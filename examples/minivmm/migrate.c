@@ -358,6 +358,8 @@ static void op_event(void *opaque, const brant_event *event)
 
 	if (warns && g->hooks.warning)
 		g->hooks.warning(g->hooks.opaque, event->message);
+	if (event->kind == BRANT_EVENT_DOWNTIME && g->hooks.downtime)
+		g->hooks.downtime(g->hooks.opaque, event->message);
 }
 
 static const brant_ops ops = {

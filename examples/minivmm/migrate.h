@@ -56,6 +56,9 @@ struct mg_hooks {
 	void (*progress)(void *opaque, const struct mg_progress *progress);
 	/* A warning. Called on any thread. */
 	void (*warning)(void *opaque, const char *message);
+	/* Source: what became of the time in which the guest stands still. Example: a pause was aborted, because the guest
+	 * wrote too much in it. Called on any thread. */
+	void (*downtime)(void *opaque, const char *message);
 	/* A descriptor that is readable when the user wants an end (-1: never), and the function that reads it and returns
 	 * whether to cancel. */
 	int interrupt_fd;
@@ -73,6 +76,14 @@ enum mg_where {
 	MG_MAYBE_THERE, /* handed over and not answered: it may run there, and must not run here */
 };
 
+/* A part of the downtime: how long it was expected to take when the guest was about to be paused, and how long it took. */
+struct mg_part {
+	const char *name;
+	double promised_ms, took_ms;
+};
+
+enum { MG_PARTS = 9 };
+
 struct mg_result {
 	enum mg_where where;
 	bool cancelled;
@@ -83,6 +94,9 @@ struct mg_result {
 	 * destination, a part of the downtime. */
 	uint64_t verified_pages, unverified_pages, mismatched_pages;
 	double verify_ms;
+	/* Source: what was promised of downtime_ms, and its parts. */
+	double promised_ms;
+	struct mg_part parts[MG_PARTS];
 	char json[4096];
 };
 

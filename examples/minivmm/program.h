@@ -30,6 +30,9 @@ int program_new(struct program *p, bool incoming);
 void program_free(struct program *p);
 /* "a KVM guest of 1024 MiB with 4 vCPUs". */
 const char *program_machine(struct program *p);
+
+/* Tells how long the guest stood still, and each part of it beside what was promised. */
+void program_tell_downtime(const struct mg_result *result);
 /* Starts the guest, and lets it run as long as --after says. -1 if it could not start, or if the user wants an end.
  */
 int program_start(struct program *p);

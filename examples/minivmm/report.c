@@ -80,6 +80,11 @@ struct mg_progress report_progress(const brant_stats *s, const brant_forecast *f
 	};
 }
 
+static struct mg_part part(const char *name, uint64_t promised_ns, uint64_t took_ns)
+{
+	return (struct mg_part){name, (double)promised_ns / 1e6, (double)took_ns / 1e6};
+}
+
 struct mg_result report_result(const brant_stats *s)
 {
 	return (struct mg_result){
@@ -95,6 +100,18 @@ struct mg_result report_result(const brant_stats *s)
 		.unverified_pages = s->unverified_pages,
 		.mismatched_pages = s->mismatched_pages,
 		.verify_ms = (double)s->digest_ns / 1e6,
+		.promised_ms = (double)s->promised_downtime_ns / 1e6,
+		.parts = {
+			part("pause", s->promised_pause_ns, s->pause_ns),
+			part("sync", s->promised_sync_ns, s->last_sync_ns),
+			part("save", s->promised_save_ns, s->save_ns),
+			part("memory", s->promised_memory_ns, s->memory_ns),
+			part("state", s->promised_state_ns, s->state_sent_ns),
+			part("load", s->promised_load_ns, s->load_ns),
+			part("round trips", s->promised_round_trips_ns, s->round_trips_ns),
+			part("release", s->promised_release_ns, s->release_ns),
+			part("run", s->promised_run_ns, s->run_ns),
+		},
 	};
 }
 
