@@ -6,12 +6,15 @@
 //! of a buffer made for the old slot. With this buffer the kernel meets the guard page, stops, and
 //! answers `EFAULT`.
 
-use super::kernel;
+use super::{kernel, mem};
 use crate::error::{Error, Result};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 const PAGE: usize = 4096;
+/// Buffers of this many bytes lie on huge pages, if the kernel has any: it writes all of a bitmap, and
+/// all of it is read.
+const HUGE_FROM: usize = 4 << 20;
 
 /// A number of words, zero at first, directly before a page without permissions.
 #[derive(Debug)]
@@ -52,6 +55,9 @@ impl Guarded {
             return Err(no_memory());
         };
         let guarded = Guarded { base, body, words };
+        if body >= HUGE_FROM {
+            mem::prefer_huge_pages(base.as_ptr(), body);
+        }
         // SAFETY: the last page of the new mapping.
         let done =
             unsafe { kernel::mprotect(base.as_ptr().add(body).cast(), PAGE, libc::PROT_NONE) };
