@@ -12,7 +12,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::fd::{is_path_only, what_is};
-use crate::sys::maps::{self, Shown};
+use crate::sys::maps::{self, Maps, Shown};
 use crate::sys::mem;
 use crate::sys::pagemap::Mapping;
 use crate::units::PAGE_SIZE;
@@ -41,11 +41,16 @@ fn device_name(device: u64) -> String {
     format!("{}:{}", device >> 32, device & 0xffff_ffff)
 }
 
-/// The identity of `file`, if `mapping`, the memory of the block, can be mapped from it.
+/// The identity of `file`, if `mapping`, the memory of the block, can be mapped from it. `maps` is the
+/// open `/proc/self/maps` that showed the mapping.
 ///
 /// # Errors
 /// [`Kind::Invalid`] with what was expected and found.
-pub(super) fn identity(file: &BackingFile, mapping: Mapping) -> Result<Identity> {
+pub(super) fn identity(
+    file: &BackingFile,
+    maps: Option<&Maps>,
+    mapping: Mapping,
+) -> Result<Identity> {
     let invalid = |what: String| Err(Error::new(Kind::Invalid, what));
     let fd = file.fd.as_fd();
     if is_path_only(fd) {
@@ -82,7 +87,7 @@ pub(super) fn identity(file: &BackingFile, mapping: Mapping) -> Result<Identity>
         // Several mappings, or an unknown one: the descriptor is believed, if it is of a file.
         Mapping::Other => (device, inode, file.offset),
     };
-    let same = match maps::shown_for(fd) {
+    let same = match maps::shown_for(maps, fd) {
         Shown::NoMemory => {
             return invalid(format!(
                 "expected the descriptor of the file or memfd that the block is mapped from, found \

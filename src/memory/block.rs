@@ -14,6 +14,7 @@ use super::poisoned::Poisoned;
 use crate::channel::{Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::sys::fd::with_own_position;
+use crate::sys::maps::Maps;
 use crate::sys::{mem, pagemap};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::fmt;
@@ -213,11 +214,15 @@ impl Block {
         }
         // Without /proc (a chroot, a sandbox that forbids opening files) the mapping is unknown,
         // and every page counts as touched.
-        let mapping = pagemap::mapping_of(host as u64, length.0).unwrap_or(pagemap::Mapping::Other);
+        let maps = Maps::open().ok();
+        let mapping = maps
+            .as_ref()
+            .and_then(|maps| pagemap::mapping_of(maps, host as u64, length.0).ok())
+            .unwrap_or(pagemap::Mapping::Other);
         let identity = match &file {
             None => None,
             Some(file) => Some(
-                backing::identity(file, mapping)
+                backing::identity(file, maps.as_ref(), mapping)
                     .map_err(|e| e.context(format_args!("block `{name}`")))?,
             ),
         };

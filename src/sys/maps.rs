@@ -313,8 +313,9 @@ pub enum Shown {
 }
 
 /// What `/proc/self/maps` shows of memory that is mapped from this descriptor's file. Maps a page of
-/// the file and unmaps it again. The page is not touched, and takes no memory.
-pub fn shown_for(fd: BorrowedFd<'_>) -> Shown {
+/// the file and unmaps it again. The page is not touched, and takes no memory. `maps` is `None` where
+/// `/proc/self/maps` cannot be opened.
+pub fn shown_for(maps: Option<&Maps>, fd: BorrowedFd<'_>) -> Shown {
     // A mapping of huge pages is as long as one of them, and is unmapped with that length only.
     let length = super::mem::page_size_of(fd);
     // SAFETY: a new mapping, where the kernel likes, which nobody can access.
@@ -335,11 +336,11 @@ pub fn shown_for(fd: BorrowedFd<'_>) -> Shown {
             _ => Shown::Unknown,
         };
     }
-    let area = Maps::open().and_then(|maps| maps.at(at as u64));
+    let area = maps.map(|maps| maps.at(at as u64));
     // SAFETY: the mapping made above.
     unsafe { kernel::munmap(at, length) };
     match area {
-        Ok(Some(area)) => Shown::File {
+        Some(Ok(Some(area))) => Shown::File {
             device: area.device,
             inode: area.inode,
         },

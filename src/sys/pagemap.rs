@@ -215,11 +215,11 @@ pub enum Mapping {
 }
 
 /// The kind of mapping behind all of `length` bytes at `start`.
-pub fn mapping_of(start: u64, length: u64) -> Result<Mapping> {
+pub fn mapping_of(maps: &Maps, start: u64, length: u64) -> Result<Mapping> {
     let end = start.saturating_add(length);
     let mut at = start;
     let mut kind: Option<Mapping> = None;
-    Maps::open()?.over(start..end, |area| {
+    maps.over(start..end, |area| {
         let (device, inode) = (area.device, area.inode);
         // The offset that `start` would have by this piece: it is equal for all pieces of one
         // mapping.
