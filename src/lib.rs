@@ -70,6 +70,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod bits;
+pub mod device;
 pub mod dirty;
 pub mod error;
 pub mod memory;

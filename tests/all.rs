@@ -27,3 +27,5 @@ mod standstill;
 mod unreadable;
 mod userfault;
 mod verify;
+mod vfio;
+mod vhost_user;

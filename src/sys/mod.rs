@@ -26,6 +26,8 @@ pub mod mem;
 pub mod net;
 pub mod own;
 pub mod pagemap;
+pub mod passing;
+pub mod pipe;
 pub mod shm;
 pub mod thread;
 pub mod uffd;

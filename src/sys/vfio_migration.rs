@@ -2,17 +2,17 @@
 //! version 2 (Linux 5.18; peer-to-peer states 5.18, PRE_COPY and the size of the data 6.2).
 //!
 //! A device is in one of a few states ([`State`]). The user sets the next one; the kernel goes there
-//! by itself, through other states where there is no direct way. Some ways open a **session**: a
+//! by itself, through other states where there is no direct way. Some ways open a **transfer**: a
 //! descriptor, `data_fd`, from which the device's state is read or to which it is written. The rules
 //! are those of `linux/vfio.h`; a test lets the C compiler compare numbers and layouts as far as the
 //! installed header knows them. `device::vfio`, the only caller, knows which state comes next.
 
 use super::event::{self, Poll};
 use super::ioctl::{Descriptor, Ioctl};
-use super::kernel;
+use super::pipe;
 use super::vfio::{DEVICE_FEATURE, FEATURE_GET, FEATURE_SET};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// `VFIO_DEVICE_FEATURE_MIGRATION`.
@@ -21,9 +21,11 @@ pub const MIGRATION: u32 = 1;
 pub const MIG_DEVICE_STATE: u32 = 2;
 /// `VFIO_DEVICE_FEATURE_MIG_DATA_SIZE`.
 pub const MIG_DATA_SIZE: u32 = 9;
+/// `VFIO_DEVICE_GET_INFO`, on a device.
+pub const DEVICE_GET_INFO: u32 = 0x3b6b;
 /// `VFIO_DEVICE_RESET`, on a device. It takes no argument.
 pub const DEVICE_RESET: u32 = 0x3b6f;
-/// `VFIO_MIG_GET_PRECOPY_INFO`, on a session's descriptor.
+/// `VFIO_MIG_GET_PRECOPY_INFO`, on a transfer's descriptor.
 pub const GET_PRECOPY_INFO: u32 = 0x3b79;
 
 /// `VFIO_MIGRATION_STOP_COPY`: the states STOP, STOP_COPY and RESUMING.
@@ -101,6 +103,16 @@ struct Info {
     dirty_bytes: u64,
 }
 
+/// `vfio_device_info` as far as every kernel fills it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct DeviceInfo {
+    argsz: u32,
+    flags: u32,
+    num_regions: u32,
+    num_irqs: u32,
+}
+
 /// What a device that runs has to send now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PrecopyInfo {
@@ -110,7 +122,7 @@ pub struct PrecopyInfo {
     pub dirty_bytes: u64,
 }
 
-/// The direction of a wait on a session.
+/// The direction of a wait on a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     /// The device's state comes out.
@@ -119,8 +131,8 @@ pub enum Flow {
     In,
 }
 
-/// A session: the descriptor over which a device's state goes. Its end closes it.
-pub trait Session: Ioctl {
+/// A transfer: the descriptor over which a device's state goes. Its end closes it.
+pub trait Transfer: Ioctl {
     /// Reads what there is, without waiting. `EAGAIN`: nothing yet; `ENOMSG`: nothing until the
     /// running device changes; 0: the end.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
@@ -132,30 +144,22 @@ pub trait Session: Ioctl {
 
 /// A VFIO device.
 pub trait Device: Ioctl {
-    /// Takes over the session that the kernel has just opened as descriptor `data_fd`.
-    fn session(&mut self, data_fd: RawFd) -> io::Result<Box<dyn Session>>;
+    /// Takes over the transfer that the kernel has just opened as descriptor `data_fd`.
+    fn transfer(&mut self, data_fd: RawFd) -> io::Result<Box<dyn Transfer>>;
 }
 
 impl Device for Descriptor {
-    fn session(&mut self, data_fd: RawFd) -> io::Result<Box<dyn Session>> {
+    fn transfer(&mut self, data_fd: RawFd) -> io::Result<Box<dyn Transfer>> {
         // SAFETY: the kernel has just made this descriptor for us, closed on exec.
         let fd = unsafe { OwnedFd::from_raw_fd(data_fd) };
-        // SAFETY: F_GETFL takes no pointer.
-        let flags = unsafe { kernel::fcntl(fd.as_raw_fd(), libc::F_GETFL, 0) };
-        // SAFETY: F_SETFL takes an integer.
-        let set = |flags: i32| unsafe {
-            kernel::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
-        };
-        if flags < 0 || set(flags) < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        pipe::set_nonblocking(fd.as_fd())?;
         Ok(Box::new(DataFile {
             file: Descriptor::new(fd),
         }))
     }
 }
 
-/// A session of the kernel's.
+/// A transfer of the kernel's.
 struct DataFile {
     file: Descriptor,
 }
@@ -167,19 +171,13 @@ impl Ioctl for DataFile {
     }
 }
 
-impl Session for DataFile {
+impl Transfer for DataFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let fd = self.file.as_fd().as_raw_fd();
-        // SAFETY: the buffer is writable for its length.
-        let n = unsafe { kernel::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        pipe::read(self.file.as_fd(), buffer)
     }
 
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let fd = self.file.as_fd().as_raw_fd();
-        // SAFETY: the data is readable for its length.
-        let n = unsafe { kernel::write(fd, data.as_ptr().cast(), data.len()) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        pipe::write(self.file.as_fd(), data)
     }
 
     fn wait(&mut self, flow: Flow, time: Duration) -> io::Result<()> {
@@ -215,6 +213,18 @@ fn word(device: &mut dyn Device, feature: u32) -> io::Result<u64> {
     Ok(get.word)
 }
 
+/// Whether the descriptor is a VFIO device: `ENOTTY` and others if not. Changes nothing.
+pub fn is_device(device: &mut dyn Device) -> io::Result<()> {
+    let mut info = DeviceInfo {
+        argsz: size_of::<DeviceInfo>() as u32,
+        flags: 0,
+        num_regions: 0,
+        num_irqs: 0,
+    };
+    // SAFETY: a structure without padding or pointers.
+    unsafe { call(device, DEVICE_GET_INFO, &mut info) }
+}
+
 /// What the device's driver can do for a migration: the bits `CAN_*`. `ENOTTY` if nothing.
 pub fn capabilities(device: &mut dyn Device) -> io::Result<u64> {
     word(device, MIGRATION)
@@ -245,12 +255,12 @@ pub fn state(device: &mut dyn Device) -> io::Result<State> {
     ))
 }
 
-/// Brings the device into `state`, and returns the session that this opened. After an error the
+/// Brings the device into `state`, and returns the transfer that this opened. After an error the
 /// device is in any state on the way, or in [`State::ERROR`].
-pub fn set_state(device: &mut dyn Device, state: State) -> io::Result<Option<Box<dyn Session>>> {
+pub fn set_state(device: &mut dyn Device, state: State) -> io::Result<Option<Box<dyn Transfer>>> {
     match state_call(device, FEATURE_SET, state)?.data_fd {
         ..0 => Ok(None),
-        fd => device.session(fd).map(Some),
+        fd => device.transfer(fd).map(Some),
     }
 }
 
@@ -261,7 +271,7 @@ pub fn reset(device: &mut dyn Device) -> io::Result<()> {
 }
 
 /// What a running device has to send. `EINVAL` unless the device is in a PRE_COPY state.
-pub fn precopy_info(session: &mut dyn Session) -> io::Result<PrecopyInfo> {
+pub fn precopy_info(transfer: &mut dyn Transfer) -> io::Result<PrecopyInfo> {
     let mut info = Info {
         argsz: size_of::<Info>() as u32,
         flags: 0,
@@ -269,7 +279,7 @@ pub fn precopy_info(session: &mut dyn Session) -> io::Result<PrecopyInfo> {
         dirty_bytes: 0,
     };
     // SAFETY: a structure without padding or pointers.
-    unsafe { call(session, GET_PRECOPY_INFO, &mut info) }?;
+    unsafe { call(transfer, GET_PRECOPY_INFO, &mut info) }?;
     Ok(PrecopyInfo {
         initial_bytes: info.initial_bytes,
         dirty_bytes: info.dirty_bytes,
@@ -296,7 +306,17 @@ mod tests {
             c.push_str("#endif\n");
         };
         let head = size_of::<u32>() as u64 * 2;
-        group("1", &[("VFIO_DEVICE_RESET", DEVICE_RESET.into())]);
+        group(
+            "1",
+            &[
+                ("VFIO_DEVICE_RESET", DEVICE_RESET.into()),
+                ("VFIO_DEVICE_GET_INFO", DEVICE_GET_INFO.into()),
+                (
+                    "offsetof(struct vfio_device_info, num_irqs)",
+                    offset_of!(DeviceInfo, num_irqs) as u64,
+                ),
+            ],
+        );
         group(
             "defined VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE",
             &[
@@ -402,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_does_not_wait_and_says_what_the_descriptor_says() {
+    fn a_transfer_does_not_wait_and_says_what_the_descriptor_says() {
         let mut ends = [0; 2];
         // SAFETY: room for two descriptors.
         assert_eq!(
@@ -411,8 +431,8 @@ mod tests {
         );
         let [out, into] = ends;
         let mut device = Descriptor::new(tempfile::tempfile().unwrap().into());
-        let mut into = device.session(into).unwrap();
-        let mut out = device.session(out).unwrap();
+        let mut into = device.transfer(into).unwrap();
+        let mut out = device.transfer(out).unwrap();
         let mut buffer = [0; 8];
         let nothing = out.read(&mut buffer).unwrap_err();
         assert_eq!(nothing.raw_os_error(), Some(libc::EAGAIN));

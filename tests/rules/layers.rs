@@ -16,6 +16,7 @@ dirty                       who wrote to memory: a log for each kind of writer, 
 memory                      blocks, map, what a page holds, the balloon
 wire, channel               records, bytes in and bytes out; connections
 bits, page                  bitmaps; what is inside a page
+device                      devices whose state is a stream: VFIO, vhost-user back ends
 vmm                         what is asked of the VMM
 runtime                     threads and their signal masks, cancel, deadlines, grace periods
 sys                         every system call and ioctl, one file a subsystem

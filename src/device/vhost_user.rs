@@ -1,0 +1,283 @@
+//! The internal state of a vhost-user back end, streamed ([`VhostUserDevice`]).
+//!
+//! A virtio device whose back end is another process has two kinds of state. Its rings and features
+//! are known to the VMM, which saves and loads them. What the back end keeps to itself, such as the
+//! open files of a file system, only the back end can give and take. The vhost-user protocol has two
+//! messages for that (`VHOST_USER_PROTOCOL_F_DEVICE_STATE`): SET_DEVICE_STATE_FD hands over one end
+//! of a pipe, and CHECK_DEVICE_STATE asks whether the transfer succeeded.
+//!
+//! The connection to the back end is the VMM's. Other threads of the VMM send messages on it, each
+//! waiting for its reply, and a connection that broke is made anew. So brant never writes to it by
+//! itself: it asks the VMM to send the two messages ([`Front`]), and a VMM without code for them
+//! calls [`messages`] with its lock held.
+
+pub mod messages;
+
+pub use self::messages::{Direction, PROTOCOL_F_DEVICE_STATE};
+
+use crate::error::{Error, Kind, Result};
+use crate::runtime::cancel::{wait_ready, Interest};
+use crate::runtime::Deadline;
+use crate::sys::pipe;
+use crate::vmm::device::{Device, Left};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// How long a back end may give no byte of its state, or take none, before the migration fails; see
+/// [`VhostUserDevice::set_silence`].
+pub const SILENCE: Duration = Duration::from_secs(10);
+
+/// How long one wait lasts, at most, before cancel and the limit are looked at.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// The VMM's connection to one back end. Every ring of the back end has stopped when these are
+/// called (GET_VRING_BASE was answered), and none is started before the migration is over here.
+pub trait Front: Send + Sync {
+    /// Sends SET_DEVICE_STATE_FD with `fd` and waits for the reply. Returns the descriptor that the
+    /// back end gave instead, if it gave one. An error when the back end refused, or has not
+    /// negotiated [`PROTOCOL_F_DEVICE_STATE`].
+    fn set_device_state_fd(&self, direction: Direction, fd: OwnedFd) -> Result<Option<OwnedFd>>;
+
+    /// Sends CHECK_DEVICE_STATE and waits for the reply. An error when the back end says that the
+    /// transfer failed.
+    fn check_device_state(&self) -> Result<()>;
+}
+
+/// A vhost-user back end whose internal state a migration streams, after the pause.
+///
+/// ```
+/// use brant::device::vhost_user::{messages, Direction, Front};
+/// use brant::Result;
+/// use std::os::fd::{AsFd, OwnedFd};
+/// use std::os::unix::net::UnixStream;
+/// use std::sync::Mutex;
+/// use std::time::Duration;
+///
+/// /// The VMM's connection. Whoever sends a message holds the lock until its reply is here.
+/// struct Connection(Mutex<UnixStream>);
+///
+/// const PATIENCE: Duration = Duration::from_secs(5);
+///
+/// impl Front for Connection {
+///     fn set_device_state_fd(&self, way: Direction, fd: OwnedFd) -> Result<Option<OwnedFd>> {
+///         let socket = self.0.lock().unwrap();
+///         messages::set_device_state_fd(socket.as_fd(), way, fd.as_fd(), PATIENCE)
+///     }
+///     fn check_device_state(&self) -> Result<()> {
+///         let socket = self.0.lock().unwrap();
+///         messages::check_device_state(socket.as_fd(), PATIENCE)
+///     }
+/// }
+/// ```
+pub struct VhostUserDevice {
+    front: Arc<dyn Front>,
+    inner: Mutex<Inner>,
+    cancelled: AtomicBool,
+}
+
+struct Inner {
+    silence: Duration,
+    transfer: Transfer,
+}
+
+/// What goes between brant and the back end.
+enum Transfer {
+    None,
+    /// The back end writes its state, and this is read.
+    Saving(OwnedFd),
+    /// The back end has given all of its state, and says that it is whole.
+    Saved,
+    /// This is written, and the back end reads its state.
+    Loading(OwnedFd),
+}
+
+impl VhostUserDevice {
+    /// The back end behind `front`.
+    pub fn new(front: Arc<dyn Front>) -> Self {
+        VhostUserDevice {
+            front,
+            inner: Mutex::new(Inner {
+                silence: SILENCE,
+                transfer: Transfer::None,
+            }),
+            cancelled: AtomicBool::new(false),
+        }
+    }
+
+    /// Sets the limit, [`SILENCE`] at first: how long the back end may give no byte of its state or
+    /// take none. Beyond it the migration fails.
+    pub fn set_silence(&self, limit: Duration) {
+        self.lock().silence = limit;
+    }
+
+    /// Ends a read or a load that waits, on any thread. The next [`begin`](Device::begin) or
+    /// [`reset`](Device::reset) takes it back.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Hands one end of a new pipe to the back end, and returns the end that stays here.
+    fn begin_transfer(&self, direction: Direction) -> Result<OwnedFd> {
+        let what = |e| Error::os("a pipe for the state of a vhost-user back end", e);
+        let (out, into) = pipe::pipe().map_err(what)?;
+        let (here, there) = match direction {
+            Direction::Save => (out, into),
+            Direction::Load => (into, out),
+        };
+        let given = self.front.set_device_state_fd(direction, there)?;
+        // A back end that has a better channel gives its end back, and then the pipe is unused.
+        let here = given.unwrap_or(here);
+        pipe::set_nonblocking(here.as_fd())
+            .map_err(|e| Error::os("the channel for the state of a vhost-user back end", e))?;
+        Ok(here)
+    }
+
+    /// Waits for a part of `until`; an error if that has passed or the transfer is cancelled.
+    fn wait(
+        &self,
+        fd: &OwnedFd,
+        interest: Interest,
+        limit: Duration,
+        until: Deadline,
+    ) -> Result<()> {
+        let (what, verb) = match interest {
+            Interest::Write => ("load", "took"),
+            _ => ("save", "gave"),
+        };
+        if self.cancelled.load(Ordering::Acquire) {
+            return Err(Error::new(
+                Kind::Cancelled,
+                format!("the {what} of a vhost-user back end's state: cancelled"),
+            ));
+        }
+        if until.expired() {
+            return Err(Error::new(
+                Kind::Timeout,
+                format!("the vhost-user back end {verb} no byte of its state for {limit:?}"),
+            ));
+        }
+        let slice = until.earlier(Deadline::after(SLICE));
+        wait_ready(fd.as_fd(), interest, None, slice).map(|_| ())
+    }
+}
+
+/// Whether the call is to be made again after a wait.
+fn again(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
+}
+
+impl Device for VhostUserDevice {
+    fn begin(&self) -> Result<()> {
+        let mut inner = self.lock();
+        inner.transfer = Transfer::None;
+        self.cancelled.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// The protocol does not say how long the state is.
+    fn left(&self) -> Result<Left> {
+        Ok(Left::default())
+    }
+
+    /// The VMM's `pause` has stopped all rings already.
+    fn stop(&self) -> Result<()> {
+        self.lock().transfer = Transfer::None;
+        Ok(())
+    }
+
+    fn read_stopped(&self, buffer: &mut [u8]) -> Result<usize> {
+        let mut inner = self.lock();
+        let limit = inner.silence;
+        match inner.transfer {
+            Transfer::Saved => return Ok(0),
+            Transfer::Saving(_) => {}
+            _ => inner.transfer = Transfer::Saving(self.begin_transfer(Direction::Save)?),
+        }
+        let Transfer::Saving(fd) = &inner.transfer else {
+            return Ok(0);
+        };
+        let until = Deadline::after(limit);
+        let n = loop {
+            match pipe::read(fd.as_fd(), buffer) {
+                Ok(n) => break n,
+                Err(e) if again(&e) => self.wait(fd, Interest::Read, limit, until)?,
+                Err(e) => return Err(Error::os("reading the state of a vhost-user back end", e)),
+            }
+        };
+        if n == 0 && !buffer.is_empty() {
+            self.front.check_device_state()?;
+            inner.transfer = Transfer::Saved;
+        }
+        Ok(n)
+    }
+
+    /// The VMM's `resume` starts the rings.
+    fn resume(&self) -> Result<()> {
+        self.lock().transfer = Transfer::None;
+        Ok(())
+    }
+
+    fn end(&self) {
+        self.lock().transfer = Transfer::None;
+    }
+
+    fn load_stopped(&self, mut data: &[u8]) -> Result<()> {
+        let mut inner = self.lock();
+        let limit = inner.silence;
+        if !matches!(inner.transfer, Transfer::Loading(_)) {
+            inner.transfer = Transfer::Loading(self.begin_transfer(Direction::Load)?);
+        }
+        let Transfer::Loading(fd) = &inner.transfer else {
+            return Ok(());
+        };
+        let mut until = Deadline::after(limit);
+        while !data.is_empty() {
+            match pipe::write(fd.as_fd(), data) {
+                Ok(n) => {
+                    data = data.get(n..).unwrap_or(&[]);
+                    until = Deadline::after(limit);
+                }
+                Err(e) if again(&e) => self.wait(fd, Interest::Write, limit, until)?,
+                // A back end that refuses the state closes its end, and says so when it is asked.
+                Err(e) if e.raw_os_error() == Some(libc::EPIPE) => {
+                    inner.transfer = Transfer::None;
+                    self.front.check_device_state()?;
+                    return Err(Error::os(
+                        "the vhost-user back end closed the channel before all of its state was \
+                         written, and says that nothing is wrong",
+                        e,
+                    ));
+                }
+                Err(e) => return Err(Error::os("writing the state of a vhost-user back end", e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn loaded(&self) -> Result<()> {
+        let mut inner = self.lock();
+        if !matches!(inner.transfer, Transfer::Loading(_)) {
+            // A state without a byte is loaded too.
+            inner.transfer = Transfer::Loading(self.begin_transfer(Direction::Load)?);
+        }
+        // The end of the state.
+        inner.transfer = Transfer::None;
+        self.front.check_device_state()
+    }
+
+    /// The VMM's `run` starts the rings.
+    fn run(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset(&self) {
+        self.lock().transfer = Transfer::None;
+        self.cancelled.store(false, Ordering::Release);
+    }
+}
