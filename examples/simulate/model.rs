@@ -245,9 +245,9 @@ struct Run<'a> {
     /// Writes that were made, and that a free guest would have made.
     wrote: f64,
     would: f64,
-    /// Pages that each writer wrote since the last sync, and all of them together a second between
+    /// Writes of each pool since the last sync, and distinct pages a second that were written between
     /// the last two syncs.
-    since_sync: f64,
+    since_sync: Vec<f64>,
     synced_at: f64,
     rate: f64,
 }
@@ -270,12 +270,14 @@ impl Run<'_> {
         let rate: f64 = phase.pools.iter().map(|pool| pool.rate).sum();
         let speed = self.speed(rate);
         let mut newly = 0.0;
+        let pools = phase.pools.len().max(self.since_sync.len());
+        self.since_sync.resize(pools, 0.0);
         for (i, pool) in phase.pools.iter().enumerate() {
             newly += self.memory.write(i, pool.rate * speed * dt);
+            self.since_sync[i] += pool.rate * speed * dt;
         }
         self.wrote += rate * speed * dt;
         self.would += rate * dt;
-        self.since_sync += rate * speed * dt / self.guest.writers.max(1) as f64;
         let ahead = self.memory.sum(|segment| segment.ahead);
         let share = if ahead > 0.0 {
             (carried / ahead).min(1.0)
@@ -303,15 +305,24 @@ impl Run<'_> {
         found
     }
 
-    /// The rate of each vCPU since the last sync, which a ring tells.
+    /// The rate of each vCPU since the last sync, which a ring tells. A ring is emptied so often that
+    /// all writes count. In a bitmap a page counts once, however often it was written.
     fn vcpus(&mut self) -> Vec<f64> {
         let time = (self.now - self.synced_at).max(1e-9);
         let mut rates = vec![0.0; self.guest.vcpus];
+        let pools = &self.guest.phase(self.now).0.pools;
+        let rings = self.plan.policy.slowing == Slowing::DirtyLimit;
+        let seen = self.since_sync.iter().enumerate();
+        let seen = seen.map(|(i, writes)| match pools.get(i) {
+            Some(pool) if !rings => writes.min(pool.pages),
+            _ => *writes,
+        });
+        self.rate = seen.sum::<f64>() / time;
         for rate in rates.iter_mut().take(self.guest.writers) {
-            *rate = self.since_sync / time;
+            *rate = self.rate / self.guest.writers.max(1) as f64;
         }
-        self.rate = self.since_sync * self.guest.writers as f64 / time;
-        (self.since_sync, self.synced_at) = (0.0, self.now);
+        self.since_sync.fill(0.0);
+        self.synced_at = self.now;
         rates
     }
 }
@@ -351,7 +362,7 @@ pub fn migrate(guest: &Guest, plan: &Plan) -> Outcome {
         limit: None,
         wrote: 0.0,
         would: 0.0,
-        since_sync: 0.0,
+        since_sync: Vec::new(),
         synced_at: 0.0,
         rate: 0.0,
     };

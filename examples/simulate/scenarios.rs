@@ -72,12 +72,19 @@ pub fn loads(pages: f64, vcpus: usize, link: f64) -> Vec<(&'static str, Guest)> 
 /// The policies, and the migrations that they steer.
 pub fn policies(guest: &Guest, link: f64, limit: Duration) -> Vec<(&'static str, Plan)> {
     let first_pass = guest.pages * guest.data * PAGE / link;
+    let background = (first_pass / 100.0).clamp(0.1, 3.0);
     let plan = |policy: Policy| Plan {
         link,
         round_trip: 200e-6,
-        policy,
+        policy: match policy.slowing {
+            Slowing::Off => policy,
+            _ => Policy {
+                sync: Duration::from_secs_f64(background),
+                ..policy
+            },
+        },
         limit,
-        background: (first_pass / 100.0).clamp(0.1, 3.0),
+        background,
     };
     let none = slowing(Slowing::Off);
     vec![

@@ -118,3 +118,12 @@ def test_a_timeout_is_kept_and_the_guest_runs_on(minivmm: Callable[..., Program]
     figures = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith("{")))
     assert figures["progress"] < 10000 and figures["error"] != 0
     assert receiver.end() == 1
+
+
+def test_sigusr1_pauses_the_guest_now_and_switches_over(minivmm: Callable[..., Program]) -> None:
+    receiver, where = listening(minivmm)
+    sent = minivmm("send", *guest(), "--to", where, *ENDLESS)
+    sent.until(r"\] +[1-9]\d*\.\d %|\] +0\.[1-9] %")
+    os.kill(sent.child.pid, signal.SIGUSR1)
+    assert sent.end() == 0, sent.text
+    assert counted(receiver) > 0

@@ -210,13 +210,21 @@ pub fn forecast<D: Decider + Clone>(
         forecast.bytes += to_send * 4096.0;
         forecast.time = forecast.time.saturating_add(seconds(time - before));
         forecast.passes = number;
-        let wrote: f64 = pools.iter().map(|pool| pool.distinct(time)).sum();
+        // Rates are those since the last sync, and a policy that slows the guest has syncs in passes.
+        let window = match &policies {
+            Some(policies) if policies.wants_background_sync() => {
+                time.min(policies.policy().sync.as_secs_f64())
+            }
+            _ => time,
+        };
+        let wrote: f64 = pools.iter().map(|pool| pool.distinct(window)).sum();
+        let writes = wrote / window.max(1e-6);
         facts.moment = Moment::Synced;
         facts.elapsed = forecast.time;
         facts.since_sync = Duration::ZERO;
         facts.pass = number;
         facts.remaining = Bytes((left * 4096.0) as u64);
-        facts.dirty_rate = Some(wrote / time.max(1e-6));
+        facts.dirty_rate = Some(writes);
         facts.last_pass = Some(PassFacts {
             number,
             pages: Pages(pages.ceil() as u64),
@@ -228,7 +236,6 @@ pub fn forecast<D: Decider + Clone>(
         let mut next = decider.decide(&facts).next;
         if let Some(policies) = &mut policies {
             // A dirty limit is tried out on one vCPU that writes for all.
-            let writes = wrote / time.max(1e-6);
             if let Ok(steer) = policies.steer(&facts, &next, &[writes], 0.0) {
                 next = steer.next;
                 let unlimited: f64 = free.iter().map(|pool| pool.rate).sum::<f64>() * speed;

@@ -16,7 +16,11 @@
 use std::time::Duration;
 
 /// Points closer together than this factor, in time, are one point.
-const SAME: f64 = 1.4;
+const SAME: f64 = 1.3;
+/// Each time that the window doubles beyond the last point, the curve gets flatter by this factor at
+/// least. A guest that was seen for too short a time shows a straight line. Hardly any guest goes on
+/// to new pages all the time.
+const FLATTER: f64 = 0.4;
 /// How many times the last window doubles before nothing is assumed any more.
 const BEYOND: u32 = 8;
 /// The most points.
@@ -66,11 +70,12 @@ impl WorkingSet {
         }
         // Bursts make single measurements differ, so a point moves halfway to the new one.
         let near = |at: &f64| (at / window).max(window / at) < SAME;
-        let old = self.points.iter().find(|(at, _)| near(at));
-        let pages = old.map_or(pages, |(at, old)| {
-            (pages + old * (window / at).sqrt()) / 2.0
-        });
+        let old = self.points.iter().copied().find(|(at, _)| near(at));
         self.points.retain(|(at, _)| !near(at));
+        // It stays at its place: windows that become longer step by step leave points behind.
+        let (window, pages) = old.map_or((window, pages), |(at, old)| {
+            (at, (pages * (at / window).sqrt() + old) / 2.0)
+        });
         for (at, old) in &mut self.points {
             let straight = pages * *at / window;
             let (least, most) = (pages.min(straight), pages.max(straight));
@@ -121,10 +126,13 @@ impl WorkingSet {
             corners.push((at, pages));
         }
         let slope = |a: (f64, f64), b: (f64, f64)| (b.1 - a.1) / (b.0 - a.0);
-        // Beyond the last point the curve gets flatter as it did before it.
-        if let [.., a, b, c] = corners[..] {
+        // Beyond the last point the curve gets flatter as it did before it, and by half at least.
+        if let [.., b, c] = corners[..] {
             let mut next = slope(b, c);
-            let flatter = next / slope(a, b);
+            let flatter = match corners[..] {
+                [.., a, b, _] => (next / slope(a, b)).min(FLATTER),
+                _ => FLATTER,
+            };
             let mut last = c;
             for _ in 0..BEYOND {
                 next *= flatter;
@@ -166,7 +174,7 @@ pub struct FirstPass {
 }
 
 /// The second of two averages comes this many times as late as the first.
-const APART: f64 = 1.5;
+const APART: f64 = 1.1;
 
 impl FirstPass {
     /// Records that `passed` after the pass began, a share of `walked` of its pages was sent, and
@@ -177,11 +185,15 @@ impl FirstPass {
         if time <= before * APART || walked <= 0.0 || !found.is_finite() {
             return;
         }
-        let area = time * found / walked;
+        let average = found / walked;
+        let area = time * average;
+        // The curve rises and gets flatter, so its end is at least its average and at most twice it.
+        // A guest whose phase changed shows more or less than that.
         let pages = (area - area_before) / (time - before);
+        let pages = pages.clamp(average, 2.0 * average);
         curve.observe(
             Duration::try_from_secs_f64((before + time) / 2.0).unwrap_or(Duration::MAX),
-            pages.max(found),
+            pages,
         );
         self.before = (time, area);
     }
