@@ -7,6 +7,7 @@
 
 mod support;
 
+mod background;
 mod ballooned;
 mod channels;
 mod cut;

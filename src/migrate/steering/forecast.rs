@@ -199,8 +199,11 @@ pub fn forecast<D: Decider + Clone>(
         _ => 0.0,
     };
     let (mut pages, mut number) = (to_send + pass_sent, facts.pass.max(1));
+    // What is on its way has to be delivered in this pass. Nothing is when a pass has ended.
+    let mut on_the_way = facts.unacknowledged.0 as f64 / 4096.0;
+    facts.unacknowledged = Bytes(0);
     loop {
-        let rest = to_send / running;
+        let rest = (to_send + std::mem::take(&mut on_the_way)) / running;
         let time = before + rest + facts.sync_time.as_secs_f64();
         let mut left = 0.0;
         for (pool, pending) in pools.iter().zip(&mut pending) {
@@ -486,6 +489,21 @@ mod tests {
         assert_eq!(later.passes, whole.passes);
         assert!((later.time.as_secs_f64() / whole.time.as_secs_f64() - 1.0).abs() < 0.001);
         assert!((later.bytes / whole.bytes - 1.0).abs() < 0.001);
+    }
+
+    #[test]
+    fn what_is_on_its_way_now_takes_time_and_is_not_in_the_downtime_of_a_later_switchover() {
+        let curve = WorkingSet::default();
+        let mut outlook = before(&curve);
+        outlook.facts.moment = Moment::Walking;
+        outlook.facts.pass = 1;
+        outlook.facts.remaining = Bytes(5_000_000_000);
+        outlook.facts.unacknowledged = Bytes(500_000_000);
+        outlook.sent = Bytes(5_000_000_000);
+        let forecast = forecast(&outlook, &default_decider(), None, 1.0);
+        assert!(forecast.converges, "{forecast:?}");
+        assert_eq!(forecast.time.as_millis(), 5500);
+        assert!((forecast.bytes / 1e10 - 1.0).abs() < 1e-6);
     }
 
     proptest! {
