@@ -502,6 +502,78 @@ static void in_turn(void)
     bare_free(&b);
 }
 
+/* ---- a dirty limit ---- */
+
+enum { LIMITED = 6 };
+
+/* How many pages vCPU 0 writes while vCPU 1 writes `n`. */
+static uint64_t meanwhile(struct vm *vm, uint64_t n)
+{
+    struct mv_counters from, other, now;
+
+    mv_counters(vm->machine, 0, &from);
+    mv_counters(vm->machine, 1, &other);
+    do {
+        usleep(1000);
+        mv_counters(vm->machine, 1, &now);
+    } while (now.writes < other.writes + n);
+    mv_counters(vm->machine, 0, &now);
+    return now.writes - from.writes;
+}
+
+/* One of two vCPUs is limited by the C interface. */
+static void limited(void)
+{
+    struct mv_config c = config;
+    uint64_t before, slowed;
+    brant_tracker *tracker;
+    struct copy copy;
+    struct vm *vm;
+
+    c.vcpus = 2;
+    c.workload = GV_SWEEP;
+    vm = vm_new_with_rings(&c, 4096);
+    vm->kick = true;
+    copy = copy_new(vm);
+    track(vm, BRANT_KVM_RING);
+    tracker = atomic_load(&vm->tracker);
+    copy_all(&copy);
+    ok(refused(brant_tracker_limit_vcpu(tracker, 0, 1000, &e), BRANT_E_STATE, &e, "started"),
+       "no vCPU is limited while nothing is tracked");
+    must(brant_tracker_start(tracker, BRANT_START_CLEAN, &e));
+    vm_start(vm);
+    vm_writes(vm, 1000);
+    before = meanwhile(vm, 3000);
+    ok(kvm_info(tracker).limit_waits == 0, "without a limit no vCPU waits");
+    must(brant_tracker_limit_vcpu(tracker, 0, 100, &e));
+    (void)meanwhile(vm, 1000);
+    slowed = meanwhile(vm, 3000);
+    ok(kvm_info(tracker).limit_waits > 0 && kvm_info(tracker).limited_vcpus == 1 &&
+           slowed * 3 < before,
+       "a limited vCPU wrote %" PRIu64 " pages instead of %" PRIu64, slowed, before);
+    /* Each kicks and harvests, while the vCPU waits. */
+    for (int i = 0; i < 5; i++) {
+        vm_sync(vm, BRANT_SYNC_RUNNING);
+        copy_take(&copy, UINT64_MAX, 64);
+    }
+    must(brant_tracker_limit_vcpu(tracker, 0, 0, &e));
+    ok(kvm_info(tracker).limited_vcpus == 0 &&
+           refused(brant_tracker_limit_vcpu(tracker, 9, 1, &e), BRANT_E_NOT_FOUND, &e, "vCPU 9"),
+       "the limit is lifted, and a vCPU that is not there has none");
+    must(brant_tracker_limit_vcpu(tracker, 0, 1, &e));
+    vm_pause(vm);
+    vm_sync(vm, BRANT_SYNC_STOPPED);
+    copy_drain(&copy);
+    ok(copy_differs(&copy) == 0, "the pause does not wait, and no page is lost");
+    must(brant_tracker_remove_vcpu(tracker, 0, &e));
+    ok(refused(brant_tracker_ring_full(tracker, 0, &e), BRANT_E_NOT_FOUND, &e, "vCPU 0") &&
+           kvm_info(tracker).vcpus == 1 && kvm_info(tracker).limited_vcpus == 0,
+       "a removed vCPU is not there any more");
+    must(brant_tracker_stop(tracker, &e));
+    copy_free(&copy);
+    vm_free(vm);
+}
+
 int main(void)
 {
     static const uint64_t sizes[] = { 4096, 16384, 65536, 1 << 20 };
@@ -510,7 +582,7 @@ int main(void)
     need_kvm();
     if (ioctl(sys_kvm(), KVM_CHECK_EXTENSION, 223) <= 0)
         skip_all("this KVM has no dirty rings");
-    plan(REFUSALS + SIZES * 2 * EXACT + 1 + 6 * OVERRUN + 2 + 1 + 4);
+    plan(REFUSALS + LIMITED + SIZES * 2 * EXACT + 1 + 6 * OVERRUN + 2 + 1 + 4);
     random_begin();
     refusals();
     left_by_somebody(false);
@@ -518,6 +590,7 @@ int main(void)
     told_again();
     in_turn();
     added_later();
+    limited();
     for (int i = 0; i < SIZES; i++) {
         if (brief() && i % 2) {
             for (int n = 0; n < 2 * EXACT; n++)

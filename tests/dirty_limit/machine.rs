@@ -11,9 +11,9 @@ use brant::memory::Memory;
 use brant::vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
-use brant::vmm::Vmm;
+use brant::vmm::{Event, EventKind, Vmm};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 
 /// Entries of each ring, 4 KiB of them.
@@ -24,7 +24,8 @@ pub const READER: u32 = 0;
 pub const WRITER: u32 = 1;
 
 const DATA: u64 = 2 << 20;
-const BYTES: usize = (DATA + PAGES * 4096) as usize;
+/// All memory.
+pub const BYTES: usize = (DATA + PAGES * 4096) as usize;
 const KVM_EXIT_DIRTY_RING_FULL: u32 = 31;
 
 /// Reads, waits a while, and tells by `out`.
@@ -50,8 +51,8 @@ const WRITES: &[u8] = &[
     0x4a, //                               wait: dec edx
     0x75, 0xfd, //                         jnz wait
     0x49, //                               dec ecx
-    0x75, 0xec, //                         jnz page
-    0xeb, 0xde, //                         jmp begin
+    0x75, 0xed, //                         jnz page
+    0xeb, 0xdf, //                         jmp begin
 ];
 const WRITES_AT: u64 = 0x1100;
 
@@ -85,6 +86,9 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     runs: AtomicBool,
     rings: Mutex<Option<Rings>>,
+    /// How often it was told that the guest is slowed more or less.
+    pub throttled: AtomicU64,
+    own: Weak<Machine>,
 }
 
 /// `None` where there is no KVM with rings.
@@ -119,11 +123,13 @@ pub fn machine() -> Option<(Arc<Machine>, Consumer)> {
 
     let memory = Arc::new(Memory::new().unwrap());
     memory.add_guest_memory(&ram, 0).unwrap();
-    let machine = Arc::new(Machine {
+    let machine = Arc::new_cyclic(|own| Machine {
         ram,
         vcpus,
         runs: AtomicBool::new(false),
         rings: Mutex::default(),
+        throttled: AtomicU64::new(0),
+        own: own.clone(),
         _vm: vm,
     });
     let vmm: Arc<dyn Vmm> = Arc::<Machine>::clone(&machine) as _;
@@ -200,6 +206,12 @@ impl Machine {
         self.rings.lock().unwrap().clone().unwrap()
     }
 
+    /// Makes every page that the writer writes one that has to be sent.
+    pub fn fill(&self) {
+        let data = vec![0x5a; (PAGES * 4096) as usize];
+        self.ram.write_slice(&data, GuestAddress(DATA)).unwrap();
+    }
+
     /// How many steps the reader has told of.
     pub fn steps(&self) -> u64 {
         self.vcpus[READER as usize].steps.load(Ordering::SeqCst)
@@ -231,11 +243,11 @@ impl Machine {
         }
     }
 
-    pub fn start(self: &Arc<Self>) {
+    pub fn start(&self) {
         self.runs.store(true, Ordering::SeqCst);
         for number in [READER, WRITER] {
             let (tell, hear) = std::sync::mpsc::channel();
-            let machine = Arc::clone(self);
+            let machine = self.own.upgrade().unwrap();
             let thread = std::thread::spawn(move || {
                 // SAFETY: asks for this thread's own identity.
                 tell.send(unsafe { libc::pthread_self() }).unwrap();
@@ -262,6 +274,16 @@ impl Vmm for Machine {
             vcpu.want_out(0);
         }
         Ok(())
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.start();
+        Ok(())
+    }
+
+    fn event(&self, event: &Event) {
+        let throttle = event.kind == EventKind::Throttle;
+        self.throttled.fetch_add(throttle.into(), Ordering::SeqCst);
     }
 
     /// Returns when each vCPU was seen outside of `KVM_RUN`.
