@@ -1243,6 +1243,175 @@ int32_t brant_saver_put(struct brant_saver *saver,
                         size_t length,
                         struct brant_error **error);
 
+/* ---------------------------------------------------------------------------------------------
+ * Devices whose state is streamed
+ *
+ * State that is too large for `save`: a part of it is sent while the guest runs, and the rest after
+ * the pause over all connections. docs/devices.md has an example.
+ * --------------------------------------------------------------------------------------------- */
+
+/** In `brant_device_left.stopped`: the device does not know. */
+#define BRANT_LEFT_UNKNOWN UINT64_MAX
+
+/** How much state a device has left to give, filled by `left`. All fields are 0 before the call. */
+typedef struct brant_device_left {
+    /** sizeof(brant_device_left) in brant's version; the callback may leave it. */
+    size_t size;
+    /**
+     * Bytes that the destination has to load before the guest is paused, and that `read_running`
+     * has not given yet. They are a part of `running`. The guest is not paused before this is 0
+     * and the destination has loaded all that was given until then.
+     */
+    uint64_t initial;
+    /** Bytes that `read_running` would give now. */
+    uint64_t running;
+    /**
+     * Bytes that only `read_stopped` gives, if the device stopped now, without those of `running`;
+     * BRANT_LEFT_UNKNOWN counts as 0.
+     */
+    uint64_t stopped;
+} brant_device_left;
+
+/**
+ * A device whose state a migration streams: a part of it while the guest runs, and the rest in
+ * pieces after the pause, over all connections. Small state belongs into `save`.
+ *
+ * The state is the sequence of the bytes that `read_running` and then `read_stopped` give. Whatever
+ * `read_running` has not given, `read_stopped` gives: a device may be stopped at any time, and a
+ * save to an image never calls `read_running`.
+ *
+ * Order at the source: `begin` of every device before the first page; `left` and `read_running`
+ * while the guest runs; the VMM's `pause`; `quiesce` of every device; `stop` of every device; the
+ * sync of all dirty logs; `read_stopped` of one device after the other. When the pause is aborted
+ * or the migration fails: `wake` of every device that was quiesced, `resume` of each, the VMM's
+ * `resume`. `end` comes last, whatever the outcome. Rounds of `read_running` go on after an aborted
+ * pause.
+ *
+ * Order at the destination: `load_running` while memory arrives. When all of memory is here:
+ * `load_stopped` of one device after the other, in the order in which the source added them; the
+ * VMM's `load` of all blobs; `loaded` of every device; the VMM's `loaded`. After the hand-over:
+ * `wake` of every device, `run` of each, the VMM's `run`. When the migration fails before that:
+ * `reset` of every device.
+ *
+ * Each callback that returns int32_t returns 0, or anything else for a failure whose reason it may
+ * set (brant_reason_set). It gets `opaque` first.
+ *
+ * Threads: at the source one call at a time, on the migration's thread; `wake` and `resume` after
+ * brant_outgoing_resolve on its caller's. At the destination `load_running` and `load_stopped` run
+ * on any thread of the migration, one at a time for one device, those of different devices at the
+ * same time. All signals are masked. A callback may block, and delays the migration by that. It must
+ * add and remove no blocks, and wait for no object that called it.
+ */
+typedef struct brant_device {
+    /** sizeof(brant_device). */
+    size_t size;
+    /**
+     * 1 to 128 bytes of UTF-8 without control characters; copied. Name and `instance` together name
+     * the device at both sides.
+     */
+    const char *name;
+    /** Passed to each callback. */
+    void *opaque;
+    /** Tells devices of one name apart. */
+    uint32_t instance;
+    /**
+     * The version of the format of the state, by the device's own numbering. A destination with
+     * another version refuses the migration before the first page.
+     */
+    uint32_t version;
+    /** Source: a migration begins. NULL: nothing to do. */
+    int32_t (*begin)(void*, struct brant_reason*);
+    /** Source: fills how much is left. Called before each round of reads, and after a pause. */
+    int32_t (*left)(void*, struct brant_device_left*, struct brant_reason*);
+    /**
+     * Source, guest running: puts at most `length` bytes into `buffer` and their number into
+     * `*read`, which is 0 before; 0 when there is nothing now. NULL: the device has no running
+     * part.
+     */
+    int32_t (*read_running)(void*, void*, size_t, size_t*, struct brant_reason*);
+    /**
+     * Source, after `pause`: begin nothing that reaches another device, but still answer others. A
+     * device may write guest memory until its `stop` has returned. NULL: nothing to do.
+     */
+    int32_t (*quiesce)(void*, struct brant_reason*);
+    /**
+     * Source, all devices quiesced: stop, and write no guest memory from the return on. Required at
+     * a source.
+     */
+    int32_t (*stop)(void*, struct brant_reason*);
+    /**
+     * Source, stopped: as `read_running`; 0 bytes are the end of the state. Required at a source.
+     */
+    int32_t (*read_stopped)(void*, void*, size_t, size_t*, struct brant_reason*);
+    /**
+     * Source before `resume`, destination before `run`: answer other devices, and begin nothing
+     * yet. NULL: nothing to do.
+     */
+    int32_t (*wake)(void*, struct brant_reason*);
+    /**
+     * Source: run on, after an aborted pause or a failure. Once after each `quiesce` or `stop`,
+     * whether or not that succeeded, unless the guest went away. Required at a source.
+     */
+    int32_t (*resume)(void*, struct brant_reason*);
+    /**
+     * Source: the migration is over, whatever its outcome. Once after each `begin`. After an
+     * unanswered hand-over `wake` and `resume` may still follow. NULL: nothing to do.
+     */
+    void (*end)(void*);
+    /**
+     * Destination: takes the next bytes of the running part, in the source's order and divided in
+     * any way. Must not write guest memory, and must not depend on another device. Required at a
+     * destination when the source's device has a running part.
+     */
+    int32_t (*load_running)(void*, const void*, size_t, struct brant_reason*);
+    /**
+     * Destination: takes the next bytes of the stopped part. All of memory is here. Required at a
+     * destination.
+     */
+    int32_t (*load_stopped)(void*, const void*, size_t, struct brant_reason*);
+    /**
+     * Destination: all state of all devices is here. A failure is the last chance to refuse the
+     * guest. NULL: nothing to do.
+     */
+    int32_t (*loaded)(void*, struct brant_reason*);
+    /** Destination: the guest is this side's; run. Required at a destination. */
+    int32_t (*run)(void*, struct brant_reason*);
+    /**
+     * Destination: the migration failed. Drop what was loaded, so that another can begin. NULL:
+     * nothing to do.
+     */
+    void (*reset)(void*);
+} brant_device;
+
+/**
+ * Adds a device whose state migrations of this guest stream, behind all that were added before. At
+ * most 256. The structure is copied; callbacks and `opaque` stay valid until
+ * brant_guest_remove_device has returned, or guest and all objects made from it are freed.
+ *
+ * Both sides have the same devices. A destination that lacks one, has one more, or has another
+ * version of one refuses the migration by name before the first page (BRANT_E_LAYOUT); one whose
+ * brant does not know devices, by the feature "device-streams" (BRANT_E_VERSION). At a destination,
+ * add devices before the migration or in `early_load`.
+ *
+ * The same device serves as source and destination. So at least `read_stopped` or `load_stopped` is
+ * set. BRANT_E_INVALID for a bad name, for a second device of the same name and instance, and for
+ * one too many. BRANT_E_BUSY while a migration, a save or a restore uses the guest's devices.
+ *
+ * Threads: any.
+ */
+int32_t brant_guest_add_device(struct brant_guest *guest,
+                               const struct brant_device *device,
+                               struct brant_error **error);
+
+/**
+ * Removes the device of this name and instance. Its callbacks are not called from the return on.
+ * BRANT_E_NOT_FOUND when there is none; BRANT_E_BUSY as for brant_guest_add_device. Threads: any.
+ */
+int32_t brant_guest_remove_device(struct brant_guest *guest,
+                                  const char *name,
+                                  uint32_t instance,
+                                  struct brant_error **error);
+
 /* =============================================================================================
  * The tracker: which pages were written
  *
@@ -2803,6 +2972,12 @@ typedef struct brant_params {
      */
     uint64_t max_state_bytes;
     /**
+     * Destination: the most bytes of devices' state (brant_guest_add_device) that wait in memory
+     * because something before them has not come; 1 MiB to 1 TiB; default 256 MiB. Beyond it
+     * connections wait. Each connection has a mebibyte more in hand.
+     */
+    uint64_t max_device_buffer;
+    /**
      * Source: the most memory for copies of sent pages, over all connections together; 1 MiB to 1
      * TiB; default 0, none. With such a cache, a page that is sent again goes as what has changed
      * in it, where that is less than the page. A destination that does not know deltas is refused
@@ -3266,8 +3441,20 @@ typedef struct brant_stats {
     uint64_t stall;
     /** Pages sent while the guest was paused. */
     uint64_t last_pages;
-    /** Bytes of device state. */
+    /** Bytes of device state in blobs. */
     uint64_t state_bytes;
+    /**
+     * Bytes of devices' state (brant_guest_add_device) that were sent (loaded) while the guest ran.
+     */
+    uint64_t device_running_bytes;
+    /** Bytes of devices' state that were sent (loaded) after the pause. */
+    uint64_t device_stopped_bytes;
+    /** Bytes of devices' state that are not sent, as the devices last said. Source only. */
+    uint64_t device_left_bytes;
+    /** How long callbacks have read (loaded) devices' state. */
+    uint64_t device_time_ns;
+    /** Of the downtime: reading devices' state after the pause, and sending it. Source only. */
+    uint64_t device_stopped_ns;
     /** Syncs made. */
     uint64_t syncs;
     /** The last sync that was made with the guest running. */

@@ -6,6 +6,7 @@
 
 pub(crate) mod callbacks;
 pub mod device;
+pub(crate) mod held;
 
 use crate::error::{Error, Kind, Result};
 

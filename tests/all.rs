@@ -11,6 +11,7 @@ mod background;
 mod ballooned;
 mod channels;
 mod cut;
+mod devices;
 mod dirty_limit;
 mod downtime;
 mod embedding;

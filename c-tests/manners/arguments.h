@@ -61,6 +61,18 @@ static int32_t no_vhost_off(void *opaque, brant_reason *reason)
     return 0;
 }
 
+static int32_t no_state(void *opaque, const void *data, size_t length, brant_reason *reason)
+{
+    (void)opaque, (void)data, (void)length, (void)reason;
+    return 0;
+}
+
+static int32_t no_start(void *opaque, brant_reason *reason)
+{
+    (void)opaque, (void)reason;
+    return 0;
+}
+
 static const brant_ops all_operations = { .size = sizeof all_operations, ALL_OPERATIONS
                                           .log_on = no_log, .log_off = no_log };
 
@@ -79,6 +91,8 @@ static void args_fill(struct args *a)
     a->brant_slot = (brant_slot){ .size = sizeof a->brant_slot, .block = 0, .length = BLOCK,
                                   .guest_address = 1ull << 40, .slot = BRANT_NO_SLOT };
     a->brant_ops = all_operations;
+    a->brant_device = (brant_device){ .size = sizeof a->brant_device, .name = "gpu",
+                                      .load_stopped = no_state, .run = no_start };
     a->brant_params = (brant_params){ .size = sizeof a->brant_params };
     a->brant_policy = (brant_policy){ .size = sizeof a->brant_policy };
     a->brant_tracker_config = (brant_tracker_config){ .size = sizeof a->brant_tracker_config };

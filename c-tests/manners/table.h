@@ -45,6 +45,7 @@ struct args {
     brant_ram_block brant_ram_block;
     brant_slot brant_slot;
     brant_ops brant_ops;
+    brant_device brant_device;
     brant_params brant_params;
     brant_policy brant_policy;
     brant_tracker_config brant_tracker_config;

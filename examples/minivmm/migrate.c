@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include "migrate.h"
 
+#include "device.h"
 #include "report.h"
 
 #include <brant.h>
@@ -19,11 +20,12 @@
 #include <unistd.h>
 
 #define STATE_VERSION 1u
-#define MACHINE_VERSION 2u
+#define MACHINE_VERSION 3u
 
 /* What both sides must know of the machine besides its memory, as it is sent. */
 struct task {
 	uint32_t vcpus, kvm, workload, reserved;
+	uint32_t device_mib, device_rate;
 	double rate;
 };
 
@@ -31,6 +33,7 @@ struct migration {
 	struct mg_options options;
 	struct mg_hooks hooks;
 	struct mv_machine *machine;
+	struct device *device; /* NULL: none */
 	brant_guest *guest;
 	brant_tracker *tracker;
 	brant_outgoing *outgoing;
@@ -191,6 +194,18 @@ const char *mg_tracked_by(struct migration *g)
 	return g->tracked_by;
 }
 
+/* Makes the device with a large state, if the guest has one. It stands still. */
+static int make_device(struct migration *g)
+{
+	if (!g->task.device_mib || g->device)
+		return 0;
+	g->device = device_new(g->task.device_mib, g->task.device_rate);
+	if (!g->device)
+		return fail(g, "a device: out of memory", NULL);
+	MUST("a device", device_add(g->device, g->guest, &e));
+	return 0;
+}
+
 int mg_attach(struct migration *g, struct mv_machine *m)
 {
 	brant_tracker_config config = {
@@ -205,10 +220,14 @@ int mg_attach(struct migration *g, struct mv_machine *m)
 		.kvm = mv_vm_fd(m) >= 0,
 		.workload = g->options.workload,
 		.rate = g->options.rate,
+		.device_mib = g->options.device_mib,
+		.device_rate = g->options.device_rate,
 	};
 	if (describe_memory(g))
 		return -1;
 	MUST("tracker", brant_tracker_new(g->guest, &config, &g->tracker, &e));
+	if (make_device(g) || (g->device && device_start(g->device)))
+		return -1;
 	return add_log(g);
 }
 
@@ -296,10 +315,10 @@ static int32_t op_early_load(void *opaque, const brant_state_blob *blob, brant_r
 	if (come.vcpus != here->vcpus || come.kvm != here->kvm)
 		return refuse(reason, "the source is a %s guest of %" PRIu32 " vCPUs, the destination a %s guest of %" PRIu32,
 			      kinds[come.kvm != 0], come.vcpus, kinds[here->kvm], here->vcpus);
-	if (come.workload > GV_MIXED || !(come.rate >= 0))
+	if (come.workload > GV_MIXED || !(come.rate >= 0) || come.device_mib > 4096 || come.device_rate > 1024)
 		return refuse(reason, "the source's guest does what this minivmm does not know");
 	*here = come;
-	return 0;
+	return make_device(g) ? refuse(reason, "%s", g->error) : 0;
 }
 
 /* When this has returned, the guest no longer belongs to this side. A VMM with disks releases their locks here. */
@@ -404,6 +423,7 @@ void mg_free(struct migration *g)
 	brant_outgoing_free(g->outgoing);
 	brant_tracker_free(g->tracker);
 	brant_guest_free(g->guest);
+	device_free(g->device);
 	free(g);
 }
 

@@ -1,6 +1,6 @@
 /*
- * Migration, as the rest of the VMM sees it: give it a machine, and tell it where to. Only migrate.c and report.c,
- * behind this, use brant; nothing here names it.
+ * Migration, as the rest of the VMM sees it: give it a machine, and tell it where to. Only migrate.c, report.c and
+ * device.c, behind this, use brant; nothing here names it.
  */
 #ifndef MINIVMM_MIGRATE_H
 #define MINIVMM_MIGRATE_H
@@ -31,6 +31,8 @@ struct mg_options {
 	/* The guest's workload. The source tells it to the destination. */
 	enum gv_workload workload;
 	double rate;
+	/* A device with a large state of its own: MiB, and MiB a second that it rewrites. The source tells the destination. */
+	uint32_t device_mib, device_rate;
 };
 
 /* The progress of a migration. A figure that cannot be known yet is below 0. */

@@ -50,6 +50,9 @@ static const char usage[] =
 	"  --ring                   dirty rings, one a vCPU, instead of KVM's bitmap\n"
 	"  --chunk-shift N          log2 of the pages cleared at once in KVM's bitmap, 6 to 31 (18)\n"
 	"  --clear-at-sync          clear whole slots at each sync instead\n"
+	"  --device SIZE            a device with so much state of its own, 1M to 4G in whole megabytes, which is\n"
+	"                           sent while the guest runs (none)\n"
+	"  --device-rate SIZE       how much of it the device rewrites in a second, 0 to 1G (1M)\n"
 	"any:\n"
 	"  --json                   the engine's figures as JSON, before the last line\n"
 	"  --version, --help\n"
@@ -60,7 +63,7 @@ const char *const options_workloads[] = {
 
 enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, POLICY, THROTTLE, CEILING,
        DEADLINE, ON_DEADLINE, TIMEOUT, VERIFY, LOG,
-       CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, JSON, TO, LISTEN, FROM, LEDGER, SOCKET, VERSION, HELP, END };
+       CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, DEVICE, DEVICE_RATE, JSON, TO, LISTEN, FROM, LEDGER, SOCKET, VERSION, HELP, END };
 
 #define ALL (DEMO | SEND | RECEIVE | SAVE | RESTORE)
 
@@ -94,6 +97,8 @@ static const struct {
 	[CLEAR_AT_SYNC - KIND] = {"clear-at-sync", DEMO | SEND | SAVE, 0, 0, NULL},
 	[RING - KIND] = {"ring", DEMO | SEND | SAVE, 0, 0, NULL},
 	[AFTER - KIND] = {"after", DEMO | SEND | SAVE, 0, 86400, "0 to 86400 seconds"},
+	[DEVICE - KIND] = {"device", DEMO | SEND, 1u << 20, 4ull << 30, "1M to 4G in whole megabytes"},
+	[DEVICE_RATE - KIND] = {"device-rate", DEMO | SEND, 0, 1ull << 30, "0 to 1G bytes a second"},
 	[JSON - KIND] = {"json", DEMO | SEND | RECEIVE, 0, 0, NULL},
 	[TO - KIND] = {"to", SEND | SAVE, 0, 0, "an endpoint, or for save a path"},
 	[LISTEN - KIND] = {"listen", RECEIVE, 0, 0, "an endpoint"},
@@ -300,6 +305,8 @@ static bool take(struct options *o, int option, uint64_t n, int *kind)
 	case CLEAR_AT_SYNC: o->migration.clear_at_sync = true; return true;
 	case RING: o->migration.ring = true; return true;
 	case AFTER: o->after = (double)n; return true;
+	case DEVICE: o->migration.device_mib = (uint32_t)(n >> 20); return n % (1u << 20) == 0;
+	case DEVICE_RATE: o->migration.device_rate = (uint32_t)(n >> 20); return true;
 	case JSON: o->json = true; return true;
 	case TO: case LISTEN:
 		*(o->verb == SAVE ? &o->path : &o->endpoint) = optarg;
@@ -378,7 +385,7 @@ int options_parse(int argc, char **argv, struct options *o, bool *done)
 		.verb = (enum verb)(1 << which),
 		.machine = {.memory_bytes = 1u << 30, .vcpus = 1, .workload = GV_SWEEP, .rate = 20000, .fill_percent = 50,
 			    .seed = 1},
-		.migration = {.downtime_ms = 300, .verify = 1 << which == DEMO},
+		.migration = {.downtime_ms = 300, .device_rate = 1, .verify = 1 << which == DEMO},
 		.after = 1,
 		.ledger_fd = -1,
 		.socket_fd = -1,

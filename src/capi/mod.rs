@@ -34,6 +34,7 @@ pub mod balloon;
 pub mod bitmap;
 pub mod blocker;
 pub mod consumer;
+pub mod device;
 pub mod error;
 pub mod forecast;
 pub mod guest;

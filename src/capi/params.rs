@@ -89,6 +89,10 @@ pub struct brant_params {
     /// Destination: the most bytes of early configuration, and of device state, that brant takes; 4
     /// KiB to 1 TiB; default 256 MiB.
     pub max_state_bytes: u64,
+    /// Destination: the most bytes of devices' state (brant_guest_add_device) that wait in memory
+    /// because something before them has not come; 1 MiB to 1 TiB; default 256 MiB. Beyond it
+    /// connections wait. Each connection has a mebibyte more in hand.
+    pub max_device_buffer: u64,
     /// Source: the most memory for copies of sent pages, over all connections together; 1 MiB to 1
     /// TiB; default 0, none. With such a cache, a page that is sent again goes as what has changed
     /// in it, where that is less than the page. A destination that does not know deltas is refused
@@ -335,6 +339,11 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
             d.max_state_bytes
         } else {
             p.max_state_bytes
+        },
+        max_device_buffer: if p.max_device_buffer == 0 {
+            d.max_device_buffer
+        } else {
+            p.max_device_buffer
         },
         compression,
         compression_level: p.compression_level,

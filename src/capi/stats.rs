@@ -256,8 +256,18 @@ pub struct brant_stats {
     pub stall: u64,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
-    /// Bytes of device state.
+    /// Bytes of device state in blobs.
     pub state_bytes: u64,
+    /// Bytes of devices' state (brant_guest_add_device) that were sent (loaded) while the guest ran.
+    pub device_running_bytes: u64,
+    /// Bytes of devices' state that were sent (loaded) after the pause.
+    pub device_stopped_bytes: u64,
+    /// Bytes of devices' state that are not sent, as the devices last said. Source only.
+    pub device_left_bytes: u64,
+    /// How long callbacks have read (loaded) devices' state.
+    pub device_time_ns: u64,
+    /// Of the downtime: reading devices' state after the pause, and sending it. Source only.
+    pub device_stopped_ns: u64,
     /// Syncs made.
     pub syncs: u64,
     /// The last sync that was made with the guest running.
@@ -479,6 +489,11 @@ impl From<&Stats> for brant_stats {
                 .map_or(BRANT_STALL_NONE, |cause| u64::from(cause as u32)),
             last_pages: s.last_pages,
             state_bytes: s.state_bytes,
+            device_running_bytes: s.device_running_bytes,
+            device_stopped_bytes: s.device_stopped_bytes,
+            device_left_bytes: s.device_left_bytes,
+            device_time_ns: nanos(s.device_time),
+            device_stopped_ns: s.device_stopped.map_or(0, nanos),
             syncs: s.syncs,
             sync_ns: s.sync.map_or(0, nanos),
             found_pages: s.found_pages,

@@ -81,6 +81,9 @@ pub enum BlobKind {
     Early = 1,
     /// After all pages have been restored.
     State = 2,
+    /// The state of a device, in pieces that follow one another: after all pages, before
+    /// [`BlobKind::State`].
+    Device = 3,
 }
 
 /// One blob of the VMM's, and where it is in the file.
@@ -445,9 +448,10 @@ fn blob(from: &mut Fields<'_>) -> Result<BlobEntry> {
     let kind = match from.u32("a blob's kind")? {
         1 => BlobKind::Early,
         2 => BlobKind::State,
+        3 => BlobKind::Device,
         other => {
             return Err(wrong(format!(
-                "a blob at offset {at} of its index: expected kind 1 or 2, found {other}"
+                "a blob at offset {at} of its index: expected kind 1, 2 or 3, found {other}"
             )))
         }
     };

@@ -29,25 +29,31 @@ use std::time::Instant;
 pub const WRITERS_MAX: u32 = 64;
 
 /// The VMM's blobs, kept in memory until they are written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Blobs {
     list: Vec<(BlobEntry, Vec<u8>)>,
     bytes: u64,
-    early: bool,
+    kind: BlobKind,
 }
 
 impl Blobs {
     /// An empty list. Blobs that are added before [`Blobs::state_begins`] are early ones.
     pub fn new() -> Blobs {
         Blobs {
-            early: true,
-            ..Blobs::default()
+            list: Vec::new(),
+            bytes: 0,
+            kind: BlobKind::Early,
         }
     }
 
     /// Blobs that are added from now on are state: a restore loads them after memory.
     pub fn state_begins(&mut self) {
-        self.early = false;
+        self.kind = BlobKind::State;
+    }
+
+    /// Blobs that are added from now on are pieces of devices' state.
+    pub fn devices_begin(&mut self) {
+        self.kind = BlobKind::Device;
     }
 
     /// The length of all blobs together.
@@ -75,10 +81,7 @@ impl StateSink for Blobs {
         })?;
         data.extend_from_slice(blob.data);
         let entry = BlobEntry {
-            kind: match self.early {
-                true => BlobKind::Early,
-                false => BlobKind::State,
-            },
+            kind: self.kind,
             name: name.to_owned(),
             instance: blob.instance,
             version: blob.version,

@@ -285,7 +285,7 @@ impl Memory {
     /// Adds a device whose state migrations of this guest stream, behind all that were added
     /// before. `name` (1 to 128 bytes) and `instance` together name the device at both sides;
     /// `version` is that of its state's format, by the device's own numbering. Both sides have the
-    /// same devices, in any order of adding: the destination's order is the order of loading.
+    /// same devices, in any order of adding: the source's order is the order of loading.
     /// At a destination, devices may be added until
     /// [`Vmm::early_load`](crate::vmm::Vmm::early_load) of the last blob has returned.
     ///
@@ -313,7 +313,6 @@ impl Memory {
     }
 
     /// The guest's devices.
-    #[allow(dead_code, reason = "the two sides of a migration follow")]
     pub(crate) fn devices(&self) -> &Devices {
         &self.devices
     }

@@ -40,7 +40,7 @@ pub(super) fn send_bytes(channel: &mut Channel, records: &[u8], io: &Io<'_>) -> 
 
 /// Sends whole records. When a cancel or a limit ends the sending in the middle, the rest is sent
 /// if that goes at once, because only at a record's end can the peer be told why.
-fn send_whole(channel: &mut Channel, parts: &[Part<'_>], io: &Io<'_>) -> Result<()> {
+pub(super) fn send_whole(channel: &mut Channel, parts: &[Part<'_>], io: &Io<'_>) -> Result<()> {
     let sent = channel.send(parts, io);
     if let Err(error) = &sent {
         let _ = finish(channel, parts, u64::MAX, error, TELL);

@@ -18,12 +18,14 @@ pub(super) struct Outbox {
     rest: Vec<u8>,
     /// The newest marker that is not acknowledged.
     due: Option<u64>,
+    /// Whole records to be sent before the next acknowledgement: one for each device at most.
+    before: Vec<u8>,
 }
 
 impl Outbox {
     /// Whether nothing is left to send.
     pub(super) fn is_empty(&self) -> bool {
-        self.rest.is_empty() && self.due.is_none()
+        self.rest.is_empty() && self.due.is_none() && self.before.is_empty()
     }
 
     /// Records that marker `number` has been reached.
@@ -31,10 +33,17 @@ impl Outbox {
         self.due = Some(number);
     }
 
+    /// Records that `record` is to be sent. The caller bounds how many there are.
+    pub(super) fn say(&mut self, record: &Record) -> Result<()> {
+        record.encode(&mut self.before)
+    }
+
     /// Sends as much as there is room for, without waiting.
     pub(super) fn flush(&mut self, channel: &mut Channel) -> Result<()> {
         loop {
-            if self.rest.is_empty() {
+            if self.rest.is_empty() && !self.before.is_empty() {
+                self.rest = std::mem::take(&mut self.before);
+            } else if self.rest.is_empty() {
                 let Some(number) = self.due.take() else {
                     return Ok(());
                 };
@@ -46,6 +55,7 @@ impl Outbox {
                 // end.
                 Err(e) if matches!(e.kind(), Kind::PeerGone | Kind::Io) => {
                     self.rest.clear();
+                    self.before.clear();
                     self.due = None;
                     return Ok(());
                 }
@@ -73,6 +83,7 @@ impl Outbox {
     /// The bytes of all that is left to send, and of `record` after it.
     fn all_and(&mut self, record: &Record) -> Result<Vec<u8>> {
         let mut bytes = std::mem::take(&mut self.rest);
+        bytes.append(&mut self.before);
         if let Some(number) = self.due.take() {
             Record::Ack(Ack { number }).encode(&mut bytes)?;
         }

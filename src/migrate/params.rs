@@ -94,6 +94,10 @@ pub struct Params {
     /// Destination: the most bytes of early configuration, and the most of device state, that it
     /// accepts: 4 KiB to 1 TiB each; 256 MiB.
     pub max_state_bytes: u64,
+    /// Destination: the most bytes of devices' state that wait in memory because something before
+    /// them has not come: 1 MiB to 1 TiB; 256 MiB. Beyond it connections wait. Each connection has a
+    /// mebibyte more in hand.
+    pub max_device_buffer: u64,
     /// Source: the most memory for copies of sent pages, over all connections together: 1 MiB to 1
     /// TiB; `None`, none. With such memory, a page that is sent again goes as a delta, when the
     /// delta is shorter. The destination must support deltas (feature "delta"). The memory is taken
@@ -198,6 +202,7 @@ impl Default for Params {
             channels: 1,
             incoming_channels: 64,
             max_state_bytes: 256 << 20,
+            max_device_buffer: 256 << 20,
             delta_cache_bytes: None,
             compression: Compression::Off,
             compression_level: 0,
@@ -296,8 +301,14 @@ pub(super) fn check_max_bandwidth(bytes_per_second: Option<u64>) -> Result<()> {
 
 impl Params {
     /// The protocol versions and features of a side.
-    pub(super) fn ours(&self, side: Side) -> wire::Ours {
+    /// `devices`: whether the source has devices whose state is streamed.
+    pub(super) fn ours(&self, side: Side, devices: bool) -> wire::Ours {
         let mut ours = wire::Ours::default();
+        match (devices, side) {
+            (true, Side::Source) => ours = ours.requiring(wire::FEATURE_DEVICE_STREAMS),
+            (false, Side::Source) => ours = ours.without(wire::FEATURE_DEVICE_STREAMS),
+            (_, Side::Destination) => {}
+        }
         if !self.skip_ballooned {
             ours = ours.without(wire::FEATURE_BALLOONED);
         }
@@ -412,6 +423,12 @@ impl Params {
             within("delta_cache_bytes", bytes, 1 << 20, 1 << 40)?;
         }
         within("max_state_bytes", self.max_state_bytes, 4096, 1 << 40)?;
+        within(
+            "max_device_buffer",
+            self.max_device_buffer,
+            1 << 20,
+            1 << 40,
+        )?;
         let level = self.compression_level;
         if level != 0 && !(LEVEL_MIN..=LEVEL_MAX).contains(&level) {
             return Err(Error::new(
@@ -499,7 +516,7 @@ mod tests {
                     page_checksums,
                     ..Params::default()
                 };
-                params.ours(side)
+                params.ours(side, false)
             };
             let ours = of(source, Side::Source);
             let hello = wire::Hello {

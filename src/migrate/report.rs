@@ -21,8 +21,8 @@ const WORTH_TELLING: Duration = Duration::from_millis(1);
 /// The figures of a migration, at either side. Pages are 4 KiB. Figures of the present moment may
 /// fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`, `unacknowledged_bytes`,
 /// `throughput`, `bandwidth`, `switchover_bandwidth`, `round_trip`, `dirty_pages_per_second`,
-/// `time_left`, `expected_downtime`, `sync`, `downtime_limit`, `throttle`, `limited_vcpus` and `stall`.
-/// All others only grow, until a pause is aborted: the
+/// `time_left`, `expected_downtime`, `device_left_bytes`, `sync`, `downtime_limit`, `throttle`,
+/// `limited_vcpus` and `stall`. All others only grow, until a pause is aborted: the
 /// figures of that pause and its promise are forgotten then.
 ///
 /// `None` means that the figure is not known yet, or never known at this side.
@@ -192,8 +192,20 @@ pub struct Stats {
     pub stall: Option<Cause>,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
-    /// Bytes of device state.
+    /// Bytes of device state in blobs.
     pub state_bytes: u64,
+    /// Bytes of devices' state that were sent (loaded) while the guest ran.
+    pub device_running_bytes: u64,
+    /// Bytes of devices' state that were sent (loaded) after the pause.
+    pub device_stopped_bytes: u64,
+    /// Bytes of devices' state that are not sent, as the devices last said. Source only.
+    pub device_left_bytes: u64,
+    /// How long calls have read (loaded) devices' state.
+    #[serde(rename = "device_time_ns", serialize_with = "as_nanos")]
+    pub device_time: Duration,
+    /// Of the downtime: reading devices' state after the pause, and sending it. Source only.
+    #[serde(rename = "device_stopped_ns", serialize_with = "as_nanos_or_0")]
+    pub device_stopped: Option<Duration>,
     /// Syncs made.
     pub syncs: u64,
     /// Time of the last sync that was made with the guest running.
@@ -376,7 +388,8 @@ impl Stats {
             .saturating_sub(known(self.digest));
         let to_ready = known(self.round_trip).min(link);
         let link = link.saturating_sub(to_ready);
-        let share = pages as f64 / (pages + self.state_bytes).max(1) as f64;
+        let state = self.state_bytes + self.device_stopped_bytes;
+        let share = pages as f64 / (pages + state).max(1) as f64;
         let memory = link.mul_f64(share.clamp(0.0, 1.0));
         self.round_trips = Some(to_ready + to_running);
         self.memory = Some(memory);
@@ -394,6 +407,7 @@ impl Stats {
         self.promised = Parts::default();
         (self.pause, self.save, self.last_sync) = (None, None, None);
         self.state_bytes = 0;
+        self.device_stopped = None;
     }
 
     /// The parts of the downtime as they were.
@@ -405,6 +419,7 @@ impl Stats {
             save: known(self.save),
             memory: known(self.memory),
             state: known(self.state_sent),
+            state_running: Duration::ZERO,
             verify: known(self.digest),
             load: known(self.load),
             round_trips: known(self.round_trips),
@@ -783,7 +798,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 82);
+        assert_eq!(value.as_object().unwrap().len(), 87);
     }
 
     #[test]

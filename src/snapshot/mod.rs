@@ -15,6 +15,7 @@
 //! | `watching` | what the VMM asks of either while it is in progress |
 
 mod converge;
+mod devices;
 mod report;
 mod restore;
 mod save;

@@ -1,5 +1,6 @@
 //! [`Restore`] starts a guest from a file.
 
+use super::devices::Restored;
 use super::report::{RestoreParams, State, Stats};
 use super::task::{image_path, Ending, Task};
 use super::watching::watching;
@@ -164,11 +165,14 @@ impl Restoring {
         let image = Arc::new(Image::open(&self.path, caching)?);
         self.stats.file_bytes = image.file_bytes();
         let index = image.index();
-        let (early, state) = self.read_blobs(&image)?;
+        let [early, state, streamed] = self.read_blobs(&image)?;
         for blob in &early {
             cancel.check("the restore")?;
             self.load("early_load", blob, |vmm, blob| vmm.early_load(blob))?;
         }
+        let in_use = shared.memory.devices().in_use();
+        let mut devices = Restored::new(in_use, self.vmm.clone());
+        devices.check(streamed.iter().map(|(entry, _)| *entry))?;
         let map = shared.memory.map();
         self.stats.total_bytes = map.total().0;
         let blocks = matching(index, &map)
@@ -197,28 +201,36 @@ impl Restoring {
         reach(&blocks)?;
         shared.memory.guest_ran();
         self.enter(State::Loading);
+        for (entry, data) in &streamed {
+            cancel.check("the restore")?;
+            devices.load(entry, data)?;
+        }
         for blob in &state {
             cancel.check("the restore")?;
             self.load("load", blob, |vmm, blob| vmm.load(blob))?;
         }
+        devices.loaded()?;
         self.vmm
             .call_that_makes_threads("loaded", |vmm| vmm.loaded())?;
         cancel.check("the restore")?;
         // From here on a whole guest is here, even if a later step fails.
         self.ends = Stage::Stands;
+        devices.keep();
         if !params.stay_paused {
             self.enter(State::Starting);
+            devices.run()?;
             self.vmm.call_that_makes_threads("run", |vmm| vmm.run())?;
             self.ends = Stage::Arrived;
         }
         Ok(())
     }
 
-    /// The VMM's early blobs and state blobs. All of them are checked before the first is loaded.
-    fn read_blobs<'a>(&mut self, image: &'a Image) -> Result<(Vec<Loaded<'a>>, Vec<Loaded<'a>>)> {
+    /// The VMM's early blobs and state blobs, and the state of devices. All of them are checked before
+    /// the first is loaded.
+    fn read_blobs<'a>(&mut self, image: &'a Image) -> Result<[Vec<Loaded<'a>>; 3]> {
         let shared = Arc::clone(&self.shared);
         let most = shared.params.max_state_bytes;
-        let (mut early, mut state) = (Vec::new(), Vec::new());
+        let (mut early, mut state, mut devices) = (Vec::new(), Vec::new(), Vec::new());
         for blob in &image.index().blobs {
             shared.task.cancel.check("the restore")?;
             self.stats.state_bytes = self.stats.state_bytes.saturating_add(blob.length);
@@ -235,10 +247,11 @@ impl Restoring {
             let list = match blob.kind {
                 BlobKind::Early => &mut early,
                 BlobKind::State => &mut state,
+                BlobKind::Device => &mut devices,
             };
             fallible::push(list, (blob, image.blob(blob)?), "state")?;
         }
-        Ok((early, state))
+        Ok([early, state, devices])
     }
 
     fn load(

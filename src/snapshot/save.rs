@@ -1,6 +1,7 @@
 //! [`Save`] writes a guest to a file.
 
 use super::converge::{pause_now, Facts};
+use super::devices;
 use super::report::{SaveParams, State, Stats};
 use super::task::{image_path, Ending, Task};
 use super::watching::watching;
@@ -17,6 +18,7 @@ use crate::runtime::{catch, Role};
 use crate::sys::disk::Caching;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::vmm::callbacks::Callbacks;
+use crate::vmm::held::Held;
 use crate::vmm::{EventKind, Vmm};
 use crate::walk::{Outlet, Put, Walk, BATCH_PAGES};
 use std::path::{Path, PathBuf};
@@ -149,6 +151,7 @@ impl Save {
                 begun: Instant::now(),
                 renewed: Instant::now(),
                 paused_at: None,
+                devices: Held::default(),
             };
             saving.run();
         })
@@ -179,6 +182,8 @@ struct Saving {
     renewed: Instant,
     /// When the guest was paused, if the save paused it and has to resume it.
     paused_at: Option<Instant>,
+    /// The guest's devices whose state is streamed.
+    devices: Held,
     stats: Stats,
 }
 
@@ -197,9 +202,13 @@ impl Saving {
         // Waiting threads wake last, when file, pins and claim are gone.
         let _end = Ending(&shared.task);
         let _inside = self.vmm.enter();
+        self.devices
+            .hold(shared.tracker.memory().devices().in_use());
         let mut result = catch(|| self.save()).and_then(|saved| saved);
+        self.devices.end(&self.vmm);
         if self.paused_at.is_some() {
             match (&result, shared.params.stay_paused) {
+                // The devices stand still with the vCPUs; the VMM resumes both.
                 (Ok(()), true) => self.claim.comes_to(Stage::Stands),
                 _ => {
                     if let Err(not_resumed) = self.resume() {
@@ -212,6 +221,10 @@ impl Saving {
                 }
             }
         } else if shared.params.already_paused {
+            // The devices were stopped here, and the guest goes on standing as its VMM wants it.
+            if let Err(not_resumed) = self.devices.resume(&self.vmm) {
+                result = result.and(Err(not_resumed));
+            }
             self.claim.comes_to(Stage::PausedByVmm);
         } else if self.stats.downtime.is_none() {
             // The guest was never paused. For a guest that was, `resume` has already reported the
@@ -257,12 +270,15 @@ impl Saving {
         if let Some(warning) = shared.tracker.warning() {
             self.vmm.event(EventKind::Warning, warning.to_owned());
         }
+        self.devices.begin(&self.vmm)?;
         if !params.already_paused {
             self.passes(&consumer.0, &mut walk, &mut writer)?;
             self.pause()?;
         }
         self.enter(State::Paused);
         cancel.check("the save")?;
+        self.devices.stop(&self.vmm)?;
+        devices::save(&self.devices, &self.vmm, &mut blobs, cancel)?;
         blobs.state_begins();
         self.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
         self.stats.state_bytes = blobs.bytes();
@@ -403,9 +419,11 @@ impl Saving {
         let Some(paused_at) = self.paused_at.take() else {
             return Ok(());
         };
-        let resumed = self
-            .vmm
-            .call_that_makes_threads("resume", |vmm| vmm.resume());
+        let resumed = self.devices.resume(&self.vmm);
+        let resumed = resumed.and_then(|()| {
+            self.vmm
+                .call_that_makes_threads("resume", |vmm| vmm.resume())
+        });
         self.stats.downtime = Some(paused_at.elapsed());
         self.claim.comes_to(match resumed {
             Ok(()) => Stage::Kept,

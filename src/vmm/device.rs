@@ -5,8 +5,6 @@
 //! state that is too large for that: a part of it may be sent while the guest runs, and the rest is
 //! sent in pieces after the pause. `docs/devices.md` has the order of all calls.
 
-#![allow(dead_code, reason = "the two sides of a migration follow")]
-
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use std::fmt;
@@ -48,8 +46,8 @@ pub struct Left {
 /// rounds of `read_running`: a device begins its stream anew only in `begin`.
 ///
 /// **Order at the destination.** `load_running` while memory arrives; when all of memory is here,
-/// `load_stopped` of one device after the other in the order in which they were added; the VMM's
-/// `load` of all blobs; `loaded` of every device; the VMM's `loaded`. After the hand-over: `wake` of
+/// `load_stopped` of one device after the other in the order in which the source added them; the
+/// VMM's `load` of all blobs; `loaded` of every device; the VMM's `loaded`. After the hand-over: `wake` of
 /// every device, `run` of each, and the VMM's `run`. When the migration fails before that: `reset`
 /// of every device.
 ///
@@ -99,6 +97,8 @@ pub trait Device: Send + Sync {
 
     /// Source: run on, after an aborted pause or a migration that failed. Called once after each
     /// `quiesce`, whether or not that and `stop` succeeded, unless the guest went away.
+    /// brant does not know whether the guest stood still before: a device of a guest that its user
+    /// has paused stays paused, as with [`Vmm::resume`](super::Vmm::resume).
     fn resume(&self) -> Result<()>;
 
     /// Source: the migration is over, whatever its outcome. Called once after each `begin`, whether
@@ -120,7 +120,7 @@ pub trait Device: Send + Sync {
     }
 
     /// Destination: takes the next bytes of the stopped part. All of the guest's memory has arrived,
-    /// and every device that was added before this one has all of its state.
+    /// and every device that the source added before this one has all of its state.
     fn load_stopped(&self, data: &[u8]) -> Result<()>;
 
     /// Destination: the state is complete, and so are all other devices and blobs. An error is the

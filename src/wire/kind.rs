@@ -2,7 +2,8 @@
 //!
 //! They are in one table, so that a receiver can judge a header before it reads on; the header asks
 //! it. The layouts are elsewhere: payloads of control records in `records`, runs of pages in
-//! `header`, lists of runs in `list`, changed pages in `delta`, checksums of pages in `digest`.
+//! `header`, lists of runs in `list`, changed pages in `delta`, checksums of pages in `digest`, devices
+//! in `device`.
 
 use crate::units::{PAGE_SIZE, STRETCH_PAGES};
 
@@ -113,6 +114,9 @@ const PACKED_LEAST: u32 = CHECKSUM + 1;
 const PACKED_MOST: u32 = CHECKSUM + PAGE * STRETCH_PAGES as u32 - 1;
 const PACKED_LIST_LEAST: u32 = list_len(1) as u32 + PACKED_LEAST;
 const PACKED_LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32 + CHECKSUM + LIST_PAGES_MAX * PAGE - 1;
+/// Device, flags, offset; and a mebibyte of state.
+const PIECE_LEAST: u32 = 16;
+pub(super) const PIECE_MOST: u32 = PIECE_LEAST + (1 << 20);
 const RUN_MOST: u32 = PAGE * STRETCH_PAGES as u32 + CHECKSUM;
 
 record_types! {
@@ -172,6 +176,12 @@ record_types! {
     Digest = 27, "DIGEST", ToSource, DIGEST_LEAST, DIGEST_MOST;
     /// Short runs of pages that lie apart, whose bytes are compressed together.
     CompressedList = 28, "COMPRESSED_LIST", ToDestination, PACKED_LIST_LEAST, PACKED_LIST_MOST;
+    /// A piece of a device's state.
+    Device = 29, "DEVICE", ToDestination, PIECE_LEAST, PIECE_MOST;
+    /// The destination has loaded what a device needs there before the pause.
+    DeviceLoaded = 30, "DEVICE_LOADED", ToSource, 12, 12;
+    /// Announces one device of the source whose state is streamed.
+    DeviceNamed = 31, "DEVICE_NAMED", ToDestination, 14, 141;
 }
 
 impl RecordType {
@@ -211,6 +221,11 @@ impl RecordType {
     /// Whether this is a blob: a prefix ([`super::Blob`]), then data.
     pub fn is_blob(self) -> bool {
         matches!(self, RecordType::State | RecordType::Early)
+    }
+
+    /// Whether this is a piece of a device's state ([`super::Piece`]).
+    pub fn is_piece(self) -> bool {
+        self == RecordType::Device
     }
 
     /// Whether the header's block field is used. In other types it is zero.

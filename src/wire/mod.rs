@@ -19,11 +19,14 @@
 //! - changed pages ([`RecordType::Delta`]) are a header, a table and encodings ([`decode_delta`]);
 //! - blobs ([`RecordType::State`], [`RecordType::Early`]) begin with a short prefix, [`Blob`], so
 //!   that the data can be read in parts;
+//! - a piece of a device's state ([`RecordType::Device`]) is a header, a short prefix, [`Piece`], and
+//!   the state;
 //! - every other record is a [`Record`].
 
 mod body;
 mod cursor;
 mod delta;
+mod device;
 mod digest;
 mod header;
 mod kind;
@@ -34,6 +37,10 @@ mod records;
 mod tests;
 
 pub use delta::{decode_delta, encode_delta, Delta};
+pub use device::{
+    DeviceLoaded, NamedDevice, Piece, DEVICES_MAX, PIECE_BYTES_MAX, PIECE_INITIAL, PIECE_LAST,
+    PIECE_PREFIX, PIECE_STOPPED,
+};
 pub use digest::{Digest, DIGEST_PAGES_MAX};
 pub use header::{Header, FLAG_SKIPPABLE, HEADER_LEN, MAGIC};
 pub use kind::{
@@ -46,11 +53,12 @@ pub use list::{
 };
 pub use negotiate::{
     check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_BALLOONED,
-    FEATURE_DELTA, FEATURE_PAGE_CHECKSUMS, FEATURE_VERIFY, FEATURE_ZERO_RUNS, FEATURE_ZSTD,
-    VERSION_MAX, VERSION_MIN,
+    FEATURE_DELTA, FEATURE_DEVICE_STREAMS, FEATURE_PAGE_CHECKSUMS, FEATURE_VERIFY,
+    FEATURE_ZERO_RUNS, FEATURE_ZSTD, VERSION_MAX, VERSION_MIN,
 };
 pub use records::{
     Abort, Ack, Blob, BlobEnd, Block, Handover, Hello, HelloReply, LayoutEnd, Marker, Ready,
     Record, Running, StateEnd, Token, BLOBS_MAX, BLOB_PREFIX_MAX, BLOCKS_MAX, BLOCK_FLAG_ROM,
-    CHANNELS_MAX, HANDOVER_MILLIS_MAX, MARKER_FLAG_FINAL, ROLE_BULK, ROLE_URGENT,
+    CHANNELS_MAX, HANDOVER_MILLIS_MAX, MARKER_FLAG_FINAL, MARKER_FLAG_PAGES_END, ROLE_BULK,
+    ROLE_URGENT,
 };

@@ -32,6 +32,9 @@ pub const FEATURE_VERIFY: u64 = 1 << 4;
 /// Bit of "page-checksums": PAGES and PAGES_LIST have a checksum behind their contents.
 pub const FEATURE_PAGE_CHECKSUMS: u64 = 1 << 5;
 
+/// Bit of "device-streams": DEVICE records bring the state of devices.
+pub const FEATURE_DEVICE_STREAMS: u64 = 1 << 6;
+
 /// A feature with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Feature {
@@ -67,6 +70,10 @@ pub const FEATURES: &[Feature] = &[
         bit: 5,
         name: "page-checksums",
     },
+    Feature {
+        bit: 6,
+        name: "device-streams",
+    },
 ];
 
 /// What one side can use, and what it requires.
@@ -93,7 +100,8 @@ impl Default for Ours {
                 | FEATURE_ZSTD
                 | FEATURE_DELTA
                 | FEATURE_VERIFY
-                | FEATURE_PAGE_CHECKSUMS,
+                | FEATURE_PAGE_CHECKSUMS
+                | FEATURE_DEVICE_STREAMS,
             required: FEATURE_ZERO_RUNS,
         }
     }

@@ -7,6 +7,7 @@
 
 use super::body::{Body, Checked};
 use super::cursor::Reader;
+use super::device::{DeviceLoaded, NamedDevice};
 use super::digest::Digest;
 use super::header::{Header, HEADER_LEN};
 use super::kind::{RecordType, PAYLOAD_MAX};
@@ -28,8 +29,12 @@ pub const HANDOVER_MILLIS_MAX: u32 = 3_600_000;
 pub const BLOB_PREFIX_MAX: usize = BLOB_FIXED_LEN + BLOB_NAME_MAX;
 /// Block flag bit 0: the guest cannot write to the block, so it is sent once.
 pub const BLOCK_FLAG_ROM: u32 = 1;
-/// Marker flag bit 0: no page run follows on this channel.
+/// Marker flag bit 0: nothing follows on this channel; on channel 0, no page run and no piece of a
+/// device's state.
 pub const MARKER_FLAG_FINAL: u32 = 1;
+/// Marker flag bit 1, only with the feature "device-streams": no page run follows on this channel,
+/// and no piece of a running part. Pieces of stopped parts follow, and then the final marker.
+pub const MARKER_FLAG_PAGES_END: u32 = 2;
 
 const SOFTWARE_MAX: usize = 64;
 const BLOCK_NAME_MAX: usize = 255;
@@ -41,7 +46,7 @@ const BLOB_FIXED_LEN: usize = 1 + 4 + 4 + 8;
 const CONTROL_PAYLOAD_MAX: usize = RecordType::Digest.payload_limits().1 as usize;
 
 /// Names are used in C strings, logs and file names on both sides.
-fn check_name(field: &str, name: &str, least: usize, most: usize) -> Checked {
+pub(super) fn check_name(field: &str, name: &str, least: usize, most: usize) -> Checked {
     if !(least..=most).contains(&name.len()) {
         return Err(format!(
             "{field}: expected {least} to {most} bytes, found {}",
@@ -56,12 +61,12 @@ fn check_name(field: &str, name: &str, least: usize, most: usize) -> Checked {
     Ok(())
 }
 
-fn write_u8_text(text: &str, out: &mut Vec<u8>) {
+pub(super) fn write_u8_text(text: &str, out: &mut Vec<u8>) {
     out.push(text.len() as u8);
     out.extend_from_slice(text.as_bytes());
 }
 
-fn read_u8_text(reader: &mut Reader<'_>, field: &str, limit: usize) -> Result<String> {
+pub(super) fn read_u8_text(reader: &mut Reader<'_>, field: &str, limit: usize) -> Result<String> {
     let length = reader.u8(field)?;
     reader.text(field, usize::from(length), limit)
 }
@@ -299,7 +304,7 @@ pub struct Marker {
     pub number: u64,
     /// The pass that the source is in.
     pub pass: u32,
-    /// [`MARKER_FLAG_FINAL`] or nothing.
+    /// [`MARKER_FLAG_FINAL`], [`MARKER_FLAG_PAGES_END`] or nothing.
     pub flags: u32,
     /// PAGES, ZEROS and BALLOONED records sent on this channel since it was opened.
     pub records: u64,
@@ -310,7 +315,12 @@ pub struct Marker {
 }
 
 impl Marker {
-    /// Whether no page run follows on this channel.
+    /// Whether it ends the channel's pages, and pieces of stopped devices follow.
+    pub fn ends_pages(&self) -> bool {
+        self.flags & MARKER_FLAG_PAGES_END != 0
+    }
+
+    /// Whether it is the last of its channel.
     pub fn is_final(&self) -> bool {
         self.flags & MARKER_FLAG_FINAL != 0
     }
@@ -341,9 +351,10 @@ impl Body for Marker {
         if self.number == 0 {
             return Err("expected markers to be numbered from 1, found 0".into());
         }
-        if self.flags & !MARKER_FLAG_FINAL != 0 {
+        if ![0, MARKER_FLAG_FINAL, MARKER_FLAG_PAGES_END].contains(&self.flags) {
             return Err(format!(
-                "expected no flags but {MARKER_FLAG_FINAL:#x} (final), found {:#x}",
+                "expected no flags, or one of {MARKER_FLAG_FINAL:#x} (final) and \
+                 {MARKER_FLAG_PAGES_END:#x} (end of the pages), found {:#x}",
                 self.flags
             ));
         }
@@ -539,7 +550,7 @@ impl Body for Abort {
     }
 }
 
-/// A control record: every record but page runs and blobs.
+/// A control record: every record but page runs, blobs and pieces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// HELLO.
@@ -581,6 +592,10 @@ pub enum Record {
     },
     /// DIGEST.
     Digest(Digest),
+    /// DEVICE_LOADED.
+    DeviceLoaded(DeviceLoaded),
+    /// DEVICE_NAMED.
+    DeviceNamed(NamedDevice),
 }
 
 impl Record {
@@ -605,6 +620,8 @@ impl Record {
             Record::BlockAdded(_) => RecordType::BlockAdded,
             Record::BlockRemoved { .. } => RecordType::BlockRemoved,
             Record::Digest(_) => RecordType::Digest,
+            Record::DeviceLoaded(_) => RecordType::DeviceLoaded,
+            Record::DeviceNamed(_) => RecordType::DeviceNamed,
         }
     }
 
@@ -627,6 +644,8 @@ impl Record {
             Record::Running(body) => self.put(body, 0, out),
             Record::Abort(body) => self.put(body, 0, out),
             Record::Digest(body) => self.put(body, body.block, out),
+            Record::DeviceLoaded(body) => self.put(body, 0, out),
+            Record::DeviceNamed(body) => self.put(body, 0, out),
             Record::BlockRemoved { id } => append(out, self.record_type(), *id, |_| None),
             Record::LayoutOk | Record::EarlyOk | Record::Keepalive => {
                 append(out, self.record_type(), 0, |_| None)
@@ -648,7 +667,7 @@ impl Record {
     ///
     /// # Errors
     /// [`Kind::Protocol`] for a header or payload that is not exactly what its type prescribes, and
-    /// for page runs, blobs and unknown types, which are no control records; [`Kind::NoMemory`].
+    /// for page runs, blobs, pieces and unknown types, which are no control records; [`Kind::NoMemory`].
     pub fn decode(header: &Header, payload: &[u8]) -> Result<Record> {
         let Some(kind) = header.classify()? else {
             return Err(Error::new(
@@ -667,7 +686,7 @@ impl Record {
                 ),
             ));
         }
-        if !kind.is_page_run() && !kind.is_blob() {
+        if !kind.is_page_run() && !kind.is_blob() && !kind.is_piece() {
             header.check_payload(payload)?;
         }
         let block = |payload| {
@@ -698,6 +717,8 @@ impl Record {
                 block: header.block,
                 ..read(kind, payload)?
             }),
+            RecordType::DeviceLoaded => Record::DeviceLoaded(read(kind, payload)?),
+            RecordType::DeviceNamed => Record::DeviceNamed(read(kind, payload)?),
             RecordType::Pages
             | RecordType::Zeros
             | RecordType::Ballooned
@@ -707,7 +728,8 @@ impl Record {
             | RecordType::Compressed
             | RecordType::CompressedList
             | RecordType::State
-            | RecordType::Early => {
+            | RecordType::Early
+            | RecordType::Device => {
                 return Err(Error::new(
                     Kind::Protocol,
                     format!("expected a control record, found {}", kind.name()),

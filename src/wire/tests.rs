@@ -5,6 +5,7 @@
 
 mod blobs;
 mod deltas;
+mod devices;
 mod digests;
 mod fields;
 mod fixtures;
@@ -27,6 +28,7 @@ const TOKEN: Token = *b"\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd
 enum Any {
     Control(Record),
     Blob(RecordType, Blob, Vec<u8>),
+    Piece(Piece, Vec<u8>),
     Run(Header, Vec<u8>),
 }
 
@@ -36,6 +38,10 @@ fn encode(any: &Any) -> Vec<u8> {
         Any::Control(record) => record.encode(&mut out).unwrap(),
         Any::Blob(kind, blob, data) => {
             blob.encode(*kind, crc32fast::hash(data), &mut out).unwrap();
+            out.extend_from_slice(data);
+        }
+        Any::Piece(piece, data) => {
+            out.extend_from_slice(&piece.encode(data).unwrap());
             out.extend_from_slice(data);
         }
         Any::Run(header, data) => {
@@ -109,6 +115,10 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
         let (blob, at) = Blob::decode(&header, payload)?;
         blob.check(&header, payload)?;
         return Ok(Some(Any::Blob(kind, blob, payload[at..].to_vec())));
+    }
+    if kind.is_piece() {
+        let piece = Piece::decode(&header, payload)?;
+        return Ok(Some(Any::Piece(piece, payload[PIECE_PREFIX..].to_vec())));
     }
     Record::decode(&header, payload).map(|record| Some(Any::Control(record)))
 }
@@ -351,6 +361,34 @@ fn examples() -> Vec<(&'static str, Any)> {
         (
             "compressed_list",
             packed_list(5, &[(510, 2), (513, 1), (9000, 61)]),
+        ),
+        (
+            "device",
+            Any::Piece(
+                Piece {
+                    number: 2,
+                    flags: PIECE_STOPPED | PIECE_LAST,
+                    offset: 0x1_0000_0005,
+                    length: 7,
+                },
+                b"\x00state\xff".to_vec(),
+            ),
+        ),
+        (
+            "device_loaded",
+            Any::Control(Record::DeviceLoaded(DeviceLoaded {
+                number: 2,
+                bytes: 0x0102_0304_0506,
+            })),
+        ),
+        (
+            "device_named",
+            Any::Control(Record::DeviceNamed(NamedDevice {
+                number: 1,
+                instance: 3,
+                version: 0x0102_0304,
+                name: "gpu".into(),
+            })),
         ),
     ]
 }

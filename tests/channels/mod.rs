@@ -5,4 +5,4 @@ mod arriving;
 mod failing;
 mod gathering;
 mod handed_in;
-mod scripted;
+pub mod scripted;

@@ -97,7 +97,29 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
             pages: 2,
             sums: vec![1, 2],
         }),
+        R::Device => return piece_bytes(0, 0, 0, &[7; 9]),
+        R::DeviceLoaded => Record::DeviceLoaded(wire::DeviceLoaded {
+            number: 0,
+            bytes: 9,
+        }),
+        R::DeviceNamed => Record::DeviceNamed(wire::NamedDevice {
+            number: 0,
+            instance: 0,
+            version: 1,
+            name: "gpu".into(),
+        }),
     })
+}
+
+/// A piece of a device's state.
+pub fn piece_bytes(number: u32, flags: u32, offset: u64, data: &[u8]) -> Vec<u8> {
+    let piece = wire::Piece {
+        number,
+        flags,
+        offset,
+        length: data.len() as u32,
+    };
+    [&piece.encode(data).unwrap()[..], data].concat()
 }
 
 /// A list of these runs of block 4, and contents for them if its type has contents.

@@ -91,6 +91,14 @@ fn one_record(data: &[u8]) {
             assert_eq!(again, data[..HEADER_LEN + prefix]);
         }
     }
+    if let Ok(piece) = wire::Piece::decode(&header, payload) {
+        let state = &payload[wire::PIECE_PREFIX..];
+        assert_eq!(piece.length as usize, state.len());
+        if payload.len() == header.payload as usize {
+            let again = piece.encode(state).unwrap();
+            assert_eq!(again, data[..HEADER_LEN + wire::PIECE_PREFIX]);
+        }
+    }
     if let Ok(record) = Record::decode(&header, payload) {
         assert_eq!(class, Ok(Some(record.record_type())));
         let mut again = Vec::new();

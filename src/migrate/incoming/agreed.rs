@@ -17,6 +17,8 @@ pub(super) struct Agreed {
     pub(super) checksums: bool,
     /// Whether the source verifies the migration, and waits for DIGEST records.
     pub(super) verify: bool,
+    /// Whether the source has devices whose state is streamed.
+    pub(super) devices: bool,
 }
 
 impl Agreed {

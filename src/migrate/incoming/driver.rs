@@ -5,6 +5,7 @@
 use super::account::Account;
 use super::arriving::Arriving;
 use super::blobs;
+use super::devices::Devices;
 use super::digests::Digests;
 use super::gather::Gathering;
 use super::lane::{Incomer, Lane, Waits};
@@ -76,6 +77,10 @@ pub(super) struct Driver {
     verify: bool,
     /// What memory holds, for a source that verifies.
     digests: Option<Digests>,
+    /// The guest's devices, once both sides have agreed on them.
+    devices: Option<Arc<Devices>>,
+    /// Whether the source has devices.
+    has_devices: bool,
     /// How long a hand-over is valid, as the source said.
     handover_limit: Duration,
     /// The limit for the hand-over of the guest. It begins when there is a connection.
@@ -156,6 +161,9 @@ impl Driver {
                     return Ok(Some(self.late()));
                 }
                 self.forgotten = shared.guest.memory.settle_ballooned();
+                if let Some(devices) = &self.devices {
+                    devices.run()?;
+                }
                 self.common
                     .vmm
                     .call_that_makes_threads("run", |vmm| vmm.run())?;
@@ -197,6 +205,10 @@ impl Driver {
                 } else {
                     shared.guest.memory.abandon_ballooned();
                 }
+                // Where `run` failed, the guest is here and stands still, and so do its devices.
+                if let (Some(devices), State::Failed) = (&self.devices, shared.handle.state()) {
+                    devices.reset();
+                }
                 self.renew(true);
                 None
             }
@@ -222,6 +234,8 @@ impl Driver {
             token: Token::default(),
             verify: false,
             digests: None,
+            devices: None,
+            has_devices: false,
             handover_limit: Duration::ZERO,
             limit: Limit::never(),
         })
@@ -255,6 +269,12 @@ impl Driver {
             .for_each(|one| prefaulted += one.prefaulted());
         stats.prefaulted_pages = prefaulted.pages;
         stats.prefault_failures = prefaulted.failures;
+        if let Some(devices) = &self.devices {
+            let loaded = devices.figures();
+            stats.device_running_bytes = loaded.running;
+            stats.device_stopped_bytes = loaded.stopped;
+            stats.device_time = loaded.time;
+        }
         let passes = figures.iter().map(|figures| figures.last_pass());
         stats.pass = passes.max().unwrap_or(0);
         drop(figures);
@@ -378,8 +398,28 @@ impl Driver {
         let (shared, vmm) = (&common.shared, &common.vmm);
         let waits = waits(shared, *overall);
         let map = || shared.guest.memory.map();
-        let agreed = negotiate(&mut first.lane, &waits, limit, vmm, map, account);
-        first.lane.named(agreed)
+        let in_use = || shared.guest.memory.devices().in_use();
+        let has = self.has_devices;
+        let agreed = negotiate(
+            &mut first.lane,
+            &waits,
+            limit,
+            has,
+            vmm,
+            map,
+            in_use,
+            account,
+        );
+        let (list, in_use) = first.lane.named(agreed)?;
+        if has {
+            let most = shared.params.max_device_buffer;
+            let devices = Devices::new(list, in_use, most, lanes.len(), vmm.clone())?;
+            for lane in lanes {
+                lane.takes_pieces(devices.lane()?);
+            }
+            self.devices = Some(devices);
+        }
+        Ok(())
     }
 
     /// Answers the HELLO of every channel.
@@ -393,6 +433,7 @@ impl Driver {
         let (reply, agreed) = answer(&hello, &shared.params)?;
         self.token = agreed.token;
         self.verify = agreed.verify;
+        self.has_devices = agreed.devices;
         for receiver in &mut self.lanes {
             if hello.channels > 1 {
                 receiver.is_channel(receiver.channel);
@@ -448,8 +489,11 @@ impl Driver {
             }
             shared.handle.cancel.check("the migration")?;
         }
-        // No pin is held while the VMM's operations run, because they may change the map.
-        self.account.finish()
+        match &self.devices {
+            Some(devices) => devices.check_complete(),
+            // No pin is held while the VMM's operations run, because they may change the map.
+            None => self.account.finish(),
+        }
     }
 
     /// Takes what comes on channel 0 until its end marker.
@@ -473,13 +517,16 @@ impl Driver {
                 self.renew(false);
             }
             match self.lanes[0].take(&waits, begins)? {
-                Came::Pages => {}
+                Came::Pages | Came::Piece => {}
+                Came::PagesEnd => self.load_devices(&waits)?,
                 Came::Marker(marker) if marker.is_final() => {
                     self.lanes[0].finish();
                     return Ok(());
                 }
                 Came::Marker(_) => {}
-                Came::Other(Incomer::Control(Record::BlockAdded(theirs))) => {
+                Came::Other(Incomer::Control(Record::BlockAdded(theirs)))
+                    if !self.lanes[0].pages_ended() =>
+                {
                     self.account.added(&theirs)?;
                 }
                 Came::Other(Incomer::Control(Record::BlockRemoved { id })) => {
@@ -495,13 +542,27 @@ impl Driver {
         }
     }
 
+    /// All page runs of channel 0 have come: waits for those of the other channels, and lets the
+    /// devices load their stopped parts.
+    fn load_devices(&mut self, waits: &Waits<'_>) -> Result<()> {
+        let Some(devices) = self.devices.clone() else {
+            return Ok(());
+        };
+        devices.await_memory(waits)?;
+        self.account.finish()?;
+        if self.verify {
+            self.compute_digests()?;
+        }
+        devices.open()
+    }
+
     fn load(&mut self) -> Result<()> {
         let state = self.with_lane(|lane, waits| {
             blobs::receive(lane, waits, RecordType::State, Limit::never())
         })?;
         self.handover_limit = state.handover_limit;
         self.common.stats.state_bytes = state.bytes;
-        if self.verify {
+        if self.verify && self.digests.is_none() {
             self.compute_digests()?;
         }
         // While the VMM's devices load, they look into memory. All of the memory has to be here by
@@ -513,6 +574,9 @@ impl Driver {
                 .vmm
                 .call_that_makes_threads("load", |vmm| vmm.load(&stored.as_blob()))?;
             self.common.shared.handle.cancel.check("loading")?;
+        }
+        if let Some(devices) = &self.devices {
+            devices.loaded()?;
         }
         self.common
             .vmm

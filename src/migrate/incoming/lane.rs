@@ -52,11 +52,13 @@ impl<'a> Waits<'a> {
     }
 }
 
-/// A record that came.
+/// A record that came. Of a page run, a blob and a piece of a device's state, only the header was
+/// read.
 pub(super) enum Incomer {
     Control(Record),
     Pages(RecordType, Header),
     Blob(RecordType, Header),
+    Piece(Header),
 }
 
 impl Incomer {
@@ -64,6 +66,7 @@ impl Incomer {
         match self {
             Incomer::Control(record) => record.record_type(),
             Incomer::Pages(kind, _) | Incomer::Blob(kind, _) => *kind,
+            Incomer::Piece(_) => RecordType::Device,
         }
     }
 }
@@ -145,8 +148,8 @@ impl Lane {
         self.channel.fault()
     }
 
-    /// The next record that may not be skipped. A run of pages or a blob comes back as its header,
-    /// with its payload unread. `what` names the awaited record in messages.
+    /// The next record that may not be skipped. A run of pages, a blob or a piece comes back as its
+    /// header, with its payload unread. `what` names the awaited record in messages.
     pub(super) fn next(
         &mut self,
         waits: &Waits<'_>,
@@ -207,6 +210,7 @@ impl Lane {
         match kind {
             Some(kind) if kind.is_page_run() => return Ok(Some(Incomer::Pages(kind, header))),
             Some(kind) if kind.is_blob() => return Ok(Some(Incomer::Blob(kind, header))),
+            Some(kind) if kind.is_piece() => return Ok(Some(Incomer::Piece(header))),
             _ => {}
         }
         let payload = self.payload(&header, &waits.record(&header, limit))?;
@@ -435,6 +439,12 @@ impl Lane {
         }
         self.last_marker = marker.number;
         self.outbox.acknowledge(marker.number);
+        self.flush()
+    }
+
+    /// Sends `record` before the next acknowledgement.
+    pub(super) fn say(&mut self, record: &Record) -> Result<()> {
+        self.outbox.say(record)?;
         self.flush()
     }
 

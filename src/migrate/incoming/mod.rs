@@ -7,6 +7,7 @@ mod arriving;
 mod authenticate;
 mod blobs;
 mod changed;
+mod devices;
 mod digests;
 mod driver;
 mod figures;

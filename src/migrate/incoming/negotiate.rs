@@ -5,6 +5,7 @@ use super::account::Account;
 use super::agreed::Agreed;
 use super::authenticate::{check_role, Session};
 use super::blobs;
+use super::devices;
 use super::lane::{Incomer, Lane, Waits};
 use super::receiver::Receiver;
 use crate::error::{Error, Kind, Result};
@@ -16,7 +17,8 @@ use crate::migrate::control;
 use crate::migrate::layout::layout_difference;
 use crate::migrate::params::{Params, Side};
 use crate::runtime::{Deadline, Limit};
-use crate::wire::{self, Hello, Record, RecordType};
+use crate::vmm::device::{InUse, Registered};
+use crate::wire::{self, Hello, NamedDevice, Record, RecordType};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// When versions or features do not go together, or when the source has more channels than this
 /// side takes.
 pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)> {
-    let (version, features) = wire::negotiate(hello, &params.ours(Side::Destination))?;
+    let (version, features) = wire::negotiate(hello, &params.ours(Side::Destination, false))?;
     check_role(hello)?;
     if u32::from(hello.channels) > params.incoming_channels {
         return Err(Error::new(
@@ -55,6 +57,7 @@ pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)>
         delta: features & wire::FEATURE_DELTA != 0,
         checksums: features & wire::FEATURE_PAGE_CHECKSUMS != 0,
         verify: features & wire::FEATURE_VERIFY != 0,
+        devices: features & wire::FEATURE_DEVICE_STREAMS != 0,
     };
     Ok((Record::HelloReply(reply), agreed))
 }
@@ -138,16 +141,19 @@ fn silent(lanes: &[Receiver], said: &[Option<Hello>], limit: &Limit) -> Error {
     Error::new(Kind::Timeout, message)
 }
 
-/// Answers the source on channel 0 until its RAM blocks are known to match ours and `account` takes
-/// their pages. `map` is called once the VMM has built itself.
+/// Answers the source on channel 0 until its RAM blocks and devices are known to match ours and
+/// `account` takes the pages. `map` and `in_use` are called once the VMM has built itself. Returns
+/// the devices in the source's order.
 pub(super) fn negotiate(
     lane: &mut Lane,
     waits: &Waits<'_>,
     mut limit: Limit,
+    devices_agreed: bool,
     vmm: &Callbacks,
     map: impl FnOnce() -> Arc<Map>,
+    in_use: impl FnOnce() -> InUse,
     account: &mut Account,
-) -> Result<()> {
+) -> Result<(Vec<Arc<Registered>>, InUse)> {
     let early = blobs::receive(lane, waits, RecordType::Early, limit)?;
     let building = Instant::now();
     for stored in &early.list {
@@ -155,9 +161,10 @@ pub(super) fn negotiate(
         waits.cancel.check("building")?;
     }
     account.built();
+    let ours = in_use();
     lane.send(waits, &Record::EarlyOk)?;
     limit = limit.extended(building.elapsed());
-    let theirs = layout(lane, waits, limit)?;
+    let (theirs, named) = layout(lane, waits, limit, devices_agreed)?;
     let mut names = HashSet::new();
     for block in &theirs {
         if !fallible::add(&mut names, block.name.as_str(), "the source's blocks")? {
@@ -181,12 +188,20 @@ pub(super) fn negotiate(
             None => account.added(theirs)?,
         }
     }
-    lane.send(waits, &Record::LayoutOk)
+    let matched = devices::matched(&named, &ours)?;
+    lane.send(waits, &Record::LayoutOk)?;
+    Ok((matched, ours))
 }
 
-/// The source's RAM blocks, as it announces them.
-fn layout(lane: &mut Lane, waits: &Waits<'_>, limit: Limit) -> Result<Vec<wire::Block>> {
+/// The source's RAM blocks and devices, as it announces them.
+fn layout(
+    lane: &mut Lane,
+    waits: &Waits<'_>,
+    limit: Limit,
+    devices_agreed: bool,
+) -> Result<(Vec<wire::Block>, Vec<NamedDevice>)> {
     let mut blocks: Vec<wire::Block> = Vec::new();
+    let mut devices: Vec<NamedDevice> = Vec::new();
     loop {
         match lane.next(waits, limit, "BLOCK or LAYOUT_END")? {
             Incomer::Control(Record::Block(block)) => {
@@ -197,6 +212,15 @@ fn layout(lane: &mut Lane, waits: &Waits<'_>, limit: Limit) -> Result<Vec<wire::
                     ));
                 }
                 fallible::push(&mut blocks, block, "the source's blocks")?;
+            }
+            Incomer::Control(Record::DeviceNamed(device)) if devices_agreed => {
+                if devices.len() >= wire::DEVICES_MAX as usize {
+                    return Err(Error::new(
+                        Kind::Protocol,
+                        format!("more than {} devices", wire::DEVICES_MAX),
+                    ));
+                }
+                fallible::push(&mut devices, device, "the source's devices")?;
             }
             Incomer::Control(Record::LayoutEnd(end)) => {
                 let bytes = blocks
@@ -213,7 +237,7 @@ fn layout(lane: &mut Lane, waits: &Waits<'_>, limit: Limit) -> Result<Vec<wire::
                         ),
                     ));
                 }
-                return Ok(blocks);
+                return Ok((blocks, devices));
             }
             other => return Err(control::unexpected(other.kind(), "BLOCK or LAYOUT_END")),
         }

@@ -7,16 +7,20 @@
 
 use super::account::Account;
 use super::agreed::Agreed;
+use super::devices::Pieces;
 use super::figures::Figures;
 use super::lane::{Incomer, Lane, Waits};
 use super::lane_account::LaneAccount;
 use super::placement::Placement;
 use crate::channel::Channel;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::memory::{Memory, PageRun, PinRecall};
+use crate::migrate::control;
 use crate::migrate::lane_name::LaneName;
 use crate::runtime::Limit;
-use crate::wire::{self, list_len, Header, Marker, Record, RecordType, LIST_RUNS_MAX};
+use crate::wire::{
+    self, list_len, Header, Marker, Piece, Record, RecordType, LIST_RUNS_MAX, PIECE_PREFIX,
+};
 use std::sync::Arc;
 
 /// One lane, as the file's description says.
@@ -32,12 +36,18 @@ pub(super) struct Receiver {
     /// Raised when a block is being removed.
     recall: Arc<PinRecall>,
     agreed: Agreed,
+    /// Where pieces of devices' state go, when the source has devices.
+    pieces: Option<Pieces>,
 }
 
 /// What the next record was, and what was done with it.
 pub(super) enum Came {
     /// A run of pages, which is in memory now.
     Pages,
+    /// A piece of a device's state, which is loaded, or kept for later.
+    Piece,
+    /// The marker behind the last page run, as [`Came::Marker`]. Pieces of stopped devices follow.
+    PagesEnd,
     /// A marker whose counts are right. Its acknowledgement is sent, or will be when there is room.
     Marker(Marker),
     /// Another record, with which nothing was done yet.
@@ -67,12 +77,19 @@ impl Receiver {
             listed: Vec::new(),
             recall: PinRecall::of(memory)?,
             agreed: Agreed::default(),
+            pieces: None,
         })
     }
 
     /// Sets what both sides have agreed on. Called before the first run of pages.
     pub(super) fn agreed(&mut self, agreed: Agreed) {
         self.agreed = agreed;
+    }
+
+    /// Sets where pieces of devices' state go. Called before the first run of pages, when the source
+    /// has devices.
+    pub(super) fn takes_pieces(&mut self, pieces: Pieces) {
+        self.pieces = Some(pieces);
     }
 
     /// The HELLO has said which channel of several this is.
@@ -91,20 +108,73 @@ impl Receiver {
         let came = self.lane.next_by(waits, begins, "pages or a marker")?;
         match came {
             Incomer::Pages(kind, header) => {
+                if self.pages_ended() {
+                    let expected = "DEVICE or the final MARKER, after the end of the pages";
+                    return Err(control::unexpected(kind, expected));
+                }
                 self.pages(kind, &header, waits)?;
                 self.lane.flush()?;
                 self.renew_figures();
                 Ok(Came::Pages)
             }
+            Incomer::Piece(header) if self.pieces.is_some() => {
+                self.piece(&header, waits)?;
+                self.lane.flush()?;
+                Ok(Came::Piece)
+            }
             Incomer::Control(Record::Marker(marker)) => {
+                self.check_end(&marker)?;
                 self.lane.marker(&marker)?;
                 self.figures.pass(marker.pass);
                 self.renew_figures();
                 // The host may have changed our memory's state since the last record.
                 self.account.refresh();
-                Ok(Came::Marker(marker))
+                match (&mut self.pieces, marker.ends_pages()) {
+                    (Some(pieces), true) => {
+                        pieces.end_pages();
+                        Ok(Came::PagesEnd)
+                    }
+                    _ => Ok(Came::Marker(marker)),
+                }
             }
             other => Ok(Came::Other(other)),
+        }
+    }
+
+    /// Whether the marker behind the last page run has come.
+    pub(super) fn pages_ended(&self) -> bool {
+        self.pieces.as_ref().is_some_and(Pieces::pages_ended)
+    }
+
+    /// Refuses a marker that ends the pages or the lane out of turn.
+    fn check_end(&self, marker: &Marker) -> Result<()> {
+        let ended = self.pages_ended();
+        let expected = match (self.pieces.is_some(), marker.ends_pages()) {
+            (false, true) => "no MARKER that ends the pages, without devices",
+            (true, true) if ended => "one MARKER that ends the pages",
+            (true, false) if !ended && marker.is_final() => {
+                "a MARKER that ends the pages before the final one"
+            }
+            _ => return Ok(()),
+        };
+        let message = format!(
+            "expected {expected}, found one with the flags {:#x}",
+            marker.flags
+        );
+        Err(Error::new(Kind::Protocol, message))
+    }
+
+    fn piece(&mut self, header: &Header, waits: &Waits<'_>) -> Result<()> {
+        let payload = self
+            .lane
+            .payload(header, &waits.record(header, Limit::never()))?;
+        let piece = Piece::decode(header, &payload)?;
+        let Some(pieces) = &mut self.pieces else {
+            return Ok(());
+        };
+        match pieces.take(&piece, payload, PIECE_PREFIX, waits)? {
+            Some(loaded) => self.lane.say(&Record::DeviceLoaded(loaded)),
+            None => Ok(()),
         }
     }
 

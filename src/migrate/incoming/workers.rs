@@ -158,7 +158,7 @@ fn work(mut lane: Receiver, shared: &Shared, vmm: &Callbacks) -> Receiver {
 fn receive(lane: &mut Receiver, waits: &Waits<'_>) -> Result<()> {
     loop {
         match lane.take(waits, waits.patience().from_now())? {
-            Came::Pages => {}
+            Came::Pages | Came::Piece | Came::PagesEnd => {}
             Came::Marker(marker) if marker.is_final() => {
                 lane.finish();
                 return lane.lane.flush_all(waits);

@@ -3,15 +3,18 @@
 
 mod background;
 mod copy;
+mod devices;
 mod looking;
 mod negotiate;
 mod verify;
 
 use super::announced::Announced;
 use super::course::Course;
+use super::devices::Streams;
 use super::foresight::Foresight;
 use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
+use super::loaded::Loaded;
 use super::orders::Orders;
 use super::rates::Rates;
 use super::steer::Steer;
@@ -36,6 +39,7 @@ use crate::migrate::work::Work;
 use crate::migrate::Blockers;
 use crate::runtime::{Cancel, Limit, Timeout};
 use crate::units::Pages;
+use crate::vmm::held::Held;
 use crate::vmm::EventKind;
 use crate::walk::{self, Outlet, Put, Walk, BATCH_PAGES};
 use crate::wire::{self, Record, Token};
@@ -102,6 +106,8 @@ pub(super) struct Leaving {
     pub(super) lent: Mutex<Option<Arc<Consumer>>>,
     /// What forecasts are made of.
     pub(super) foresight: Foresight,
+    /// The guest's devices whose state is streamed.
+    pub(super) devices: Held,
 }
 
 impl Leaving {
@@ -162,6 +168,12 @@ pub(super) struct Driver {
     warned: Vec<String>,
     blobs: Blobs,
     switchover: Limit,
+    /// The state of the guest's devices, as it is read.
+    streams: Streams,
+    /// What the destination has said of it.
+    loaded: Arc<Loaded>,
+    /// The VMM was told that the pause waits for a device, or that a device's state grows too fast.
+    told_of_devices: [bool; 2],
     /// The migration is over and asks the consumer nothing any more: its figures stay as they are.
     ended: bool,
 }
@@ -223,6 +235,7 @@ impl Work for Driver {
                 let pacer = &self.common.shared.guest.pacer;
                 pacer.override_rate(params.switchover_max_bandwidth);
                 self.common.vmm.call("pause", |vmm| vmm.pause())?;
+                self.stop_devices()?;
                 self.common.stats.pause = Some(begun.elapsed());
                 let stated = self.common.shared.params.expected.pause;
                 self.operations.pause = self.pauses.took(stated, begun.elapsed());
@@ -351,10 +364,10 @@ impl Work for Driver {
             }
             Action::CallResume => {
                 self.consumer.unfreeze();
-                let resumed = self
-                    .common
-                    .vmm
-                    .call_that_makes_threads("resume", |vmm| vmm.resume());
+                let vmm = &self.common.vmm;
+                let resumed = self.common.shared.guest.devices.resume(vmm);
+                let resumed = resumed
+                    .and_then(|()| vmm.call_that_makes_threads("resume", |vmm| vmm.resume()));
                 if resumed.is_ok() {
                     self.common.done = Some(Event::Resumed);
                 }
@@ -381,6 +394,7 @@ impl Work for Driver {
             }
             Action::StopTracking => {
                 self.ended = true;
+                self.end_devices();
                 if !self.lent {
                     // Nobody takes pages from this consumer any more.
                     self.consumer.abandon();
@@ -417,6 +431,9 @@ impl Driver {
         let walk = Walk::over(shared.guest.tracker.memory())?;
         let lent = shared.guest.lent().clone();
         let operations = shared.params.expected;
+        let devices = shared.guest.tracker.memory().devices().in_use();
+        shared.guest.devices.hold(devices);
+        let streams = Streams::of(shared.guest.devices.list())?;
         Ok(Driver {
             lent: lent.is_some(),
             consumer: lent.unwrap_or_else(|| Arc::new(shared.guest.tracker.consumer())),
@@ -445,6 +462,9 @@ impl Driver {
             warned: Vec::new(),
             blobs: Blobs::default(),
             switchover: Limit::never(),
+            streams,
+            loaded: Arc::default(),
+            told_of_devices: [false; 2],
             ended: false,
         })
     }
@@ -523,6 +543,11 @@ impl Driver {
         } else if !self.ended {
             stats.remaining_bytes = remaining.bytes().0;
         }
+        let left = self.streams.left();
+        stats.device_left_bytes = left.running.saturating_add(left.stopped);
+        stats.device_running_bytes = self.streams.running();
+        stats.device_stopped_bytes = self.streams.stopped();
+        stats.device_time = self.streams.time;
         stats.syncs = tracked.syncs;
         stats.found_pages = tracked.found.0;
         stats.clear_calls = tracked.clear_calls;
@@ -601,6 +626,7 @@ impl Driver {
         let stood = stood.unwrap_or_default();
         guest.pacer.end_override();
         self.blobs = Blobs::default();
+        self.streams.go_on();
         let stats = &mut self.common.stats;
         stats.forget_pause(stood);
         let text = format!("the pause was aborted after {}: {why}", millis(stood));
@@ -827,8 +853,14 @@ impl Driver {
     }
 
     fn send_end(&mut self, before: u64, io: &Io<'_>) -> Result<()> {
-        self.sending(io)?.2.finish()?;
-        self.last_bytes = self.sent().saturating_sub(before);
+        if self.streams.is_empty() {
+            self.sending(io)?.2.finish()?;
+            self.last_bytes = self.sent().saturating_sub(before);
+        } else {
+            self.sending(io)?.2.end_pages()?;
+            self.last_bytes = self.sent().saturating_sub(before);
+            self.send_stopped(io)?;
+        }
         // The destination needs the limit before its READY: from that record on it counts the time
         // in which a hand-over counts.
         let limit = self.common.shared.params.handover_timeout;

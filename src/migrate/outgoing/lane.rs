@@ -4,8 +4,10 @@
 //! When a lane is dropped, it puts back the pages that did not arrive. A lane knows records and
 //! their order. Its callers decide which pages come next and when the migration is over.
 
+use super::devices::Bytes;
 use super::encode::{Agreed, Encoder};
 use super::ledger::Ledger;
+use super::loaded::Loaded;
 use super::packing::Packing;
 use super::replies::Replies;
 use super::unread::Unread;
@@ -21,7 +23,7 @@ use crate::migrate::steering::delivery::Carried;
 use crate::migrate::steering::timed::Span;
 use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::Put;
-use crate::wire::{Record, RecordType};
+use crate::wire::{DeviceLoaded, Record, RecordType};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,8 @@ pub(super) struct Lane {
     name: LaneName,
     channel: Channel,
     replies: Replies,
+    /// What the destination says about devices, on all lanes. `None` when there is none.
+    loaded: Option<Arc<Loaded>>,
     encoder: Encoder,
     ledger: Ledger,
     /// The totals of all that was sent.
@@ -57,6 +61,7 @@ impl Lane {
             name,
             channel,
             replies: Replies::default(),
+            loaded: None,
             encoder: Encoder::new(),
             ledger: Ledger::new(),
             put: Put::default(),
@@ -64,6 +69,11 @@ impl Lane {
             span: None,
             patience: TELL,
         }
+    }
+
+    /// Sets where the lane puts what the destination says about devices.
+    pub(super) fn hears_of_devices(&mut self, loaded: &Arc<Loaded>) {
+        self.loaded = Some(Arc::clone(loaded));
     }
 
     /// The lane's name in messages.
@@ -310,6 +320,37 @@ impl Lane {
         Ok(put)
     }
 
+    /// Sends a piece of a device's state, and a marker when one is due.
+    pub(super) fn send_piece(
+        &mut self,
+        piece: &Bytes,
+        pass: u32,
+        params: &Params,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        self.ledger.make_room()?;
+        let bytes = piece.all().len() as u64;
+        let limited = io.within(params::transfer(io.idle, bytes).from_now());
+        let sent_before = self.sent();
+        self.on_their_way
+            .get_or_insert_with(|| (Instant::now(), sent_before));
+        let parts = [Part::bytes(piece.all())];
+        let sent = control::send_whole(&mut self.channel, &parts, &limited.of("DEVICE"));
+        self.named(sent)?;
+        self.ledger.sent_piece(bytes);
+        if self.ledger.marker_is_due() {
+            self.send_marker(pass, false, io)?;
+            self.await_acknowledgements(MARKERS_WAITING, params, io)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the marker behind the last page run. Pieces of stopped devices follow.
+    pub(super) fn end_pages(&mut self, pass: u32, io: &Io<'_>) -> Result<()> {
+        let marker = self.ledger.pages_end(pass);
+        self.say(&Record::Marker(marker), io)
+    }
+
     /// Sends a marker, the `last` one or not.
     pub(super) fn send_marker(&mut self, pass: u32, last: bool, io: &Io<'_>) -> Result<()> {
         let marker = self.ledger.next_marker(pass, last);
@@ -362,6 +403,7 @@ impl Lane {
             let heard = self.replies.wait_unless(&mut self.channel, removals, io);
             match self.named(heard)? {
                 Some(Record::Ack(ack)) => self.acknowledged(ack.number)?,
+                Some(Record::DeviceLoaded(loaded)) => self.device_loaded(loaded)?,
                 other => return Ok(other),
             }
         }
@@ -376,6 +418,7 @@ impl Lane {
             match self.named(heard)? {
                 None => break,
                 Some(Record::Ack(ack)) => self.acknowledged(ack.number)?,
+                Some(Record::DeviceLoaded(loaded)) => self.device_loaded(loaded)?,
                 Some(other) => return Err(self.unexpected(other.record_type(), "ACK")),
             }
         }
@@ -398,6 +441,7 @@ impl Lane {
             let io = io.within(next.from_now()).of("an acknowledgement");
             match self.hear(&io)? {
                 Record::Ack(ack) => self.acknowledged(ack.number)?,
+                Record::DeviceLoaded(loaded) => self.device_loaded(loaded)?,
                 other => return Err(self.unexpected(other.record_type(), "ACK")),
             }
         }
@@ -405,6 +449,14 @@ impl Lane {
             // The destination has all pages, so the kernel has read them, or will in a moment.
             0 => self.land(io),
             _ => Ok(()),
+        }
+    }
+
+    /// The destination has loaded what a device needs there before the pause.
+    fn device_loaded(&mut self, loaded: DeviceLoaded) -> Result<()> {
+        match &self.loaded {
+            Some(heard) => self.named(heard.note(loaded)),
+            None => Err(self.unexpected(RecordType::DeviceLoaded, "ACK")),
         }
     }
 

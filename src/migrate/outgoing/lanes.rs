@@ -12,7 +12,9 @@ use super::ahead::{Ahead, HUNGRY};
 use super::announced::Announced;
 use super::assignment::Assignment;
 use super::balance::{Balance, Load};
+use super::devices::Bytes;
 use super::lane::Lane;
+use super::loaded::Loaded;
 use super::queue::{What, Work};
 use super::worker::{Figures, Shared, Worker};
 use crate::channel::{Channel, Copying, Io, Pacer, ZeroCopy};
@@ -36,6 +38,9 @@ use std::time::{Duration, Instant};
 /// On how many channels brant tries to tell the destination why the migration is over. Each try may
 /// take [`TELL`], and a cancel has a tenth of a second in all.
 const TOLD_ON: usize = 3;
+
+/// So many pieces of devices' state wait for a further lane before lane 0 sends one.
+const PIECES_AHEAD: usize = 2;
 
 /// How often the thread, while lane 0 waits for other lanes, checks whether lane 0's sends in place
 /// are complete.
@@ -133,6 +138,26 @@ impl Lanes {
             since: None,
             again: false,
         })
+    }
+
+    /// Sets where all lanes put what the destination says about devices. Called before workers start.
+    pub(super) fn hear_of_devices(&mut self, loaded: &Arc<Loaded>) {
+        self.all().for_each(|lane| lane.hears_of_devices(loaded));
+    }
+
+    /// The further lane with the least work, when that is so little that a piece is better off there
+    /// than on lane 0.
+    fn free_worker(&self) -> Option<usize> {
+        let queued = self
+            .further
+            .iter()
+            .enumerate()
+            .filter_map(|(at, further)| match further {
+                Further::Working(worker) => Some((worker.queue().len(), at)),
+                Further::Here(_) | Further::Gone => None,
+            });
+        let (length, at) = queued.min()?;
+        (length < PIECES_AHEAD).then_some(at)
     }
 
     /// Starts a worker for each further lane.
@@ -618,6 +643,54 @@ impl Sending<'_, '_> {
         Ok(())
     }
 
+    /// Sends a piece of a device's state, on the lane with the least work.
+    pub(super) fn put_piece(&mut self, bytes: Bytes) -> Result<()> {
+        self.lanes.check()?;
+        match self.lanes.free_worker() {
+            Some(at) => {
+                let work = self.work(What::Piece(bytes));
+                self.lanes.give(at, work, self.memory)
+            }
+            None => {
+                let first = &mut self.lanes.first;
+                first.send_piece(&bytes, self.pass, self.params, self.io)
+            }
+        }
+    }
+
+    /// Says on every lane that its page runs have ended. Pieces of stopped devices follow, and then
+    /// [`Sending::finish_devices`].
+    pub(super) fn end_pages(&mut self) -> Result<()> {
+        self.announce_last()?;
+        if self.lanes.several() {
+            self.make_room()?;
+            for at in 0..self.lanes.further.len() {
+                let work = self.work(What::PagesEnd);
+                self.lanes.give(at, work, self.memory)?;
+            }
+            while self.send_ahead()? {}
+        }
+        self.lanes.first.end_pages(self.pass, self.io)
+    }
+
+    /// Says on every lane that nothing follows the pieces of stopped devices.
+    pub(super) fn finish_devices(&mut self) -> Result<()> {
+        self.give_markers(true)?;
+        self.lanes.first.send_marker(self.pass, true, self.io)
+    }
+
+    /// Tells the destination of changed blocks before its last pages end.
+    fn announce_last(&mut self) -> Result<()> {
+        if !self.lanes.several() {
+            let news = self.announced.news(self.memory, None)?;
+            return self.lanes.first.say_encoded(&news, self.io);
+        }
+        match self.announced.is_behind(self.memory) {
+            true => self.announce(),
+            false => Ok(()),
+        }
+    }
+
     /// Tells the destination of added and removed blocks, by the rule for several connections.
     /// First all that was sent is acknowledged. Then channel 0 carries the news, and all lanes wait
     /// until the destination has applied it.
@@ -665,14 +738,8 @@ impl Outlet for Sending<'_, '_> {
     }
 
     fn finish(&mut self) -> Result<()> {
-        if !self.lanes.several() {
-            let news = self.announced.news(self.memory, None)?;
-            self.lanes.first.say_encoded(&news, self.io)?;
-        } else if self.announced.is_behind(self.memory) {
-            self.announce()?;
-        }
-        self.give_markers(true)?;
-        self.lanes.first.send_marker(self.pass, true, self.io)
+        self.announce_last()?;
+        self.finish_devices()
     }
 }
 

@@ -5,7 +5,8 @@ use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::migrate::steering::delivery::Carried;
-use crate::wire::{Marker, MARKER_FLAG_FINAL};
+use crate::units::PAGE_SIZE;
+use crate::wire::{Marker, MARKER_FLAG_FINAL, MARKER_FLAG_PAGES_END};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,9 @@ const MARKER_TIME: Duration = Duration::from_millis(100);
 pub(super) struct Ledger {
     /// The last marker, and what the next one will say: the totals of all that was sent so far.
     marker: Marker,
-    /// Each batch of sent pages, with the number of the first marker behind it.
-    lots: VecDeque<(u64, Taken, Carried)>,
+    /// Each batch of sent pages, and each piece of a device's state, with the number of the first
+    /// marker behind it.
+    lots: VecDeque<(u64, Option<Taken>, Carried)>,
     /// How many pages `lots` holds.
     pages: u64,
     /// All that was sent, and all that was acknowledged.
@@ -90,7 +92,24 @@ impl Ledger {
         self.pages += pages;
         self.loaded += carried;
         self.lots
-            .push_back((self.marker.number + 1, taken, carried));
+            .push_back((self.marker.number + 1, Some(taken), carried));
+    }
+
+    /// Records that a piece of a device's state of `bytes` bytes has been sent. [`Ledger::make_room`]
+    /// has made the room.
+    pub(super) fn sent_piece(&mut self, bytes: u64) {
+        let pages = bytes.div_ceil(PAGE_SIZE);
+        if self.since_marker.0 == 0 {
+            self.unmarked_since = Instant::now();
+        }
+        self.since_marker.0 += pages;
+        let carried = Carried {
+            bytes,
+            read: pages,
+            whole: pages,
+        };
+        self.loaded += carried;
+        self.lots.push_back((self.marker.number + 1, None, carried));
     }
 
     /// All that the destination has acknowledged so far.
@@ -138,6 +157,15 @@ impl Ledger {
         self.marker
     }
 
+    /// Makes the marker behind the last page run, with pieces of stopped devices to follow.
+    pub(super) fn pages_end(&mut self, pass: u32) -> Marker {
+        let marker = self.next_marker(pass, false);
+        Marker {
+            flags: MARKER_FLAG_PAGES_END,
+            ..marker
+        }
+    }
+
     /// Records the acknowledgement of marker `number`, and so of everything before that marker. The
     /// destination may skip markers, and never goes back.
     pub(super) fn acknowledged(&mut self, number: u64) -> Result<()> {
@@ -157,9 +185,11 @@ impl Ledger {
         self.acknowledged = number;
         while self.lots.front().is_some_and(|(n, ..)| *n <= number) {
             if let Some((_, taken, carried)) = self.lots.pop_front() {
-                self.pages -= taken.pages().0;
                 self.delivered += carried;
-                taken.delivered();
+                if let Some(taken) = taken {
+                    self.pages -= taken.pages().0;
+                    taken.delivered();
+                }
             }
         }
         self.silent_since = (self.markers_waiting() > 0).then(Instant::now);

@@ -8,12 +8,14 @@ mod assignment;
 mod balance;
 mod course;
 mod deltas;
+mod devices;
 mod driver;
 mod encode;
 mod foresight;
 mod lane;
 mod lanes;
 mod ledger;
+mod loaded;
 mod orders;
 mod packing;
 mod queue;
@@ -44,6 +46,7 @@ use crate::migrate::watching::watching;
 use crate::migrate::work;
 use crate::migrate::Blockers;
 use crate::runtime::thread::{spawn, Role};
+use crate::vmm::held::Held;
 use crate::vmm::Vmm;
 use driver::{Driver, Leaving};
 use foresight::Foresight;
@@ -153,6 +156,7 @@ impl Outgoing {
             paused_at: Mutex::default(),
             lent: Mutex::new(lent),
             foresight: Foresight::default(),
+            devices: Held::default(),
         };
         Ok(Outgoing {
             shared: Migration::new(guest, vmm, params)?,
@@ -343,7 +347,9 @@ impl Outgoing {
         })?;
         let callbacks = self.shared.callbacks();
         let result = if resume {
-            callbacks.call("resume", |vmm| vmm.resume())
+            let devices = &self.shared.guest.devices;
+            let resumed = devices.resume(&callbacks);
+            resumed.and_then(|()| callbacks.call("resume", |vmm| vmm.resume()))
         } else {
             Ok(())
         };
@@ -352,7 +358,10 @@ impl Outgoing {
         }
         match &result {
             // Until here nothing else could claim the guest.
-            Ok(()) => handle.settle(resolved),
+            Ok(()) => {
+                self.shared.guest.devices.let_go();
+                handle.settle(resolved);
+            }
             Err(_) => handle.go(|state| Ok((step(state, Event::ResumeFailed).state, ())))?,
         }
         handle.notify.raise();

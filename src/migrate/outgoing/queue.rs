@@ -14,6 +14,7 @@
 //! peer moves. So a batch is compared with the map after it was put in, under the queue's lock.
 //! That is enough, because the map changes before the queue is searched.
 
+use super::devices::Bytes;
 use crate::dirty::taken::Taken;
 use crate::error::Result;
 use crate::fallible;
@@ -41,6 +42,10 @@ pub(super) struct Work {
 pub(super) enum What {
     /// Pages to send, whose protection has been restored.
     Pages(Taken),
+    /// A piece of a device's state.
+    Piece(Bytes),
+    /// The marker behind the last page run.
+    PagesEnd,
     /// A marker. Its work is done when everything before it is acknowledged.
     Marker {
         /// Whether this is the final marker, with nothing after it.
@@ -186,7 +191,7 @@ impl Queue {
         let state = self.lock();
         let pages = state.waiting.iter().map(|work| match &work.what {
             What::Pages(taken) => taken.pages().0,
-            What::Marker { .. } => 0,
+            What::Piece(_) | What::PagesEnd | What::Marker { .. } => 0,
         });
         pages.sum()
     }

@@ -211,6 +211,8 @@ impl Working {
                     .send_counted(&[], taken, work.pass, pins, params, &io)
                     .map(drop)
             }
+            What::Piece(bytes) => self.lane.send_piece(&bytes, work.pass, params, &io),
+            What::PagesEnd => self.lane.end_pages(work.pass, &io),
             What::Marker { last } => {
                 self.lane.send_marker(work.pass, last, &io)?;
                 // Others see the unacknowledged pages while this waits for the marker.

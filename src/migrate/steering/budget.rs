@@ -27,8 +27,10 @@ pub struct Parts {
     pub save: Duration,
     /// Sending pages: those that remain, and those that the destination has not acknowledged.
     pub memory: Duration,
-    /// Sending the device state.
+    /// Sending the device state: blobs, and what is left of devices whose state is streamed.
     pub state: Duration,
+    /// Of `state`: what could still be sent while the guest runs.
+    pub state_running: Duration,
     /// Computing checksums of the destination's memory, in a verified migration. Never promised.
     pub verify: Duration,
     /// The destination's `load`.
@@ -65,10 +67,13 @@ impl Parts {
         ]
     }
 
-    /// The parts that no further pass makes smaller: all but that of the pages.
+    /// The parts that no further pass makes smaller: all but those of the pages and of devices' state
+    /// that can be sent while the guest runs.
     pub fn fixed(&self) -> Parts {
         Parts {
             memory: Duration::ZERO,
+            state: self.state.saturating_sub(self.state_running),
+            state_running: Duration::ZERO,
             ..*self
         }
     }
@@ -127,7 +132,13 @@ impl Facts {
                 _ => known(operations.save),
             },
             memory,
-            state: self.sending_state().unwrap_or(zero),
+            state: self.sending_state(true).unwrap_or(zero),
+            state_running: match self.device_running {
+                Bytes(0) => zero,
+                _ => {
+                    known(self.sending_state(true)).saturating_sub(known(self.sending_state(false)))
+                }
+            },
             verify: zero,
             load: known(operations.load),
             round_trips: known(self.round_trip).saturating_mul(ROUND_TRIPS),
@@ -203,8 +214,12 @@ impl Facts {
     }
 
     /// The time to send the device state: by the link's bandwidth, or else as pages of the last pass.
-    fn sending_state(&self) -> Option<Duration> {
-        let state = self.operations.state_bytes.unwrap_or(0) as f64;
+    /// `running`: with what could be sent while the guest runs.
+    fn sending_state(&self, running: bool) -> Option<Duration> {
+        let blobs = self.operations.state_bytes.unwrap_or(0);
+        let running = if running { self.device_running.0 } else { 0 };
+        let devices = self.device_stopped.0 as f64 + running as f64;
+        let state = blobs as f64 + devices;
         if state == 0.0 {
             return Some(Duration::ZERO);
         }
@@ -213,7 +228,11 @@ impl Facts {
             Some(self.net(pass).as_secs_f64() * state / pass.pages.bytes().0 as f64)
         };
         let by_link = self.link().map(|bandwidth| state / bandwidth);
-        by_link.or_else(by_pass).map(seconds)
+        // What is read next is read while the link carries what was read before.
+        let by_reads = self.device_rate.filter(|rate| *rate > 0.0);
+        let by_reads = by_reads.map_or(0.0, |rate| devices / rate);
+        let sent = by_link.or_else(by_pass);
+        sent.map(|sent| seconds(sent.max(by_reads)))
     }
 
     fn link(&self) -> Option<f64> {
@@ -255,6 +274,7 @@ mod tests {
     fn everything_between_pause_and_running_is_a_part() {
         let parts = facts().parts().unwrap();
         let expected = Parts {
+            state_running: Duration::ZERO,
             pause: ms(1),
             sync: ms(6),
             save: ms(2),
@@ -282,6 +302,38 @@ mod tests {
         };
         let parts = unknown.parts().unwrap();
         assert_eq!(parts.total(), ms(106), "{parts:?}");
+    }
+
+    #[test]
+    fn state_that_devices_can_send_while_the_guest_runs_is_no_fixed_part() {
+        let streaming = Facts {
+            device_running: Bytes(30_000_000),
+            device_stopped: Bytes(2_000_000),
+            ..facts()
+        };
+        let (plain, parts) = (facts().parts().unwrap(), streaming.parts().unwrap());
+        // 1 GB/s: 30 ms and 2 ms.
+        assert_eq!((parts.state - plain.state).as_millis(), 32);
+        assert_eq!(parts.state_running.as_millis(), 30);
+        let fixed = parts.fixed();
+        assert_eq!((fixed.state - plain.state).as_millis(), 2);
+        assert_eq!(fixed.state_running, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_device_that_is_read_more_slowly_than_the_link_carries_counts_by_its_reads() {
+        let slow = Facts {
+            device_stopped: Bytes(30_000_000),
+            device_rate: Some(10e6),
+            ..facts()
+        };
+        assert_eq!(slow.parts().unwrap().state.as_millis(), 3000);
+        let fast = Facts {
+            device_rate: Some(10e9),
+            ..slow
+        };
+        // 37 MB at 1 GB/s.
+        assert_eq!(fast.parts().unwrap().state.as_millis(), 37);
     }
 
     #[test]

@@ -82,6 +82,15 @@ pub struct Facts {
     pub round_trip_certain: bool,
     /// How long the operations of both VMMs take, and how large the device state is.
     pub operations: Operations,
+    /// Bytes of devices' state that can be sent while the guest runs, and are not.
+    pub device_running: Bytes,
+    /// Bytes of devices' state that can be sent only after the pause.
+    pub device_stopped: Bytes,
+    /// Bytes a second at which devices give their state, once measured. One device after the other is
+    /// read after the pause, so a slow one is a part of the downtime.
+    pub device_rate: Option<f64>,
+    /// Bytes a second by which what devices can send while the guest runs grows, once measured.
+    pub device_growth: Option<f64>,
     /// How long the guest has stood still; zero while it runs.
     pub stood: Duration,
     /// How many pauses were aborted so far.

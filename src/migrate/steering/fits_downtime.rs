@@ -43,6 +43,9 @@ pub struct FitsDowntime {
     further: bool,
     /// A pass after a fitting rest did not make the rest smaller, so no more such passes follow.
     settled: bool,
+    /// The least time that devices' state that can be sent while the guest runs would have taken, and
+    /// how many passes in a row have left no less.
+    devices_left: Option<(Duration, u32)>,
 }
 
 /// What becomes of a migration whose downtime limit cannot be kept. The numbers are part of the C
@@ -67,6 +70,12 @@ const BEYOND: u32 = 3;
 /// For so long a guest must write too much during `pause`, because it may soon write less.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// So many passes in a row that leave no less of devices' state end the trying.
+const NOT_LESS: u32 = 3;
+
+/// Devices' state that takes less time than this is not worth a pass.
+const NOTICED: Duration = Duration::from_millis(2);
+
 /// A rest that takes less time than this is not made smaller, because hardly anybody notices the
 /// pause.
 const UNNOTICED: Duration = Duration::from_micros(250);
@@ -87,6 +96,7 @@ impl FitsDowntime {
             knowingly: false,
             further: false,
             settled: false,
+            devices_left: None,
         }
     }
 
@@ -176,12 +186,10 @@ impl FitsDowntime {
         if let (true, Some(trip)) = (longest == fixed.round_trips, facts.round_trip) {
             message += &format!(" ({ROUND_TRIPS} of {})", millis(trip));
         }
-        if let (true, Some(bytes), Some(link)) = (
-            longest == fixed.state,
-            facts.operations.state_bytes,
-            facts.bandwidth,
-        ) {
-            let (bytes, link) = (bytes as f64 / 1e6, link / 1e6);
+        let state =
+            facts.operations.state_bytes.unwrap_or(0) as f64 + facts.device_stopped.0 as f64;
+        if let (true, true, Some(link)) = (longest == fixed.state, state > 0.0, facts.bandwidth) {
+            let (bytes, link) = (state / 1e6, link / 1e6);
             message += &format!(" ({bytes:.1} MB at {link:.1} MB/s)");
         }
         message += ". A higher downtime limit would do";
@@ -217,6 +225,25 @@ impl FitsDowntime {
         if std::mem::take(&mut self.further) && !shrank(facts) {
             self.settled = true;
         }
+    }
+
+    /// Whether devices' state that can still be sent while the guest runs is worth a further pass
+    /// although all fits: until [`NOT_LESS`] passes in a row have left no less of it.
+    fn devices_shrink(&mut self, facts: &Facts, parts: &Parts) -> bool {
+        let left = parts.state_running;
+        if facts.moment != Moment::Synced || left <= NOTICED {
+            return false;
+        }
+        // A twentieth less is less. What a device has at one moment goes up and down by a little.
+        match self.devices_left {
+            Some((least, passes)) if left >= least.mul_f64(0.95) => {
+                self.devices_left = Some((least, passes + 1));
+            }
+            _ => self.devices_left = Some((left, 0)),
+        }
+        let passes = self.devices_left.map_or(0, |(_, passes)| passes);
+        let in_time = self.total.is_none_or(|total| facts.elapsed < total / 2);
+        passes < NOT_LESS && in_time
     }
 
     /// Whether a further pass is worth its time although the rest fits.
@@ -261,6 +288,16 @@ impl FitsDowntime {
                 }
             }
             None => message += "too little was sent to know the bandwidth",
+        }
+        let devices = facts.device_running.0 + facts.device_stopped.0;
+        if devices > 0 {
+            message += &format!("; devices have {:.1} MB of state left", mb(devices as f64));
+            if let Some(growth) = facts.device_growth.filter(|growth| *growth > 0.0) {
+                message += &format!(", which grows by {:.1} MB/s", mb(growth));
+                if facts.bandwidth.is_some_and(|b| b <= growth) {
+                    message += ", more than the link carries";
+                }
+            }
         }
         if facts.sync_time > self.limit {
             message += &format!(
@@ -333,13 +370,14 @@ impl Decider for FitsDowntime {
                 self.knowingly = beyond;
                 let counts = match beyond {
                     true if written => Duration::ZERO,
-                    true => parts.memory,
+                    true => parts.memory.saturating_add(parts.state_running),
                     false => parts.total(),
                 };
                 if counts <= self.limit {
                     self.further = self.worth_another(facts);
+                    let devices = self.devices_shrink(facts, &parts);
                     let expected = parts.total();
-                    match self.further {
+                    match self.further || devices {
                         true => Next::GoOn,
                         false => Next::SwitchOver { expected },
                     }
@@ -437,6 +475,59 @@ mod tests {
             },
             ..synced(elapsed)
         }
+    }
+
+    /// So many bytes of devices' state can still be sent while the guest runs; no page is left.
+    fn devices(bytes: u64, elapsed: u64) -> Facts {
+        Facts {
+            remaining: Bytes(0),
+            device_running: Bytes(bytes),
+            ..synced(elapsed)
+        }
+    }
+
+    #[test]
+    fn devices_state_is_sent_while_the_guest_runs_as_long_as_passes_leave_less_of_it() {
+        let mut decider = FitsDowntime::new(ms(300), None);
+        let mut next = |bytes, elapsed| decider.decide(&devices(bytes, elapsed)).next;
+        // All of it fits, at 10 MB/s.
+        for (at, bytes) in [2_000_000, 1_000_000, 1_000_000, 500_000]
+            .into_iter()
+            .enumerate()
+        {
+            assert_eq!(next(bytes, at as u64), Next::GoOn, "{bytes}");
+        }
+        // It does not get less any more.
+        let mut on = 0;
+        while next(490_000, 10) == Next::GoOn {
+            on += 1;
+            assert!(on < 5, "the guest is never paused");
+        }
+        // What takes less than 2 ms is worth no pass.
+        let mut decider = FitsDowntime::new(ms(300), None);
+        let next = decider.decide(&devices(10_000, 1)).next;
+        assert!(matches!(next, Next::SwitchOver { .. }), "{next:?}");
+    }
+
+    #[test]
+    fn devices_state_that_grows_faster_than_the_link_is_named_when_the_time_is_up() {
+        let mut decider = FitsDowntime::new(ms(300), Some(ms(1000)));
+        let facts = Facts {
+            device_growth: Some(20e6),
+            ..devices(50_000_000, 1000)
+        };
+        let Next::GiveUp(error) = decider.decide(&facts).next else {
+            panic!("it has no time left");
+        };
+        let message = error.message();
+        assert!(
+            message.contains("devices have 50.0 MB of state left"),
+            "{message}"
+        );
+        assert!(
+            message.contains("grows by 20.0 MB/s, more than the link carries"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -88,6 +88,16 @@ fn any_control() -> impl Strategy<Value = Record> {
         Just(Record::Keepalive),
         any::<u32>().prop_map(|id| Record::BlockRemoved { id }),
         any_digest().prop_map(Record::Digest),
+        (0..DEVICES_MAX, any::<u64>())
+            .prop_map(|(number, bytes)| Record::DeviceLoaded(DeviceLoaded { number, bytes })),
+        (0..DEVICES_MAX, any::<(u32, u32)>(), "[^\\p{C}]{1,32}").prop_map(
+            |(number, (instance, version), name)| Record::DeviceNamed(NamedDevice {
+                number,
+                instance,
+                version,
+                name,
+            })
+        ),
     ]
 }
 

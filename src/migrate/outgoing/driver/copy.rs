@@ -37,6 +37,7 @@ impl Driver {
     }
 
     fn begin_copying(&mut self) -> Result<()> {
+        self.begin_devices()?;
         self.consumer
             .skip_ballooned(self.common.shared.params.skip_ballooned);
         if self.consumer.is_started() {
@@ -58,7 +59,9 @@ impl Driver {
         let mut told_again = 0;
         loop {
             self.common.stats.pass += 1;
+            let read = self.streams.running();
             let all_sent = self.walk()?;
+            self.judge_devices()?;
             let (report, found) = self.sync(At::End { all_sent })?;
             self.renew(true);
             self.common.vmm.event(
@@ -76,6 +79,10 @@ impl Driver {
             self.follow_speed();
             self.common.shared.guest.blockers.check()?;
             match next {
+                Next::SwitchOver { .. } if !self.devices_may_pause() => {
+                    self.send_initial()?;
+                    self.await_turn(false);
+                }
                 Next::SwitchOver { expected } => {
                     let begun = Instant::now();
                     let told = self.send_unread()?;
@@ -101,6 +108,7 @@ impl Driver {
                     self.await_turn(false);
                 }
                 Next::GiveUp(error) => return Err(error),
+                Next::GoOn | Next::Sync if self.devices_go_on(read) => {}
                 Next::GoOn | Next::Sync => self.await_turn(self.consumer.pending().0 == 0),
             }
         }
@@ -186,11 +194,11 @@ impl Driver {
     }
 
     /// Waits until all that was sent is in the destination's memory.
-    fn acknowledge_all(&mut self, io: &Io<'_>) -> Result<()> {
+    pub(super) fn acknowledge_all(&mut self, io: &Io<'_>) -> Result<()> {
         self.sending(io)?.2.barrier()
     }
 
-    fn ask_walking(&mut self) -> Result<Next> {
+    pub(super) fn ask_walking(&mut self) -> Result<Next> {
         let facts = self.facts(Moment::Walking);
         self.steer.ask(&facts, None)
     }
@@ -230,6 +238,10 @@ impl Driver {
             round_trip: self.course.round_trip.estimate(),
             round_trip_certain: self.course.round_trip.is_certain(),
             operations: self.operations,
+            device_running: Bytes(self.streams.left().running),
+            device_rate: self.streams.rate(),
+            device_growth: self.streams.left().growth,
+            device_stopped: Bytes(self.streams.left().stopped),
             stood: self.common.shared.guest.stood().unwrap_or_default(),
             aborted_pauses: self.common.stats.aborted_pauses as u32,
         }
@@ -284,7 +296,7 @@ impl Driver {
     }
 
     /// Tells the course what the destination has acknowledged.
-    fn delivered(&mut self) {
+    pub(super) fn delivered(&mut self) {
         self.delivered_at(self.common.begun.elapsed());
     }
 
@@ -388,6 +400,7 @@ impl Driver {
                 Next::Sync | Next::SwitchOver { .. } => return Ok(false),
                 Next::GiveUp(error) => return Err(error),
             }
+            self.read_devices(io)?;
             let cap = shared.guest.pacer.stated();
             let whole = Instant::now();
             let timing = cap.is_some() && contents && self.prepare_timing(io)?;
@@ -397,6 +410,7 @@ impl Driver {
             let (begun, paced) = (Instant::now(), self.paced());
             self.course.sends(self.common.begun.elapsed());
             let Some(batch) = self.step(batch_pages, io)? else {
+                self.drain_devices(io)?;
                 return Ok(true);
             };
             self.course.sent(&batch);
@@ -453,7 +467,7 @@ impl Driver {
 
 /// The pages of a batch under a cap: what the cap lets through in 50 ms, so that a cancel waits no
 /// longer. When the batch is `timed`, as many as are sent at the speed of the link.
-fn capped_batch(cap: u64, timed: bool) -> Pages {
+pub(super) fn capped_batch(cap: u64, timed: bool) -> Pages {
     let bytes = if timed { burst_bytes(cap) } else { cap / 20 };
     Pages((bytes >> PAGE_SHIFT).clamp(1, BATCH_PAGES.0))
 }

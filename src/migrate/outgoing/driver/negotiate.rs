@@ -13,7 +13,7 @@ use crate::migrate::outgoing::packing::Packing;
 use crate::migrate::params::Side;
 use crate::sys::mem;
 use crate::units::PAGE_SHIFT;
-use crate::wire::{self, Hello, HelloReply, Record};
+use crate::wire::{self, Hello, HelloReply, NamedDevice, Record};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,12 +52,17 @@ impl Driver {
     /// because a destination may answer none before it has all.
     fn greet(&mut self, io: &Io<'_>) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
-        let ours = shared.params.ours(Side::Source);
+        let devices = shared.guest.devices.any();
+        let ours = shared.params.ours(Side::Source, devices);
         let token = self.token;
         let begun = Instant::now();
         self.unread = shared.params.verify.then(Arc::default);
         let unread = self.unread.clone();
+        let loaded = Arc::clone(&self.loaded);
         let lanes = self.lanes()?;
+        if devices {
+            lanes.hear_of_devices(&loaded);
+        }
         for (channel, lane) in (0..).zip(lanes.all()) {
             let hello = Hello {
                 version_min: ours.version_min,
@@ -132,6 +137,15 @@ impl Driver {
                 layout.clear();
             }
             announced.add(block)?;
+        }
+        for (number, device) in (0..).zip(shared.guest.devices.list()) {
+            let named = NamedDevice {
+                number,
+                instance: device.instance(),
+                version: device.version(),
+                name: device.name().to_owned(),
+            };
+            Record::DeviceNamed(named).encode(&mut layout)?;
         }
         lane.say_encoded(&layout, &io.of("BLOCK"))?;
         announced.all_of(&map);

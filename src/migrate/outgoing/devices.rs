@@ -1,0 +1,321 @@
+//! The state of the devices of a guest that leaves, as it is read: rounds of reads while the guest
+//! runs, and the reads after the stop. What the devices are told beside that is in
+//! [`crate::vmm::held`].
+//!
+//! **A slow device does not starve pages.** After a round that took 5 ms, pages have at least 5 ms
+//! before the next round.
+
+use crate::error::{Error, Kind, Result};
+use crate::fallible;
+use crate::migrate::callbacks::Callbacks;
+use crate::vmm::device::{Left, Registered};
+use crate::vmm::held::{call, read};
+use crate::wire::{
+    Piece, HEADER_LEN, PIECE_BYTES_MAX, PIECE_INITIAL, PIECE_LAST, PIECE_PREFIX, PIECE_STOPPED,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One piece as bytes: header, prefix and state.
+#[derive(Debug)]
+pub(super) struct Bytes(Vec<u8>);
+
+impl Bytes {
+    pub(super) fn all(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The state of one device as it is read.
+struct Stream {
+    device: Arc<Registered>,
+    left: Left,
+    /// Bytes of the running part that were read.
+    running: u64,
+    /// Bytes of the stopped part that were read.
+    stopped: u64,
+    /// The device has, or had, bytes that are to be loaded before the pause.
+    initial: bool,
+    /// Where they end, once all of them were read.
+    initial_end: Option<u64>,
+    /// The destination has loaded them.
+    loaded: bool,
+}
+
+/// The states of all devices as they are read, as the file's description says.
+#[derive(Default)]
+pub(super) struct Streams {
+    list: Vec<Stream>,
+    /// The device whose turn it is.
+    turn: usize,
+    /// When the last round ended, and how long its reads took.
+    last: Option<(Instant, Duration)>,
+    /// The time in reads, while the guest ran and after the stop.
+    pub(super) time: Duration,
+    buffer: Vec<u8>,
+    growth: Growth,
+}
+
+/// How fast the devices' running parts grow.
+#[derive(Debug, Default, Clone, Copy)]
+struct Growth {
+    since: Option<Instant>,
+    /// What was left then, and what was read by then.
+    left: u64,
+    read: u64,
+    rate: Option<f64>,
+}
+
+impl Growth {
+    /// The window of a rate.
+    const WINDOW: Duration = Duration::from_millis(200);
+
+    /// At `now`, `left` bytes can be read, and `read` bytes were.
+    fn seen(&mut self, now: Instant, left: u64, read: u64) {
+        let Some(since) = self.since else {
+            *self = Growth {
+                since: Some(now),
+                left,
+                read,
+                rate: None,
+            };
+            return;
+        };
+        let time = now - since;
+        if time < Growth::WINDOW {
+            return;
+        }
+        let grown = (left + (read - self.read)).saturating_sub(self.left);
+        let rate = Some(grown as f64 / time.as_secs_f64());
+        *self = Growth {
+            since: Some(now),
+            left,
+            read,
+            rate,
+        };
+    }
+}
+
+/// What is left of all devices' state.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub(super) struct AllLeft {
+    /// Bytes that are read while the guest runs.
+    pub(super) running: u64,
+    /// Bytes that are read after the stop.
+    pub(super) stopped: u64,
+    /// Bytes a second by which the running parts grow, once measured.
+    pub(super) growth: Option<f64>,
+}
+
+impl Streams {
+    /// The streams of `list`, none of which has begun.
+    pub(super) fn of(list: Vec<Arc<Registered>>) -> Result<Streams> {
+        let mut streams = Streams::default();
+        if list.is_empty() {
+            return Ok(streams);
+        }
+        fallible::reserve(&mut streams.buffer, PIECE_BYTES_MAX, "devices' state")?;
+        streams.buffer.resize(PIECE_BYTES_MAX, 0);
+        let each = list.into_iter().map(|device| Stream {
+            device,
+            left: Left::default(),
+            running: 0,
+            stopped: 0,
+            initial: false,
+            initial_end: None,
+            loaded: false,
+        });
+        streams.list = fallible::collect(each, "devices")?;
+        Ok(streams)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Asks every device how much is left.
+    pub(super) fn look(&mut self, vmm: &Callbacks) -> Result<()> {
+        for at in 0..self.list.len() {
+            self.look_at(at, vmm)?;
+        }
+        let (left, read) = (self.left().running, self.running());
+        self.growth.seen(Instant::now(), left, read);
+        Ok(())
+    }
+
+    fn look_at(&mut self, at: usize, vmm: &Callbacks) -> Result<()> {
+        let stream = &mut self.list[at];
+        stream.left = call(vmm, &stream.device, "left", |d| d.left())?;
+        // What a device needs there is said once: later bytes of that kind are like all others.
+        stream.initial |= stream.left.initial > 0;
+        Ok(())
+    }
+
+    /// What is left, as of the last look.
+    pub(super) fn left(&self) -> AllLeft {
+        let sum = |of: fn(&Stream) -> u64| self.list.iter().map(of).fold(0u64, u64::saturating_add);
+        AllLeft {
+            running: sum(|s| s.left.running),
+            stopped: sum(|s| s.left.stopped.unwrap_or(0)),
+            growth: self.growth.rate,
+        }
+    }
+
+    /// Bytes a second at which devices were read, once enough was.
+    pub(super) fn rate(&self) -> Option<f64> {
+        let read = self.running() + self.stopped();
+        let enough = read >= PIECE_BYTES_MAX as u64 && self.time > Duration::ZERO;
+        enough.then(|| read as f64 / self.time.as_secs_f64())
+    }
+
+    /// Bytes that were read while the guest ran.
+    pub(super) fn running(&self) -> u64 {
+        self.list.iter().map(|s| s.running).sum()
+    }
+
+    /// Bytes that were read after the stop.
+    pub(super) fn stopped(&self) -> u64 {
+        self.list.iter().map(|s| s.stopped).sum()
+    }
+
+    /// The first device whose state must be at the destination before the pause and is not.
+    pub(super) fn not_ready(&self) -> Option<String> {
+        let waits = self.list.iter().find(|s| s.initial && !s.loaded)?;
+        Some(match waits.initial_end {
+            None => format!(
+                "{} has {} bytes that the destination must load before the pause",
+                waits.device, waits.left.initial
+            ),
+            Some(_) => format!(
+                "the destination has not loaded the initial state of {}",
+                waits.device
+            ),
+        })
+    }
+
+    /// Whether a device has bytes that the destination needs before the pause.
+    pub(super) fn not_read(&self) -> bool {
+        self.list
+            .iter()
+            .any(|s| s.initial && s.initial_end.is_none())
+    }
+
+    /// The destination has loaded the running part of a device up to `bytes`.
+    pub(super) fn loaded(&mut self, number: u32, bytes: u64) -> Result<()> {
+        let expected = |s: &&mut Stream| s.initial_end == Some(bytes) && !s.loaded;
+        let Some(stream) = self.list.get_mut(number as usize).filter(expected) else {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!(
+                    "DEVICE_LOADED: the destination has loaded {bytes} bytes of device {number}, \
+                     which were not sent as an initial part"
+                ),
+            ));
+        };
+        stream.loaded = true;
+        Ok(())
+    }
+
+    /// Whether a further round may begin now: pages had at least as long as the last round.
+    pub(super) fn may_read(&self) -> bool {
+        self.last.is_none_or(|(at, took)| at.elapsed() >= took)
+    }
+
+    /// One round: reads the next device that has something, at most `most` bytes. `None` when no
+    /// device has anything now.
+    pub(super) fn round(&mut self, most: usize, vmm: &Callbacks) -> Result<Option<Bytes>> {
+        let begun = Instant::now();
+        let read = self.read_one(most.clamp(1, PIECE_BYTES_MAX), vmm);
+        let took = begun.elapsed();
+        self.time += took;
+        self.last = Some((Instant::now(), took));
+        read
+    }
+
+    fn read_one(&mut self, most: usize, vmm: &Callbacks) -> Result<Option<Bytes>> {
+        for _ in 0..self.list.len() {
+            let at = self.turn;
+            self.turn = (at + 1) % self.list.len();
+            self.look_at(at, vmm)?;
+            let stream = &mut self.list[at];
+            let buffer = &mut self.buffer[..most];
+            let read = match stream.left.running {
+                0 => 0,
+                _ => read(vmm, &stream.device, "read_running", buffer, |d, b| {
+                    d.read_running(b)
+                })?,
+            };
+            let offset = stream.running;
+            stream.running += read as u64;
+            if read > 0 {
+                self.look_at(at, vmm)?;
+            }
+            let stream = &mut self.list[at];
+            let mut flags = 0;
+            if stream.initial && stream.initial_end.is_none() && stream.left.initial == 0 {
+                stream.initial_end = Some(stream.running);
+                flags = PIECE_INITIAL;
+            }
+            if read > 0 || flags != 0 {
+                let data = &self.buffer[..read];
+                return piece(at, flags, offset, data).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads the next bytes of the stopped parts, one device after the other. `None` at the end of
+    /// all.
+    pub(super) fn read_stopped(&mut self, vmm: &Callbacks) -> Result<Option<Bytes>> {
+        let Some(stream) = self.list.get_mut(self.turn) else {
+            return Ok(None);
+        };
+        let begun = Instant::now();
+        let buffer = &mut self.buffer[..];
+        let read = read(vmm, &stream.device, "read_stopped", buffer, |d, b| {
+            d.read_stopped(b)
+        });
+        self.time += begun.elapsed();
+        let (read, at, offset) = (read?, self.turn, stream.stopped);
+        stream.stopped += read as u64;
+        let mut flags = PIECE_STOPPED;
+        if read == 0 {
+            flags |= PIECE_LAST;
+            self.turn += 1;
+        }
+        piece(at, flags, offset, &self.buffer[..read]).map(Some)
+    }
+
+    /// The devices stand still, and their stopped parts are read from the first device on.
+    pub(super) fn stops(&mut self) {
+        self.turn = 0;
+    }
+
+    /// The pause was aborted: rounds go on.
+    pub(super) fn go_on(&mut self) {
+        self.turn = 0;
+        self.growth = Growth::default();
+    }
+}
+
+fn piece(at: usize, flags: u32, offset: u64, data: &[u8]) -> Result<Bytes> {
+    let piece = Piece {
+        number: at as u32,
+        flags,
+        offset,
+        length: data.len() as u32,
+    };
+    let head = piece.encode(data)?;
+    let mut bytes = Vec::new();
+    fallible::reserve(
+        &mut bytes,
+        HEADER_LEN + PIECE_PREFIX + data.len(),
+        "a device's state",
+    )?;
+    bytes.extend_from_slice(&head);
+    bytes.extend_from_slice(data);
+    Ok(Bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,11 @@
+//! Devices whose state is streamed: while the guest runs, after the pause, over several channels,
+//! and with a failure at every step.
+
+mod buffer;
+mod downtime;
+mod failing;
+mod image;
+mod model;
+mod order;
+mod refused;
+mod sides;
