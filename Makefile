@@ -58,7 +58,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-faults test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi install install-debug uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-faults test-downtime test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi install install-debug uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -93,6 +93,10 @@ test-loom: | deps
 FAULTS ?= all
 test-faults: | deps
 	BRANT_FAULTS='$(FAULTS)' cargo test --release --locked --lib migrate::tests::faults -- --nocapture
+
+## test-downtime: 100 switchovers of KVM guests for each limit, over links with buffers and delays (make test: a few)
+test-downtime: | deps
+	BRANT_SWITCHOVERS=100 cargo test --release --locked --test all converge::kept:: -- --nocapture
 
 ## test-stock-kvm: the C tests on a stock kernel's KVM, in an emulated machine (make test: some of them)
 test-stock-kvm: | deps
@@ -247,9 +251,16 @@ target/bench/slowdown: benches/slowdown.c $(MACHINE) $(C)/libbrant.so | deps
 	$(CC) $(C_FLAGS) -Ic-tests -MF $(C)/slowdown.d -MT $@ $(LDFLAGS) -o $@ $< $(MACHINE) \
 	    -L$(C) -lbrant -lpthread $(rpath)
 
-target/bench/side: benches/peers/side.c $(C)/libbrant.so | deps
+target/bench/side target/bench/busy: target/bench/%: benches/peers/%.c benches/peers/peer.h $(C)/libbrant.so | deps
 	@mkdir -p $(@D)
-	$(CC) $(C_FLAGS) -MF $(C)/side.d -MT $@ $(LDFLAGS) -o $@ $< -L$(C) -lbrant $(rpath)
+	$(CC) $(C_FLAGS) -MF $(C)/$*.d -MT $@ $(LDFLAGS) -o $@ $< -L$(C) -lbrant -lpthread $(rpath)
+
+# A guest that QEMU and brant migrate: 64 KiB, seen at 0xf0000.
+target/bench/rom.bin: benches/peers/rom.S | deps
+	@mkdir -p $(@D)
+	$(CC) -m32 -c -o $(@D)/rom.o $<
+	$(LD) -m elf_i386 -Ttext=0xf0000 -o $(@D)/rom.elf $(@D)/rom.o
+	$(OBJCOPY) -O binary -j .text $(@D)/rom.elf $@
 
 # --- installing --------------------------------------------------------------
 ## install: install to DESTDIR + PREFIX (/usr/local) what make has built

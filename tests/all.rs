@@ -10,6 +10,7 @@ mod support;
 mod background;
 mod ballooned;
 mod channels;
+mod converge;
 mod cut;
 mod devices;
 mod dirty_limit;

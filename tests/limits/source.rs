@@ -12,7 +12,7 @@ use brant::channel::Endpoint;
 use brant::error::Kind;
 use brant::memory::{SlotDescription, NO_SLOT};
 use brant::migrate::steering::{Facts, Next};
-use brant::migrate::{Blockers, ConnectTo, Decider, Decision, Outgoing, Resolution};
+use brant::migrate::{Blockers, ConnectTo, Decider, Decision, Outgoing, Params, Resolution};
 use brant::units::{Bytes, PAGE_SIZE};
 use brant::wire::{self, Record, RecordType as R};
 use std::net::{TcpListener, TcpStream};
@@ -331,6 +331,36 @@ fn connecting_ends_at_the_earliest_limit() {
         end.check("connecting", &[Kind::Timeout], &awaited, short.name());
         pair.assert_runs_on("connecting");
     }
+}
+
+#[test]
+fn a_total_timeout_of_half_a_second_against_a_silent_peer_ends_in_half_a_second() {
+    let pair = Pair::new(&[ram("ram", 65)]);
+    pair.source.fill(3);
+    let (_silent, fd) = Raw::pair();
+    let total = MS * 500;
+    // Every other limit is longer by far.
+    let params = Params {
+        total_timeout: Some(total),
+        ..Params::default()
+    };
+    let out = Outgoing::new(
+        Arc::clone(&pair.source.tracker),
+        Blockers::new(),
+        Arc::clone(&pair.from) as _,
+        params,
+    )
+    .unwrap();
+    let begun = Instant::now();
+    out.start(ConnectTo::Connected(fd)).unwrap();
+    let error = out.wait(Some(LONG)).unwrap_err();
+    let took = begun.elapsed();
+    assert_eq!(error.kind(), Kind::Timeout, "{error}");
+    let name = "the total timeout of 500 ms ran out";
+    assert!(error.message().contains(name), "{error}");
+    // Ten times as long, on a busy machine.
+    assert!(total <= took && took < total * 10, "{took:?}");
+    pair.assert_runs_on("a silent peer");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod alone;
+pub mod busy;
 pub mod deciders;
 pub mod fuzz;
 pub mod guest;
