@@ -70,6 +70,15 @@ GROUPS = [
         Figure(r"standstill\.writes/", "downtime of a guest that writes so many pages a second, over the downtime limit",
                "<=", 0.3),
     ]),
+    ("Guests that outrun the link", [
+        Figure(r"converge\.table/", "a guest that writes so much of what the link carries, by policy: time until it runs at the "
+               "destination, or until the migration gave up, over the time to send its memory once"),
+        Figure(r"converge\.qemu_time$", "1 GiB of memory, half of it swept flat out, a link of 300 MB/s, a limit of 50 ms: time "
+               "with all vCPUs slowed, over QEMU's with auto-converge (make bench-peers)", "<=", 1 / 3),
+        Figure(r"converge\.qemu_bytes$", "the same: bytes sent, over QEMU's", "<=", 0.5),
+        Figure(r"converge\.qemu_time/", "the same with writers limited: time over QEMU's with its dirty limit"),
+        Figure(r"converge\.qemu_bytes/", "the same: bytes sent, over QEMU's"),
+    ]),
     ("Tracking", [
         Figure(r"sync\.over_kernel/", "a sync without KVM's own time, over a memcpy of the bitmap, by guest and dirty "
                "pages", "<=", 1.5),
@@ -148,7 +157,7 @@ def find(name):
 
 
 def goal(figure):
-    return "%s %g" % (figure.sense, figure.bound) if figure and figure.sense else ""
+    return "%s %.3g" % (figure.sense, figure.bound) if figure and figure.sense else ""
 
 
 def judge(row):

@@ -1,23 +1,20 @@
 //! Whether the downtime limit is kept, and how far the promise is from what happened: 100 switchovers
-//! of writing guests over links with a rate, a delay and a buffer.
+//! of writing guests of the real KVM, with its bitmap and its dirty rings in turn, over links with a rate,
+//! a delay and a buffer.
 //!
 //! Source, destination and link are one process. Only limits are tried that the round trips leave room
 //! for: a shorter one is refused, which the tests show. An aborted pause is a switchover too, with its
 //! own length. Overruns of runs in which the host took the processor away (steal) are reported apart.
 
+use crate::busy::{self, has_rings, Machine, Shape};
 use crate::link::Link;
+use crate::machine::kvm;
 use crate::report::{Report, Runs};
-use brant::dirty::tracker::{Clearing, Tracker};
 use brant::error::Kind;
-use brant::memory::{BlockDescription, BlockFlags, BlockId, HostMemory, Memory};
-use brant::migrate::{
-    AcceptFrom, Blockers, ConnectTo, Incoming, Operations, Outgoing, Params, Stats,
-};
-use brant::units::{Bytes, PAGE_SIZE};
-use brant::vmm::{StateBlob, StateSink, Vmm};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use brant::kvm_ioctls::Kvm;
+use brant::migrate::{Operations, Params, Stats};
+use brant::units::PAGE_SIZE;
+use std::time::Duration;
 
 const FAMILY: &str = "downtime.";
 const SWITCHOVERS: usize = 100;
@@ -30,99 +27,6 @@ const HOT: u64 = 256;
 const STATE: usize = 200_000;
 const LONG: Duration = Duration::from_secs(60);
 
-/// Memory and who writes to it.
-struct Guest {
-    ram: Vec<AtomicU64>,
-    state: Vec<u8>,
-    paused: RwLock<bool>,
-}
-
-impl Guest {
-    fn new(fill: u64) -> Arc<Guest> {
-        let words = (PAGES + 1) * PAGE_SIZE / 8;
-        Arc::new(Guest {
-            ram: (0..words)
-                .map(|word| AtomicU64::new(word.wrapping_mul(fill)))
-                .collect(),
-            state: vec![7; STATE],
-            paused: RwLock::new(false),
-        })
-    }
-
-    /// The words from the first whole page on.
-    fn pages(&self) -> &[AtomicU64] {
-        let at = self.ram.as_ptr() as usize;
-        &self.ram[(at.next_multiple_of(PAGE_SIZE as usize) - at) / 8..]
-    }
-
-    fn memory(&self) -> (Arc<Memory>, BlockId) {
-        let memory = Memory::new().unwrap();
-        let block = memory
-            .add_block(BlockDescription {
-                name: "ram".to_owned(),
-                // SAFETY: whole pages within the vector, which outlives the migration.
-                host: unsafe { HostMemory::new(self.pages().as_ptr() as *mut u8) },
-                length: Bytes(PAGES * PAGE_SIZE),
-                page_size: Bytes(PAGE_SIZE),
-                file: None,
-                flags: BlockFlags::default(),
-            })
-            .unwrap();
-        (Arc::new(memory), block)
-    }
-
-    /// Writes `rate` pages a second until `stop`, each mark after its write.
-    fn write(&self, tracker: &Tracker, block: BlockId, rate: f64, stop: &AtomicBool) {
-        let begun = Instant::now();
-        let (mut written, mut state) = (0u64, 0x1234_5678_9abc_def1u64);
-        while !stop.load(Ordering::Relaxed) {
-            let due = (begun.elapsed().as_secs_f64() * rate) as u64;
-            let paused = self.paused.read().unwrap();
-            if !*paused {
-                for _ in 0..64.min(due.saturating_sub(written)) {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    let at = state % HOT * PAGE_SIZE;
-                    self.pages()[at as usize / 8].store(state, Ordering::Relaxed);
-                    tracker.mark_block(block, Bytes(at), 8);
-                    written += 1;
-                }
-            }
-            drop(paused);
-            if due.saturating_sub(written) > rate as u64 / 10 {
-                written = due;
-            }
-            std::thread::sleep(Duration::from_micros(500));
-        }
-    }
-}
-
-impl Vmm for Guest {
-    fn pause(&self) -> brant::Result<()> {
-        *self.paused.write().unwrap() = true;
-        Ok(())
-    }
-    fn resume(&self) -> brant::Result<()> {
-        *self.paused.write().unwrap() = false;
-        Ok(())
-    }
-    fn save(&self, sink: &mut dyn StateSink) -> brant::Result<()> {
-        sink.put(&StateBlob {
-            name: "device",
-            instance: 0,
-            version: 1,
-            data: &self.state,
-        })
-    }
-    fn load(&self, _: &StateBlob<'_>) -> brant::Result<()> {
-        Ok(())
-    }
-    fn run(&self) -> brant::Result<()> {
-        Ok(())
-    }
-}
-
 /// One kind of switchover.
 #[derive(Clone, Copy)]
 struct Case {
@@ -131,9 +35,11 @@ struct Case {
     limit: Duration,
     buffer: usize,
     round_trip: Duration,
+    /// KVM's dirty rings are the log, else its bitmap.
+    rings: bool,
 }
 
-fn cases() -> Vec<Case> {
+fn cases(kvm: &Kvm) -> Vec<Case> {
     let mut cases = Vec::new();
     for dirties in [0.3, 0.9, 1.5] {
         for limit in [50, 300] {
@@ -145,6 +51,7 @@ fn cases() -> Vec<Case> {
                             limit: Duration::from_millis(limit),
                             buffer,
                             round_trip: Duration::from_millis(round_trip),
+                            rings: cases.len() % 2 == 1 && has_rings(kvm),
                         });
                     }
                 }
@@ -154,17 +61,21 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Migrates once. `None`: the migration said that the limit cannot be kept.
-fn migrate(case: &Case) -> Option<Stats> {
-    let (source, destination) = (Guest::new(0x9e37_79b9), Guest::new(1));
-    let ((here, block), (there, _)) = (source.memory(), destination.memory());
-    let tracker = Tracker::new(here, Clearing::default()).unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let writer = {
-        let (guest, tracker, stop) = (Arc::clone(&source), Arc::clone(&tracker), Arc::clone(&stop));
-        let rate = case.dirties * RATE as f64 / PAGE_SIZE as f64;
-        std::thread::spawn(move || guest.write(&tracker, block, rate, &stop))
+/// Migrates once. `None`: the migration said that the limit cannot be kept. And whether the host took
+/// a processor away meanwhile.
+fn migrate(kvm: &Kvm, case: &Case) -> (Option<Stats>, bool) {
+    let shape = Shape {
+        pages: PAGES,
+        region: HOT,
+        writes: Some(case.dirties * RATE as f64 / PAGE_SIZE as f64),
+        reads: None,
+        rings: case.rings,
+        state: STATE,
     };
+    let (source, destination) = (Machine::new(kvm, shape, 3), Machine::new(kvm, shape, 0));
+    destination.hold();
+    let tracker = source.tracker();
+    source.go();
     let params = Params {
         downtime_limit: case.limit,
         total_timeout: Some(LONG),
@@ -175,33 +86,17 @@ fn migrate(case: &Case) -> Option<Stats> {
         ..Params::default()
     };
     let link = Link::of(RATE, case.round_trip, case.buffer);
-    let (near, far) = link.connect();
-    let incoming = Incoming::new(there, destination, Params::default()).unwrap();
-    let outgoing = Outgoing::new(tracker, Blockers::new(), source, params).unwrap();
-    incoming.start(AcceptFrom::Connected(far)).unwrap();
-    outgoing.start(ConnectTo::Connected(near)).unwrap();
-    let ended = outgoing.wait(Some(2 * LONG));
-    let _ = incoming.wait(Some(LONG));
-    stop.store(true, Ordering::Relaxed);
-    writer.join().unwrap();
-    match ended {
-        Ok(()) => Some(outgoing.stats()),
+    let moved = busy::migrate(tracker, [&source, &destination], &link, &params);
+    source.halt();
+    let stats = match moved.ended {
+        Ok(()) => Some(moved.stats),
         Err(error) if error.kind() == Kind::NotConverged => {
             eprintln!("    {error}");
             None
         }
         Err(error) => panic!("{error}"),
-    }
-}
-
-/// The time that the host has taken the processors away, in ticks.
-fn stolen() -> u64 {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let field = stat
-        .lines()
-        .next()
-        .and_then(|cpu| cpu.split_whitespace().nth(8));
-    field.and_then(|field| field.parse().ok()).unwrap_or(0)
+    };
+    (stats, moved.stolen)
 }
 
 /// All figures of this file.
@@ -209,7 +104,11 @@ pub fn measure(report: &mut Report) {
     if !report.wants_any(FAMILY) {
         return;
     }
-    let cases = cases();
+    let kvm = match kvm() {
+        Ok(kvm) => kvm,
+        Err(reason) => return report.skipped(FAMILY, &reason),
+    };
+    let cases = cases(&kvm);
     let (mut kept, mut all, mut by_steal, mut refused) = (0, 0, 0, 0);
     let mut errors = Runs::default();
     let mut worst: Vec<f64> = Vec::new();
@@ -217,12 +116,11 @@ pub fn measure(report: &mut Report) {
     while all < SWITCHOVERS && turn < 2 * SWITCHOVERS {
         let case = &cases[turn % cases.len()];
         turn += 1;
-        let before = stolen();
-        let Some(stats) = migrate(case) else {
+        let (stats, steal) = migrate(&kvm, case);
+        let Some(stats) = stats else {
             refused += 1;
             continue;
         };
-        let steal = stolen() > before;
         let stood = stats.downtime.unwrap_or_default();
         let aborted = &stats.aborted_pause[..stats.aborted_pauses as usize];
         for stood in aborted.iter().copied().chain([stood]) {

@@ -5,8 +5,11 @@
 //! in one run, over memory that was touched before.
 
 mod back_ends;
+#[path = "../../tests/support/busy.rs"]
+mod busy;
 mod collect;
 mod compression;
+mod converge;
 mod delta;
 mod downtime;
 mod growth;
@@ -38,7 +41,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 16] = [
+const PARTS: [Part; 17] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
@@ -73,6 +76,11 @@ const PARTS: [Part; 16] = [
         what: "whether the downtime limit and the promise are kept, over links with buffers and delays",
         families: &["downtime."],
         measure: downtime::measure,
+    },
+    Part {
+        what: "guests that write 0.3 to 3 times what a link carries, under each policy",
+        families: &["converge."],
+        measure: converge::measure,
     },
     Part {
         what: "marks collected from a bitmap while others set them",

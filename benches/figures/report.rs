@@ -48,6 +48,18 @@ impl Report {
         }));
     }
 
+    /// Reports a figure and its comparison, with `more` fields of its own.
+    pub fn told(&mut self, name: &str, unit: &str, value: f64, peer: (&str, f64), more: Value) {
+        let mut row = json!({
+            "name": name, "value": value, "unit": unit, "peer": peer.0,
+            "peer_value": peer.1, "ratio": value / peer.1, "runs": 1,
+        });
+        if let (Some(row), Value::Object(more)) = (row.as_object_mut(), more) {
+            row.extend(more);
+        }
+        self.row(row);
+    }
+
     /// Reports how a cost grows: the cost at the larger size and the allowed one; their ratios turn
     /// by turn, and by the clock; and the fixed share of the smaller side, which was subtracted.
     pub fn grown(

@@ -11,39 +11,11 @@
  * listens, and "runs" in its operation `run`. Each then waits for the end of its input, so that
  * its processor time can be read.
  */
-#include <brant.h>
+#include "peer.h"
 #include <fcntl.h>
 #include <linux/kvm.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <unistd.h>
-
-static brant_error *error;
-
-static void must(int32_t code)
-{
-    if (code == 0)
-        return;
-    fprintf(stderr, "%s: %s\n", brant_error_name(code), brant_error_message(error));
-    exit(1);
-}
-
-static void say(const char *word)
-{
-    if (write(1, word, strlen(word)) < 0)
-        exit(1);
-}
-
-static void await_byte(void)
-{
-    char byte;
-
-    if (read(0, &byte, 1) < 0)
-        exit(1);
-}
 
 static int32_t nothing(void *opaque, brant_reason *reason)
 {

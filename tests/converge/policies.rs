@@ -20,11 +20,13 @@ const SHAPE: Shape = Shape {
     rings: false,
     state: 1000,
 };
+/// 1 MB.
+const SHORT: Duration = Duration::from_millis(50);
 /// 8 MB. A full dirty ring is at most 4 MB, and each sync lets a limited vCPU fill one.
 const LIMIT: Duration = Duration::from_millis(400);
 
-/// Migrates the guest under `policy`. `None`: there is no KVM for it here.
-fn under(policy: Policy, rings: bool, total: Duration) -> Option<Moved> {
+/// Migrates the guest under `policy`, with the downtime limit `limit`. `None`: there is no KVM for it here.
+fn under(policy: Policy, limit: Duration, rings: bool, total: Duration) -> Option<Moved> {
     let kvm = match Kvm::new() {
         Ok(kvm) if !rings || has_rings(&kvm) => kvm,
         _ => {
@@ -38,7 +40,7 @@ fn under(policy: Policy, rings: bool, total: Duration) -> Option<Moved> {
     let tracker = here.tracker();
     here.go();
     let params = Params {
-        downtime_limit: LIMIT,
+        downtime_limit: limit,
         total_timeout: Some(total),
         policy,
         ..Params::default()
@@ -73,7 +75,7 @@ fn assert_converged(moved: &Moved) {
 
 #[test]
 fn without_a_policy_a_guest_that_outruns_the_link_fails_at_its_timeout_and_says_why() {
-    let Some(moved) = under(Policy::default(), false, MS * 4000) else {
+    let Some(moved) = under(Policy::default(), SHORT, false, MS * 4000) else {
         return;
     };
     let error = moved.ended.unwrap_err();
@@ -87,7 +89,7 @@ fn a_guest_that_outruns_the_link_converges_when_all_vcpus_are_slowed() {
         slowing: Slowing::AutoConverge,
         ..Policy::default()
     };
-    if let Some(moved) = under(policy, false, MS * 60_000) {
+    if let Some(moved) = under(policy, LIMIT, false, MS * 60_000) {
         assert_converged(&moved);
     }
 }
@@ -98,7 +100,7 @@ fn a_guest_that_outruns_the_link_converges_when_its_writers_are_limited_in_their
         slowing: Slowing::DirtyLimit,
         ..Policy::default()
     };
-    if let Some(moved) = under(policy, true, MS * 60_000) {
+    if let Some(moved) = under(policy, LIMIT, true, MS * 60_000) {
         assert_converged(&moved);
     }
 }
@@ -109,13 +111,13 @@ fn a_guest_that_outruns_the_link_converges_when_the_limit_may_rise_to_what_it_ne
         ceiling: Some(MS * 2000),
         ..Policy::default()
     };
-    let Some(moved) = under(policy, false, MS * 60_000) else {
+    let Some(moved) = under(policy, SHORT, false, MS * 60_000) else {
         return;
     };
     moved.ended.unwrap();
     let stats = &moved.stats;
     let risen = stats.downtime_limit.unwrap();
-    assert!(LIMIT < risen && risen <= MS * 2000, "{stats:?}");
+    assert!(SHORT < risen && risen <= MS * 2000, "{stats:?}");
     assert!(stats.promised_downtime.unwrap() <= risen, "{stats:?}");
 }
 
@@ -126,13 +128,13 @@ fn a_guest_that_outruns_the_link_is_paused_in_time_to_finish_by_the_deadline() {
         on_deadline: OnDeadline::PauseToFinish,
         ..Policy::default()
     };
-    let Some(moved) = under(policy, false, MS * 60_000) else {
+    let Some(moved) = under(policy, SHORT, false, MS * 60_000) else {
         return;
     };
     moved.ended.unwrap();
     let stats = &moved.stats;
-    assert!(stats.downtime.unwrap() > LIMIT, "{stats:?}");
+    assert!(stats.downtime.unwrap() > SHORT, "{stats:?}");
     // It is promised what it takes.
-    assert!(stats.promised_downtime.unwrap() > LIMIT, "{stats:?}");
+    assert!(stats.promised_downtime.unwrap() > SHORT, "{stats:?}");
     assert!(moved.took < MS * 10_000, "{:?}", moved.took);
 }

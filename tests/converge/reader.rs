@@ -54,5 +54,5 @@ fn the_dirty_limit_slows_the_writer_and_leaves_the_reader_alone() {
     let (writer, reader) = (share(0, WRITES), share(1, READS));
     println!("the writer did {writer:.2} of its work, the reader {reader:.2}: {told:?}");
     // Beside each other, so that a busy machine slows both.
-    assert!(writer < 0.8 * reader, "{writer} and {reader}");
+    assert!(writer < 0.9 * reader, "{writer} and {reader}");
 }
