@@ -9,6 +9,10 @@ use crate::units::PAGE_SIZE;
 /// on as long as it has bytes, and a cancel has to wait for its end. Copying this many takes a
 /// millisecond or two.
 pub(super) const CALL_BYTES: usize = 4 << 20;
+/// The most bytes that one wait is for. A thread that is woken by the first bytes of many goes to
+/// sleep again a moment later, and each wake-up costs the sender as much as the copying of some
+/// pages. Half a megabyte is a few wake-ups a millisecond on the fastest link.
+pub(super) const WAIT_BYTES: u32 = 512 << 10;
 /// The number of parts that are copied for a call that begins in the middle of a part.
 pub(super) const CUT_PARTS: usize = 64;
 
@@ -26,6 +30,8 @@ pub(super) struct Cursor<'p, P> {
     /// For each part that is left, whether its memory is kept until the kernel has read it. Empty
     /// when no part's is.
     kept: &'p [bool],
+    /// How many of the bytes are certain to come, because the peer has announced them.
+    announced: usize,
 }
 
 impl<'p, P: IoPart> Cursor<'p, P> {
@@ -36,9 +42,22 @@ impl<'p, P: IoPart> Cursor<'p, P> {
             moved: 0,
             narrow: false,
             kept: &[],
+            announced: 0,
         };
         cursor.advance(0);
         cursor
+    }
+
+    /// The same for parts of which the peer has announced the first `bytes` bytes.
+    pub fn announced(parts: &'p [P], bytes: usize) -> Self {
+        let mut cursor = Cursor::new(parts);
+        cursor.announced = bytes;
+        cursor
+    }
+
+    /// How many bytes a wait is for: as many as have been announced, but at most [`WAIT_BYTES`].
+    pub fn awaited(&self) -> u32 {
+        (self.announced as u64).clamp(1, u64::from(WAIT_BYTES)) as u32
     }
 
     /// The same for a list in which the memory of some parts is `kept` until the kernel has read
@@ -51,6 +70,7 @@ impl<'p, P: IoPart> Cursor<'p, P> {
             moved: 0,
             narrow: false,
             kept,
+            announced: 0,
         };
         cursor.advance(0);
         cursor
@@ -98,6 +118,7 @@ impl<'p, P: IoPart> Cursor<'p, P> {
     /// Moves on by `bytes`, and past parts that are done or empty.
     pub fn advance(&mut self, bytes: usize) {
         self.moved += bytes as u64;
+        self.announced = self.announced.saturating_sub(bytes);
         self.offset += bytes;
         while let [first, rest @ ..] = self.parts {
             if self.offset < first.len() {
@@ -170,6 +191,21 @@ mod tests {
     use super::*;
     use crate::channel::Part;
     use proptest::prelude::*;
+
+    #[test]
+    fn no_wait_is_for_more_bytes_than_are_announced_or_than_one_wait_may_take() {
+        // SAFETY: the part is an address only, and is never passed to the kernel.
+        let parts = [unsafe { Part::raw(4096 as *const u8, 4 << 20) }];
+        assert_eq!(Cursor::new(&parts).awaited(), 1);
+        let mut cursor = Cursor::announced(&parts, 2 << 20);
+        assert_eq!(cursor.awaited(), WAIT_BYTES);
+        cursor.advance((2 << 20) - 100);
+        assert_eq!(cursor.awaited(), 100);
+        cursor.advance(100);
+        assert_eq!(cursor.awaited(), 1, "what follows is not announced");
+        cursor.advance(32);
+        assert_eq!(cursor.awaited(), 1);
+    }
 
     proptest! {
         #[test]

@@ -98,6 +98,14 @@ impl ConnectionKind {
         }
     }
 
+    /// From now on a wait for bytes is for `bytes` of them, where the kind of connection can do that.
+    /// Returns how many bytes the wait is really for.
+    pub fn wait_for_bytes(&self, bytes: u32) -> u32 {
+        match self {
+            ConnectionKind::Socket(socket) => socket.wait_for_bytes(bytes),
+        }
+    }
+
     /// How many sent bytes the peer does not have, as far as that is known.
     pub fn unsent(&self) -> u64 {
         match self {

@@ -12,6 +12,7 @@ use crate::sys::net::{self, Address, Manner};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// What tells a socket from others, as far as the kernel says.
@@ -49,7 +50,12 @@ impl Identity {
 
 /// The socket, as the file's description says.
 #[derive(Debug)]
-pub struct Socket(OwnedFd);
+pub struct Socket {
+    fd: OwnedFd,
+    /// How many bytes make a wait for bytes end (`SO_RCVLOWAT`). `None`: always one, because it is no
+    /// TCP socket.
+    low_water: Option<AtomicU32>,
+}
 
 impl Socket {
     /// Takes a connected stream socket, which is ours from now on, also after a failure. Makes it
@@ -92,27 +98,34 @@ impl Socket {
         }
         net::set_nonblocking_cloexec(fd.as_fd()).map_err(failed)?;
         let protocol = net::option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_PROTOCOL);
+        let mut low_water = None;
         if protocol.is_ok_and(|p| p == libc::IPPROTO_TCP) {
             net::set_option(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1).map_err(failed)?;
             net::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1).map_err(failed)?;
+            // Whoever made the socket may have chosen another value.
+            net::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1).map_err(failed)?;
+            low_water = Some(AtomicU32::new(1));
         }
-        Ok(Socket(fd))
+        Ok(Socket { fd, low_water })
     }
 
     /// Takes a socket that was just accepted. It is connected, non-blocking and closed on exec.
     /// Nothing else has been set up yet.
     pub(super) fn accepted(fd: OwnedFd) -> Self {
-        Socket(fd)
+        Socket {
+            fd,
+            low_water: None,
+        }
     }
 
     /// Gives the descriptor back, for a set-up by [`Socket::new`].
     pub(super) fn into_fd(self) -> OwnedFd {
-        self.0
+        self.fd
     }
 
     /// The peer's name for messages. `None` when the peer has no address.
     pub fn peer(&self) -> Option<String> {
-        match net::peer_address(self.0.as_fd()).ok()? {
+        match net::peer_address(self.fd.as_fd()).ok()? {
             Address::Inet(address) => Some(format!("tcp:{address}")),
             Address::Unix(path) => Some(format!("unix:{}", path.display())),
             Address::Unnamed => None,
@@ -134,7 +147,7 @@ impl Socket {
 
     /// The peer's network: its IPv4 address, or the network part of its IPv6 address.
     pub fn peer_network(&self) -> Option<IpAddr> {
-        match net::peer_address(self.0.as_fd()).ok()? {
+        match net::peer_address(self.fd.as_fd()).ok()? {
             Address::Inet(address) => Some(match address.ip().to_canonical() {
                 IpAddr::V6(ip) => {
                     let network = u128::from(ip) & !u128::from(u64::MAX);
@@ -149,45 +162,63 @@ impl Socket {
     /// Sends as much of `parts` as the socket takes now. Returns the number of bytes.
     pub fn send(&self, parts: &[Part<'_>], manner: Manner) -> io::Result<usize> {
         // SAFETY: whoever made a part promised that its memory may be read.
-        unsafe { net::send(self.0.as_fd(), iovecs(parts), manner) }
+        unsafe { net::send(self.fd.as_fd(), iovecs(parts), manner) }
     }
 
     /// Lets the kernel send in place when it is asked to. Fails when the kernel cannot on this kind
     /// of socket.
     pub fn allow_in_place(&self) -> io::Result<()> {
-        net::set_option(self.0.as_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)
+        net::set_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)
     }
 
     /// The kernel's next message about sends in place.
     pub fn said(&self) -> io::Result<Said> {
-        errqueue::next(self.0.as_fd())
+        errqueue::next(self.fd.as_fd())
     }
 
     /// Ends the connection at once. Bytes that were not sent are dropped.
     pub fn reset(&self) -> io::Result<()> {
-        net::reset(self.0.as_fd())
+        net::reset(self.fd.as_fd())
     }
 
     /// Receives the bytes that are there now. Returns their number, or 0 at the end of the stream.
     pub fn recv(&self, parts: &[PartMut<'_>]) -> io::Result<usize> {
         // SAFETY: whoever made a part promised that its memory may be written.
-        unsafe { net::recv(self.0.as_fd(), iovecs(parts)) }
+        unsafe { net::recv(self.fd.as_fd(), iovecs(parts)) }
     }
 
     /// The descriptor to poll.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 
     /// The number of sent bytes that have not arrived: at the peer's kernel (TCP), or at the peer
     /// itself (a unix socket). 0 when the kernel does not tell.
     pub fn unsent(&self) -> u64 {
-        net::unsent(self.0.as_fd()).unwrap_or(0)
+        net::unsent(self.fd.as_fd()).unwrap_or(0)
+    }
+
+    /// From now on a wait for bytes ends when `bytes` of them are there, when the kernel has no room
+    /// for so many, or at the end of the stream. Returns how many bytes the wait is really for: one
+    /// where the socket is no TCP socket, and the number from before if the kernel refuses.
+    pub(super) fn wait_for_bytes(&self, bytes: u32) -> u32 {
+        let Some(low_water) = &self.low_water else {
+            return 1;
+        };
+        let before = low_water.load(Ordering::Relaxed);
+        if before != bytes {
+            let value = i32::try_from(bytes).unwrap_or(i32::MAX);
+            if net::set_option(self.fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, value).is_err() {
+                return before;
+            }
+            low_water.store(bytes, Ordering::Relaxed);
+        }
+        bytes
     }
 
     /// Whether the peer has closed its end, or the connection has failed.
     pub fn hung_up(&self) -> io::Result<bool> {
-        let mut polls = [Poll::new(self.0.as_fd(), libc::POLLRDHUP)];
+        let mut polls = [Poll::new(self.fd.as_fd(), libc::POLLRDHUP)];
         loop {
             match event::poll(&mut polls, Some(Duration::ZERO)) {
                 Ok(_) => return Ok(polls[0].found() & event::HUNG_UP != 0),
@@ -199,7 +230,7 @@ impl Socket {
 
     /// Ends the connection in both directions. A second call does no harm.
     pub fn shutdown(&self) -> io::Result<()> {
-        match net::shutdown(self.0.as_fd()) {
+        match net::shutdown(self.fd.as_fd()) {
             Err(e) if e.raw_os_error() != Some(libc::ENOTCONN) => Err(e),
             _ => Ok(()),
         }

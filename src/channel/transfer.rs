@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// of memory. Long enough not to spin.
 const BACK_OFF: Duration = Duration::from_millis(1);
 
+/// The longest wait for more than one byte. A slow link brings as little as there is in this time.
+const TOGETHER: Duration = Duration::from_millis(10);
+
 /// The longest that a paced sender waits before it asks again.
 const PACE: Duration = Duration::from_millis(20);
 
@@ -40,6 +43,8 @@ impl Channel {
         self.reap();
         let mut idle_until = None;
         let mut woken = false;
+        // Whether a wait for many bytes was in vain.
+        let mut slow = false;
         while !cursor.is_done() {
             // The limits are checked between successful calls too: on a fast link no call ever
             // waits.
@@ -62,7 +67,7 @@ impl Channel {
                     if some {
                         return Ok(());
                     }
-                    (idle_until, woken) = (None, false);
+                    (idle_until, woken, slow) = (None, false, false);
                     continue;
                 }
                 Step::Again => continue,
@@ -88,8 +93,20 @@ impl Channel {
                 let pause = Deadline::after(BACK_OFF).earlier(until);
                 pause_until(io.cancel, pause)
             } else {
-                self.kind
-                    .wait(P::DIRECTION.interest(), recall, io.cancel, until)?
+                let awaited = match P::DIRECTION {
+                    Direction::Receive if slow => self.kind.wait_for_bytes(1),
+                    Direction::Receive => self.kind.wait_for_bytes(cursor.awaited()),
+                    Direction::Send => 1,
+                };
+                let until = match awaited {
+                    1 => until,
+                    _ => until.earlier(Deadline::after(TOGETHER)),
+                };
+                let wake = self
+                    .kind
+                    .wait(P::DIRECTION.interest(), recall, io.cancel, until)?;
+                slow = awaited > 1 && wake == Wake::TimedOut;
+                wake
             };
             self.waited(P::DIRECTION, start.elapsed());
             // After a pause the connection is tried once, and waited for again when nothing moves.
@@ -300,3 +317,6 @@ fn pause_until(cancel: Option<&Cancel>, pause: Deadline) -> Wake {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

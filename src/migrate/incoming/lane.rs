@@ -328,7 +328,8 @@ impl Lane {
         } else {
             &parts[..]
         };
-        let got = channel.recv_some_unless(parts, recall, io)?;
+        let announced = left.min(room.len());
+        let got = channel.recv_announced_unless(parts, announced, recall, io)?;
         self.ahead_len = got.saturating_sub(left);
         Ok(got.min(left))
     }
@@ -350,7 +351,7 @@ impl Lane {
         )?;
         let (mut next, mut done) = (0, 0);
         while done < left {
-            let got = channel.recv_some_unless(&rooms[next..], recall, io)?;
+            let got = channel.recv_announced_unless(&rooms[next..], left - done, recall, io)?;
             if got == 0 {
                 break;
             }
@@ -369,9 +370,16 @@ impl Lane {
         Ok(done.min(left))
     }
 
-    /// Reads the beginning of a record's payload: fills `bytes`.
-    pub(super) fn payload_begins(&mut self, bytes: &mut [u8], io: &Io<'_>) -> Result<()> {
-        self.channel.recv_exact(&[PartMut::bytes(bytes)], io)
+    /// Reads the beginning of the payload of `header`: fills `bytes`.
+    pub(super) fn payload_begins(
+        &mut self,
+        bytes: &mut [u8],
+        header: &Header,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        let payload = header.payload as usize;
+        self.channel
+            .recv_exact_of(&[PartMut::bytes(bytes)], payload, io)
     }
 
     /// Reads `left` bytes of a record's payload and drops them.

@@ -173,7 +173,7 @@ impl Placement {
         let mut list = [0; list_len(LIST_RUNS_MAX)];
         let list = &mut list[..list_len(header.count)];
         // No pin is held during the read, because the source may take long.
-        lane.payload_begins(list, io)?;
+        lane.payload_begins(list, header, io)?;
         recall.lower();
         let block = account.list(header, list, runs)?;
         let pages = wire::listed_pages(list);

@@ -196,7 +196,7 @@ impl Receiver {
                 let mut list = [0; list_len(LIST_RUNS_MAX)];
                 let list = &mut list[..list_len(header.count)];
                 let io = waits.record(header, Limit::never());
-                lane.payload_begins(list, &io)?;
+                lane.payload_begins(list, header, &io)?;
                 account.zeros_list(header, list, listed)?;
                 lane.taken_list(kind, header, wire::listed_pages(list));
                 return Ok(());
