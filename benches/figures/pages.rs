@@ -110,7 +110,12 @@ fn send(ram: &Ram, port: u16, stride: usize) -> [u64; 2] {
     });
     let _ = vmm.tracker.set(Arc::clone(&tracker));
     let theirs = Arc::clone(&vmm) as Arc<dyn Vmm>;
-    let outgoing = Outgoing::new(tracker, Blockers::new(), theirs, Params::default()).unwrap();
+    let params = Params {
+        // Up to 1 GiB is written at the pause: more than the usual limit has time for.
+        downtime_limit: LONG,
+        ..Params::default()
+    };
+    let outgoing = Outgoing::new(tracker, Blockers::new(), theirs, params).unwrap();
     let to = Endpoint::Tcp(([127, 0, 0, 1], port).into());
     outgoing.start(ConnectTo::Endpoint(to)).unwrap();
     outgoing.wait(Some(LONG)).unwrap();
