@@ -11,18 +11,16 @@ mod verify;
 use super::announced::Announced;
 use super::course::Course;
 use super::devices::Streams;
-use super::foresight::Foresight;
 use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
+use super::leaving::Leaving;
 use super::loaded::Loaded;
-use super::orders::Orders;
 use super::rates::Rates;
 use super::steer::Steer;
 use super::unread::Unread;
 use crate::channel::handed_in::handed_in;
-use crate::channel::{Channel, Endpoint, Io, Pacer, Route};
+use crate::channel::{Channel, Endpoint, Io, Route};
 use crate::dirty::consumer::Consumer;
-use crate::dirty::tracker::Tracker;
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::common::{Common, Migration};
@@ -36,16 +34,14 @@ use crate::migrate::steering::{Decider, Moment, Operations, Verdict};
 use crate::migrate::switchover::source::{Action, Event, State};
 use crate::migrate::switchover::window::MARGIN;
 use crate::migrate::work::Work;
-use crate::migrate::Blockers;
 use crate::runtime::{Cancel, Limit, Timeout};
 use crate::units::Pages;
-use crate::vmm::held::Held;
 use crate::vmm::EventKind;
 use crate::walk::{self, Outlet, Put, Walk, BATCH_PAGES};
 use crate::wire::{self, Record, Token};
 use looking::Ahead;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The time between two looks at whether the removal of a block has ended.
@@ -88,41 +84,6 @@ impl ConnectTo {
             ConnectTo::Connected(socket) => Route::Connected([Channel::from_fd(socket)?].into()),
             ConnectTo::ConnectedAll(sockets) => Route::Connected(handed_in(sockets)?.into()),
         })
-    }
-}
-
-/// The guest that leaves, and what its migration needs.
-pub(super) struct Leaving {
-    pub(super) tracker: Arc<Tracker>,
-    pub(super) blockers: Blockers,
-    /// Holds all lanes together to the cap on the bandwidth.
-    pub(super) pacer: Arc<Pacer>,
-    /// What the VMM's threads ask of the running migration.
-    pub(super) orders: Orders,
-    /// When `pause` was called.
-    pub(super) paused_at: Mutex<Option<Instant>>,
-    /// A consumer of the caller's, which the migration uses instead of one of its own. Nobody else
-    /// takes pages from it until the migration is over.
-    pub(super) lent: Mutex<Option<Arc<Consumer>>>,
-    /// What forecasts are made of.
-    pub(super) foresight: Foresight,
-    /// The guest's devices whose state is streamed.
-    pub(super) devices: Held,
-}
-
-impl Leaving {
-    /// How long the guest has stood still, when it was paused.
-    pub(super) fn stood(&self) -> Option<Duration> {
-        let paused_at = *self.paused_at();
-        paused_at.map(|at| at.elapsed())
-    }
-
-    fn paused_at(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.paused_at.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    pub(super) fn lent(&self) -> MutexGuard<'_, Option<Arc<Consumer>>> {
-        self.lent.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

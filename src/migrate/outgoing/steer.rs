@@ -8,7 +8,7 @@
 //! panic.
 
 use super::asking;
-use super::driver::Leaving;
+use super::leaving::Leaving;
 use super::orders::Order;
 use crate::dirty::vcpus::VcpuLimit;
 use crate::error::{Error, Kind, Result};

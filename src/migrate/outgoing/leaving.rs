@@ -1,0 +1,47 @@
+//! The guest that leaves: what the VMM's object and the migration's thread share of a source, beside
+//! what both sides share ([`Migration`](crate::migrate::common::Migration)).
+
+use super::foresight::Foresight;
+use super::orders::Orders;
+use crate::channel::Pacer;
+use crate::dirty::consumer::Consumer;
+use crate::dirty::tracker::Tracker;
+use crate::migrate::Blockers;
+use crate::vmm::held::Held;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// The guest that leaves, and what its migration needs.
+pub(super) struct Leaving {
+    pub(super) tracker: Arc<Tracker>,
+    pub(super) blockers: Blockers,
+    /// Holds all lanes together to the cap on the bandwidth.
+    pub(super) pacer: Arc<Pacer>,
+    /// What the VMM's threads ask of the running migration.
+    pub(super) orders: Orders,
+    /// When `pause` was called.
+    pub(super) paused_at: Mutex<Option<Instant>>,
+    /// A consumer of the caller's, which the migration uses instead of one of its own. Nobody else
+    /// takes pages from it until the migration is over.
+    pub(super) lent: Mutex<Option<Arc<Consumer>>>,
+    /// What forecasts are made of.
+    pub(super) foresight: Foresight,
+    /// The guest's devices whose state is streamed.
+    pub(super) devices: Held,
+}
+
+impl Leaving {
+    /// How long the guest has stood still, when it was paused.
+    pub(super) fn stood(&self) -> Option<Duration> {
+        let paused_at = *self.paused_at();
+        paused_at.map(|at| at.elapsed())
+    }
+
+    pub(super) fn paused_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.paused_at.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(super) fn lent(&self) -> MutexGuard<'_, Option<Arc<Consumer>>> {
+        self.lent.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
