@@ -383,7 +383,6 @@ static void what_cannot_be(void)
     struct device other = { .name = "gpu" };
     brant_device d = described(&other);
     struct ended ended;
-    brant_error *e = NULL;
 
     with_devices(&from, &to, 1000, 1000);
     equal(brant_guest_add_device(from.guest, &d, NULL), BRANT_E_INVALID,

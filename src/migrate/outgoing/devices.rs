@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 /// One piece as bytes: header, prefix and state.
 #[derive(Debug)]
-pub(super) struct Bytes(Vec<u8>);
+pub(super) struct PieceBytes(Vec<u8>);
 
-impl Bytes {
+impl PieceBytes {
     pub(super) fn all(&self) -> &[u8] {
         &self.0
     }
@@ -223,7 +223,7 @@ impl Streams {
 
     /// One round: reads the next device that has something, at most `most` bytes. `None` when no
     /// device has anything now.
-    pub(super) fn round(&mut self, most: usize, vmm: &Callbacks) -> Result<Option<Bytes>> {
+    pub(super) fn round(&mut self, most: usize, vmm: &Callbacks) -> Result<Option<PieceBytes>> {
         let begun = Instant::now();
         let read = self.read_one(most.clamp(1, PIECE_BYTES_MAX), vmm);
         let took = begun.elapsed();
@@ -232,7 +232,7 @@ impl Streams {
         read
     }
 
-    fn read_one(&mut self, most: usize, vmm: &Callbacks) -> Result<Option<Bytes>> {
+    fn read_one(&mut self, most: usize, vmm: &Callbacks) -> Result<Option<PieceBytes>> {
         for _ in 0..self.list.len() {
             let at = self.turn;
             self.turn = (at + 1) % self.list.len();
@@ -266,7 +266,7 @@ impl Streams {
 
     /// Reads the next bytes of the stopped parts, one device after the other. `None` at the end of
     /// all.
-    pub(super) fn read_stopped(&mut self, vmm: &Callbacks) -> Result<Option<Bytes>> {
+    pub(super) fn read_stopped(&mut self, vmm: &Callbacks) -> Result<Option<PieceBytes>> {
         let Some(stream) = self.list.get_mut(self.turn) else {
             return Ok(None);
         };
@@ -298,7 +298,7 @@ impl Streams {
     }
 }
 
-fn piece(at: usize, flags: u32, offset: u64, data: &[u8]) -> Result<Bytes> {
+fn piece(at: usize, flags: u32, offset: u64, data: &[u8]) -> Result<PieceBytes> {
     let piece = Piece {
         number: at as u32,
         flags,
@@ -314,7 +314,7 @@ fn piece(at: usize, flags: u32, offset: u64, data: &[u8]) -> Result<Bytes> {
     )?;
     bytes.extend_from_slice(&head);
     bytes.extend_from_slice(data);
-    Ok(Bytes(bytes))
+    Ok(PieceBytes(bytes))
 }
 
 #[cfg(test)]

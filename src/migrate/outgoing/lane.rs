@@ -4,7 +4,7 @@
 //! When a lane is dropped, it puts back the pages that did not arrive. A lane knows records and
 //! their order. Its callers decide which pages come next and when the migration is over.
 
-use super::devices::Bytes;
+use super::devices::PieceBytes;
 use super::encode::{Agreed, Encoder};
 use super::ledger::Ledger;
 use super::loaded::Loaded;
@@ -323,7 +323,7 @@ impl Lane {
     /// Sends a piece of a device's state, and a marker when one is due.
     pub(super) fn send_piece(
         &mut self,
-        piece: &Bytes,
+        piece: &PieceBytes,
         pass: u32,
         params: &Params,
         io: &Io<'_>,

@@ -12,7 +12,7 @@ use super::ahead::{Ahead, HUNGRY};
 use super::announced::Announced;
 use super::assignment::Assignment;
 use super::balance::{Balance, Load};
-use super::devices::Bytes;
+use super::devices::PieceBytes;
 use super::lane::Lane;
 use super::loaded::Loaded;
 use super::queue::{What, Work};
@@ -644,7 +644,7 @@ impl Sending<'_, '_> {
     }
 
     /// Sends a piece of a device's state, on the lane with the least work.
-    pub(super) fn put_piece(&mut self, bytes: Bytes) -> Result<()> {
+    pub(super) fn put_piece(&mut self, bytes: PieceBytes) -> Result<()> {
         self.lanes.check()?;
         match self.lanes.free_worker() {
             Some(at) => {

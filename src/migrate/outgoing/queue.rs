@@ -14,7 +14,7 @@
 //! peer moves. So a batch is compared with the map after it was put in, under the queue's lock.
 //! That is enough, because the map changes before the queue is searched.
 
-use super::devices::Bytes;
+use super::devices::PieceBytes;
 use crate::dirty::taken::Taken;
 use crate::error::Result;
 use crate::fallible;
@@ -43,7 +43,7 @@ pub(super) enum What {
     /// Pages to send, whose protection has been restored.
     Pages(Taken),
     /// A piece of a device's state.
-    Piece(Bytes),
+    Piece(PieceBytes),
     /// The marker behind the last page run.
     PagesEnd,
     /// A marker. Its work is done when everything before it is acknowledged.

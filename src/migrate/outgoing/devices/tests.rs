@@ -63,7 +63,7 @@ fn streams(left: &[u64], initial: u64) -> (Streams, Callbacks) {
 }
 
 /// Device, flags, offset and length of a piece.
-fn said(bytes: &Bytes) -> (u32, u32, u64, usize) {
+fn said(bytes: &PieceBytes) -> (u32, u32, u64, usize) {
     let at = |at: usize, n: usize| &bytes.all()[HEADER_LEN + at..][..n];
     (
         u32::from_le_bytes(at(0, 4).try_into().unwrap()),
