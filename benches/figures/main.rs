@@ -12,6 +12,7 @@ mod compression;
 mod converge;
 mod delta;
 mod downtime;
+mod forecast;
 mod growth;
 mod image;
 #[path = "../../tests/support/link.rs"]
@@ -41,7 +42,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 17] = [
+const PARTS: [Part; 18] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
@@ -81,6 +82,11 @@ const PARTS: [Part; 17] = [
         what: "guests that write 0.3 to 3 times what a link carries, under each policy",
         families: &["converge."],
         measure: converge::measure,
+    },
+    Part {
+        what: "forecasts beside what became of the migration, on traces and on a guest over a link",
+        families: &["forecast."],
+        measure: forecast::measure,
     },
     Part {
         what: "marks collected from a bitmap while others set them",
