@@ -10,6 +10,7 @@
 
 mod ballooned;
 mod beside;
+mod by_vcpu;
 pub mod consumer;
 mod figures;
 mod follow;

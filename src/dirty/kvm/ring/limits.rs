@@ -14,56 +14,11 @@
 //! limit and the end of tracking end the wait as well.
 
 use super::reaper::{no_ring, AskedRounds, State};
-use crate::dirty::slices::SLICE_MAX;
 use crate::dirty::vcpus::{VcpuLimit, VcpuPages, Vcpus};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::memory::{KeepsWaiting, Ownership};
-use crate::runtime::nap::Naps;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// What the limits of all vCPUs have in common.
-pub(super) struct Limits {
-    /// Made with the first limit, and dropped when all are lifted.
-    naps: Option<Naps>,
-    /// Says whether the guest is being paused or kicked.
-    guest: Arc<Ownership>,
-    /// The longest slice. Tests make it long, so that only an event can end it.
-    pub longest: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            naps: None,
-            guest: Arc::default(),
-            longest: SLICE_MAX,
-        }
-    }
-}
-
-impl Limits {
-    /// Makes what a first limit needs.
-    fn need(&mut self, tracking: bool) -> Result<()> {
-        if !tracking {
-            return Err(Error::new(
-                Kind::State,
-                "a dirty limit needs a tracker that is started: nobody else harvests the rings",
-            ));
-        }
-        if self.naps.is_none() {
-            self.naps = Some(Naps::new()?);
-        }
-        Ok(())
-    }
-
-    /// Ends all waits.
-    fn end(&mut self) {
-        if let Some(naps) = &mut self.naps {
-            naps.end_all();
-        }
-    }
-}
 
 impl AskedRounds {
     /// The guest whose pauses and kicks end the waits.

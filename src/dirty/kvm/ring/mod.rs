@@ -22,6 +22,7 @@ mod limits;
 pub mod protocol;
 mod reaper;
 mod rounds;
+mod waits;
 
 #[cfg(test)]
 pub(crate) mod testing;

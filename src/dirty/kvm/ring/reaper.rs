@@ -12,8 +12,8 @@
 //! the vCPU comes out with a full ring and can be kept waiting (`limits.rs`). The thread starts and
 //! ends with tracking.
 
-use super::limits::Limits;
 use super::rounds::{Look, Ring, Rounds};
+use super::waits::Limits;
 use crate::dirty::vcpus::Vcpus;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::{catch, spawn, Join, Role};
