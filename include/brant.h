@@ -1412,6 +1412,168 @@ int32_t brant_guest_remove_device(struct brant_guest *guest,
                                   uint32_t instance,
                                   struct brant_error **error);
 
+/** A device that is passed through with VFIO. */
+typedef struct brant_vfio_device {
+    /** sizeof(brant_vfio_device). */
+    size_t size;
+    /**
+     * 1 to 128 bytes of UTF-8 without control characters; copied. Name and `instance` together
+     * name the device at both sides.
+     */
+    const char *name;
+    /** Tells devices of one name apart. */
+    uint32_t instance;
+    /** The descriptor of the device. brant keeps a duplicate. */
+    int32_t fd;
+    /**
+     * How long the stopped device may give no byte of its state, or take none, before the
+     * migration fails; milliseconds. 0: 10000.
+     */
+    uint32_t silence_ms;
+    /** 0. */
+    uint32_t reserved;
+    /** The most bytes of state that the stopped device may give. 0: 2^40. */
+    uint64_t state_max;
+    /** Passed to `was_reset`, until the device is removed or the guest freed. */
+    void *opaque;
+    /**
+     * Source: the device has failed in a migration, and was reset so that it runs again. Its state
+     * is lost, as after a reset of the function: restore what the VMM keeps of it (configuration
+     * space, interrupts), and let the guest's driver set it up anew. `why` is a sentence, valid
+     * during the call. Runs on the thread that resumes the guest, before `resume`; must call
+     * nothing of brant's. NULL: the VMM need not know.
+     */
+    void (*was_reset)(void *opaque, const char *why);
+} brant_vfio_device;
+
+/**
+ * Adds a VFIO device whose state migrations of this guest stream, by the kernel's migration protocol
+ * (VFIO_DEVICE_FEATURE_MIGRATION; Linux 5.18). Otherwise as brant_guest_add_device, which see:
+ * brant_guest_remove_device takes it away.
+ *
+ * brant changes the device's migration state, and nobody else does while a migration or a save of
+ * the guest runs. At the source the device is RUNNING when a migration begins (or STOP, when its
+ * guest is paused); it is left RUNNING after a failure, and in STOP after the guest has gone. At the
+ * destination it is RUNNING and fresh, and RUNNING with its state when `run` of the VMM is called.
+ * Where the driver can, state is sent while the device runs (VFIO_MIGRATION_PRE_COPY; Linux 6.2), and
+ * all devices stop their DMA to each other before one of them stops (VFIO_MIGRATION_P2P). The size
+ * that the driver states (VFIO_DEVICE_FEATURE_MIG_DATA_SIZE) counts in the downtime.
+ *
+ * The pages that the device writes are another matter: add its log, too
+ * (brant_tracker_add_vfio_device, brant_tracker_add_vfio_container or brant_tracker_add_iommufd).
+ *
+ * A device that cannot migrate is added all the same, and blocks: until it is removed, a migration
+ * or a save is refused with BRANT_E_BLOCKED, the device's name and the kernel's answer.
+ * BRANT_E_UNSUPPORTED when `fd` is no VFIO device. Threads: any. Not tried on hardware: tested
+ * against a model of the interface in the kernel's header.
+ */
+int32_t brant_guest_add_vfio_device(struct brant_guest *guest,
+                                    const struct brant_vfio_device *device,
+                                    struct brant_error **error);
+
+/** The direction of a transfer: the back end gives its state. */
+#define BRANT_VHOST_USER_SAVE 0
+/** The direction of a transfer: the back end takes its state. */
+#define BRANT_VHOST_USER_LOAD 1
+
+/**
+ * A vhost-user back end that keeps a state of its own, such as the open files of a file system. The
+ * two callbacks send the vhost-user messages for it and wait for the replies. The connection is the
+ * VMM's, whose other threads use it too, so brant does not write to it by itself. A VMM without
+ * code for the messages calls brant_vhost_user_set_device_state_fd and
+ * brant_vhost_user_check_device_state in them, with its own lock on the connection held.
+ *
+ * The callbacks run on threads of the migration with all signals masked: at the source after
+ * `pause`, at the destination before `loaded`. All rings of the back end have stopped then
+ * (GET_VRING_BASE was answered): `pause` stops them, and `run` or `resume` starts them. Each
+ * callback returns 0, or any other value for a failure; then it may set the reason.
+ */
+typedef struct brant_vhost_user_device {
+    /** sizeof(brant_vhost_user_device). */
+    size_t size;
+    /**
+     * 1 to 128 bytes of UTF-8 without control characters; copied. Name and `instance` together
+     * name the device at both sides.
+     */
+    const char *name;
+    /** Passed to the callbacks, until the device is removed or the guest freed. */
+    void *opaque;
+    /** Tells devices of one name apart. */
+    uint32_t instance;
+    /**
+     * How long the back end may give no byte of its state, or take none, before the migration
+     * fails; milliseconds. 0: 10000.
+     */
+    uint32_t silence_ms;
+    /**
+     * The version of the format of the state, by the back end's own numbering. A destination with
+     * another version refuses the migration before the first page.
+     */
+    uint32_t version;
+    /** 0. */
+    uint32_t reserved;
+    /**
+     * How many bytes of state to expect; they count in the downtime that a pause is planned with. 0:
+     * unknown, and from the second pause on as many as at the pause before.
+     */
+    uint64_t expected_bytes;
+    /**
+     * Required. Send SET_DEVICE_STATE_FD with `direction` (BRANT_VHOST_USER_SAVE or _LOAD; the
+     * protocol has the same numbers), phase 0 (stopped) and `fd`. When the back end gives a descriptor
+     * instead, put it into `*given`, which is -1 before: it is brant's then. `fd` stays brant's, which
+     * closes it after the call: sending it duplicates it.
+     */
+    int32_t (*set_device_state_fd)(void *opaque,
+                                   uint32_t direction,
+                                   int32_t fd,
+                                   int32_t *given,
+                                   struct brant_reason *reason);
+    /** Required. Send CHECK_DEVICE_STATE; succeed if the back end replies 0. */
+    int32_t (*check_device_state)(void *opaque, struct brant_reason *reason);
+} brant_vhost_user_device;
+
+/**
+ * Adds a vhost-user back end whose internal state migrations of this guest stream after the pause
+ * (VHOST_USER_PROTOCOL_F_DEVICE_STATE, bit 19 of the protocol features, which back end and VMM have
+ * negotiated). Otherwise as brant_guest_add_device, which see: brant_guest_remove_device takes it
+ * away. State of rings and features that the VMM keeps goes through `save`, as always; and the
+ * pages that the back end writes are another matter, see brant_tracker_add_vhost.
+ *
+ * At the source the pipe is read to its end, and the back end is asked whether that was all. At the
+ * destination the pipe is written and closed, and the back end is asked whether it understood. A
+ * "no", a refusal or silence fails the migration by the device's name, and the guest runs on at the
+ * source. Threads: any.
+ */
+int32_t brant_guest_add_vhost_user_device(struct brant_guest *guest,
+                                          const struct brant_vhost_user_device *device,
+                                          struct brant_error **error);
+
+/**
+ * Sends SET_DEVICE_STATE_FD on a vhost-user connection and waits for the reply, at most `timeout_ms`
+ * milliseconds. `direction` and `fd` are those that `set_device_state_fd` of brant_vhost_user_device
+ * got, and `given` is where it puts a descriptor; -1 is put there when the back end gave none, and
+ * nothing after an error.
+ *
+ * `connection` is a connected unix socket, lent for the call: no other thread sends on it or reads
+ * from it meanwhile, and no reply is outstanding. After BRANT_E_IO, _PEER_GONE, _PROTOCOL or
+ * _TIMEOUT the connection is of no more use. BRANT_E_REFUSED: the back end refused. Threads: any.
+ */
+int32_t brant_vhost_user_set_device_state_fd(int32_t connection,
+                                             uint32_t direction,
+                                             int32_t fd,
+                                             uint32_t timeout_ms,
+                                             int32_t *given,
+                                             struct brant_error **error);
+
+/**
+ * Sends CHECK_DEVICE_STATE on a vhost-user connection and waits for the reply, at most `timeout_ms`
+ * milliseconds. Connection and errors as for brant_vhost_user_set_device_state_fd; BRANT_E_REFUSED:
+ * the back end says that the transfer of its state failed. Threads: any.
+ */
+int32_t brant_vhost_user_check_device_state(int32_t connection,
+                                            uint32_t timeout_ms,
+                                            struct brant_error **error);
+
 /* =============================================================================================
  * The tracker: which pages were written
  *

@@ -290,6 +290,7 @@ fn a_state_of_any_length_is_read_to_its_end_and_arrives_checked_on_both_sides() 
             let to = side(vec![9; 50], manner);
             let saved = save(&from.device).unwrap();
             assert_eq!(saved.len(), bytes);
+            assert_eq!(from.device.left().unwrap().stopped, Some(bytes as u64));
             // The end stays the end.
             assert_eq!(from.device.read_stopped(&mut [0; 8]).unwrap(), 0);
             load(&to.device, &saved).unwrap();

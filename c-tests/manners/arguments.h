@@ -73,6 +73,13 @@ static int32_t no_start(void *opaque, brant_reason *reason)
     return 0;
 }
 
+static int32_t no_transfer(void *opaque, uint32_t direction, int32_t fd, int32_t *given,
+                           brant_reason *reason)
+{
+    (void)opaque, (void)direction, (void)fd, (void)given, (void)reason;
+    return 0;
+}
+
 static const brant_ops all_operations = { .size = sizeof all_operations, ALL_OPERATIONS
                                           .log_on = no_log, .log_off = no_log };
 
@@ -105,6 +112,11 @@ static void args_fill(struct args *a)
     a->brant_vhost_log = (brant_vhost_log){ .size = sizeof a->brant_vhost_log, .log_on = no_vhost_log,
                                     .log_off = no_vhost_off };
     a->brant_vfio_log = (brant_vfio_log){ .size = sizeof a->brant_vfio_log, .fd = -1 };
+    a->brant_vfio_device = (brant_vfio_device){ .size = sizeof a->brant_vfio_device, .name = "nic",
+                                                .fd = -1 };
+    a->brant_vhost_user_device = (brant_vhost_user_device){
+        .size = sizeof a->brant_vhost_user_device, .name = "fs",
+        .set_device_state_fd = no_transfer, .check_device_state = no_vhost_off };
     a->brant_iommufd_log = (brant_iommufd_log){ .size = sizeof a->brant_iommufd_log, .fd = -1 };
     a->brant_stats.size = sizeof a->brant_stats;
     a->brant_sync.size = sizeof a->brant_sync;

@@ -55,6 +55,8 @@ struct args {
     brant_kvm_workload brant_kvm_workload;
     brant_vhost_log brant_vhost_log;
     brant_vfio_log brant_vfio_log;
+    brant_vfio_device brant_vfio_device;
+    brant_vhost_user_device brant_vhost_user_device;
     brant_iommufd_log brant_iommufd_log;
     brant_stats brant_stats;
     brant_sync brant_sync;

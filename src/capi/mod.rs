@@ -56,7 +56,9 @@ pub mod tracker;
 pub mod userfault;
 pub mod version;
 pub mod vfio;
+pub mod vfio_device;
 pub mod vhost;
+pub mod vhost_user;
 
 mod structs;
 

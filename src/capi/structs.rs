@@ -4,7 +4,7 @@
 use super::error::{invalid, BRANT_E_CALLBACK, BRANT_E_INVALID};
 use crate::error::{Error, Result};
 use std::ffi::{c_char, CStr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// A size beyond this is no structure of any version.
 const SIZE_MAX: usize = 64 << 10;
@@ -131,6 +131,18 @@ pub(super) unsafe fn duplicated(fd: i32, name: &str) -> Result<OwnedFd> {
         Some(libc::EBADF) => invalid(format!("{name} is {fd}, which is no open descriptor ({e})")),
         _ => Error::os(format!("duplicating {name}"), e),
     })
+}
+
+/// A descriptor that C lends for the length of a call.
+///
+/// # Safety
+/// Nobody closes `fd` as long as `'a`.
+pub(super) unsafe fn lent<'a>(fd: i32, name: &str) -> Result<BorrowedFd<'a>> {
+    if fd < 0 {
+        return Err(invalid(format!("{name} is {fd}, which is no descriptor")));
+    }
+    // SAFETY: not -1, and the caller's contract. If it is not open, the kernel says so.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
 /// A connected socket that C hands over: brant's from here on, and closed on exec.

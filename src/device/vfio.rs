@@ -35,7 +35,8 @@ pub const SILENCE: Duration = Duration::from_secs(10);
 /// The most bytes of state that a stopped device may give; see [`VfioDevice::set_limits`].
 pub const STATE_MAX: u64 = 1 << 40;
 
-/// The shortest buffer that reads accept: two heads and a byte, with room to spare.
+/// The shortest buffer that is filled in place: heads and a byte, with room to spare. Shorter ones
+/// are given what was put into a buffer of this length.
 const BUFFER_MIN: usize = 64;
 
 /// What a device's driver can do.
@@ -102,6 +103,8 @@ struct Source {
     stopped: u64,
     /// The end has been read, and its head was given.
     ended: bool,
+    /// Bytes of the stream that were too many for a short buffer.
+    carry: Carry,
     /// Why no transfer could be opened after an aborted pause.
     broken: Option<Error>,
 }
@@ -115,8 +118,45 @@ impl Source {
             drained: false,
             stopped: 0,
             ended: false,
+            carry: Carry::default(),
             broken: None,
         }
+    }
+}
+
+/// A few bytes of the stream that wait for the next read.
+#[derive(Default)]
+struct Carry {
+    bytes: Vec<u8>,
+}
+
+impl Carry {
+    /// Moves what fits into `buffer`.
+    fn give(&mut self, buffer: &mut [u8]) -> usize {
+        let n = buffer.len().min(self.bytes.len());
+        for (place, byte) in buffer.iter_mut().zip(self.bytes.drain(..n)) {
+            *place = byte;
+        }
+        n
+    }
+
+    /// Has `fill` fill `buffer`, or a longer one whose rest waits here.
+    fn filled(
+        source: &mut Source,
+        buffer: &mut [u8],
+        fill: impl FnOnce(&mut Source, &mut [u8]) -> Result<usize>,
+    ) -> Result<usize> {
+        let waited = source.carry.give(buffer);
+        if waited > 0 || buffer.is_empty() {
+            return Ok(waited);
+        }
+        if buffer.len() >= BUFFER_MIN {
+            return fill(source, buffer);
+        }
+        let mut longer = [0; BUFFER_MIN];
+        let n = fill(source, &mut longer)?;
+        source.carry.bytes.extend_from_slice(&longer[..n]);
+        Ok(source.carry.give(buffer))
     }
 }
 
@@ -210,6 +250,7 @@ impl Inner {
         source.drained = false;
         source.stopped = 0;
         source.ended = false;
+        source.carry = Carry::default();
         match machine.precopies() && source.home == State::RUNNING {
             true => machine.open_transfer(State::PRE_COPY),
             false => Ok(()),
@@ -261,21 +302,12 @@ fn piece(buffer: &mut [u8], mut read: impl FnMut(&mut [u8]) -> Result<usize>) ->
 }
 
 /// The place for what is read, after the heads that come before it.
-fn announced(buffer: &mut [u8], source: &mut Source) -> Result<usize> {
-    if buffer.len() < BUFFER_MIN {
-        return Err(Error::new(
-            Kind::Invalid,
-            format!(
-                "the state of a VFIO device is read into {BUFFER_MIN} bytes or more, not {}",
-                buffer.len()
-            ),
-        ));
-    }
+fn announced(buffer: &mut [u8], source: &mut Source) -> usize {
     if !std::mem::take(&mut source.announce) {
-        return Ok(0);
+        return 0;
     }
     buffer[..HEAD].copy_from_slice(&frames::begins());
-    Ok(HEAD)
+    HEAD
 }
 
 impl Device for VfioDevice {
@@ -319,6 +351,8 @@ impl Device for VfioDevice {
             true => 0,
             false => info.initial_bytes,
         };
+        let waiting = source.carry.bytes.len() as u64;
+        let initial = initial.saturating_add(waiting);
         Ok(Left {
             initial,
             running: initial.saturating_add(info.dirty_bytes),
@@ -335,21 +369,23 @@ impl Device for VfioDevice {
         if machine.state() != State::PRE_COPY {
             return Ok(0);
         }
-        let before = announced(buffer, source)?;
-        let mut drained = false;
-        let n = piece(&mut buffer[before..], |room| {
-            Ok(match machine.read(room)? {
-                Read::Bytes(n) => n,
-                Read::NotYet => 0,
-                // A driver that ends the stream here has nothing more before it is stopped.
-                Read::Drained | Read::End => {
-                    drained = true;
-                    0
-                }
-            })
-        })?;
-        source.drained |= drained;
-        Ok(before + n)
+        Carry::filled(source, buffer, |source, buffer| {
+            let before = announced(buffer, source);
+            let mut drained = false;
+            let n = piece(&mut buffer[before..], |room| {
+                Ok(match machine.read(room)? {
+                    Read::Bytes(n) => n,
+                    Read::NotYet => 0,
+                    // A driver that ends the stream here has nothing more before it is stopped.
+                    Read::Drained | Read::End => {
+                        drained = true;
+                        0
+                    }
+                })
+            })?;
+            source.drained |= drained;
+            Ok(before + n)
+        })
     }
 
     fn quiesce(&self) -> Result<()> {
@@ -378,45 +414,47 @@ impl Device for VfioDevice {
         let mut inner = self.lock();
         let (silence, most) = (inner.silence, inner.state_max);
         let (machine, source) = inner.source()?;
-        if source.ended {
-            return Ok(0);
-        }
         let patience = Patience {
             limit: silence,
             cancelled: &self.cancelled,
         };
-        let before = announced(buffer, source)?;
-        let mut some = false;
-        let mut ended = false;
-        let n = piece(&mut buffer[before..], |room| {
-            // Bytes that are here do not wait for more.
-            let n = match some {
-                false => machine.read_waiting(room, &patience)?,
-                true => match machine.read(room)? {
-                    Read::Bytes(n) => n,
-                    _ => return Ok(0),
-                },
-            };
-            some = true;
-            ended = n == 0;
-            Ok(n)
-        })?;
-        source.stopped = source.stopped.saturating_add(n as u64);
-        if source.stopped > most {
-            return Err(Error::new(
-                Kind::Kernel,
-                format!(
-                    "the stopped VFIO device gave more than {most} bytes of state, which is the \
-                     limit, and no end"
-                ),
-            ));
-        }
-        if ended {
-            buffer[before..before + HEAD].copy_from_slice(&frames::ends());
-            source.ended = true;
-            return Ok(before + HEAD);
-        }
-        Ok(before + n)
+        Carry::filled(source, buffer, |source, buffer| {
+            if source.ended {
+                return Ok(0);
+            }
+            let before = announced(buffer, source);
+            let mut some = false;
+            let mut ended = false;
+            let n = piece(&mut buffer[before..], |room| {
+                // Bytes that are here do not wait for more.
+                let n = match some {
+                    false => machine.read_waiting(room, &patience)?,
+                    true => match machine.read(room)? {
+                        Read::Bytes(n) => n,
+                        _ => return Ok(0),
+                    },
+                };
+                some = true;
+                ended = n == 0;
+                Ok(n)
+            })?;
+            source.stopped = source.stopped.saturating_add(n as u64);
+            if source.stopped > most {
+                return Err(Error::new(
+                    Kind::Kernel,
+                    format!(
+                        "the stopped VFIO device gave more than {most} bytes of state, which is \
+                         the limit, and no end"
+                    ),
+                ));
+            }
+            if ended {
+                buffer[before..before + HEAD].copy_from_slice(&frames::ends());
+                source.ended = true;
+                return Ok(before + HEAD);
+            }
+            Ok(before + n)
+        })
     }
 
     fn wake(&self) -> Result<()> {

@@ -79,6 +79,10 @@ pub struct VhostUserDevice {
 
 struct Inner {
     silence: Duration,
+    /// How many bytes of state are expected.
+    expected: Option<u64>,
+    /// How many were read since the stop.
+    given: u64,
     transfer: Transfer,
 }
 
@@ -100,6 +104,8 @@ impl VhostUserDevice {
             front,
             inner: Mutex::new(Inner {
                 silence: SILENCE,
+                expected: None,
+                given: 0,
                 transfer: Transfer::None,
             }),
             cancelled: AtomicBool::new(false),
@@ -110,6 +116,12 @@ impl VhostUserDevice {
     /// take none. Beyond it the migration fails.
     pub fn set_silence(&self, limit: Duration) {
         self.lock().silence = limit;
+    }
+
+    /// Says how many bytes of state to expect, for the downtime that a pause is planned with. After
+    /// each save as many are expected as were given.
+    pub fn expect(&self, bytes: u64) {
+        self.lock().expected = Some(bytes);
     }
 
     /// Ends a read or a load that waits, on any thread. The next [`begin`](Device::begin) or
@@ -182,12 +194,17 @@ impl Device for VhostUserDevice {
 
     /// The protocol does not say how long the state is.
     fn left(&self) -> Result<Left> {
-        Ok(Left::default())
+        Ok(Left {
+            stopped: self.lock().expected,
+            ..Left::default()
+        })
     }
 
     /// The VMM's `pause` has stopped all rings already.
     fn stop(&self) -> Result<()> {
-        self.lock().transfer = Transfer::None;
+        let mut inner = self.lock();
+        inner.transfer = Transfer::None;
+        inner.given = 0;
         Ok(())
     }
 
@@ -210,8 +227,10 @@ impl Device for VhostUserDevice {
                 Err(e) => return Err(Error::os("reading the state of a vhost-user back end", e)),
             }
         };
+        inner.given += n as u64;
         if n == 0 && !buffer.is_empty() {
             self.front.check_device_state()?;
+            inner.expected = Some(inner.given);
             inner.transfer = Transfer::Saved;
         }
         Ok(n)

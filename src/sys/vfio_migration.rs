@@ -290,6 +290,7 @@ pub fn precopy_info(transfer: &mut dyn Transfer) -> io::Result<PrecopyInfo> {
 mod tests {
     use super::*;
     use std::mem::offset_of;
+    use std::os::fd::IntoRawFd;
 
     /// Numbers and layouts as C sees them, for the compiler to compare. Each group is compared where
     /// the installed header has it.
@@ -423,13 +424,8 @@ mod tests {
 
     #[test]
     fn a_transfer_does_not_wait_and_says_what_the_descriptor_says() {
-        let mut ends = [0; 2];
-        // SAFETY: room for two descriptors.
-        assert_eq!(
-            unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
-            0
-        );
-        let [out, into] = ends;
+        let (out, into) = pipe::pipe().unwrap();
+        let (out, into) = (out.into_raw_fd(), into.into_raw_fd());
         let mut device = Descriptor::new(tempfile::tempfile().unwrap().into());
         let mut into = device.transfer(into).unwrap();
         let mut out = device.transfer(out).unwrap();

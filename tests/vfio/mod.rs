@@ -7,3 +7,4 @@ mod order;
 mod refusals;
 mod steps;
 mod walks;
+mod whole;

@@ -309,6 +309,11 @@ impl Bus {
         self
     }
 
+    /// All devices that may work do, once.
+    pub fn work(&self) {
+        self.lock().work();
+    }
+
     pub fn has_transfer(&self, which: usize) -> bool {
         self.lock().parts[which].transfer.is_some()
     }

@@ -5,9 +5,45 @@ use crate::capi::balloon::*;
 use crate::capi::blocker::*;
 use crate::capi::guest::*;
 use crate::capi::owner::*;
+use crate::capi::vfio_device::*;
+use crate::capi::vhost_user::*;
 use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
+    (
+        "brant_guest_add_vfio_device",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_guest_add_vfio_device(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_add_vhost_user_device",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_guest_add_vhost_user_device(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_vhost_user_set_device_state_fd",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe {
+                brant_vhost_user_set_device_state_fd(-1, 0, -1, 0, null_mut(), e)
+            })
+        },
+        None,
+    ),
+    (
+        "brant_vhost_user_check_device_state",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_vhost_user_check_device_state(-1, 0, e) })
+        },
+        None,
+    ),
     (
         "brant_guest_new",
         |e| {
