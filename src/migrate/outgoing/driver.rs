@@ -8,6 +8,7 @@ mod looking;
 mod negotiate;
 mod verify;
 
+use super::advance::Advance;
 use super::announced::Announced;
 use super::course::Course;
 use super::devices::Streams;
@@ -39,7 +40,6 @@ use crate::units::Pages;
 use crate::vmm::EventKind;
 use crate::walk::{self, Outlet, Put, Walk, BATCH_PAGES};
 use crate::wire::{self, Record, Token};
-use looking::Ahead;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,7 +110,7 @@ pub(super) struct Driver {
     /// Whether the VMM was told that pages are copied although zero-copy sending was asked for.
     told_copies: bool,
     course: Course,
-    ahead: Ahead,
+    ahead: Advance,
     rates: Rates,
     /// How long the destination took to answer HELLO: a bound of the round trip.
     greeted: Duration,
@@ -411,7 +411,7 @@ impl Driver {
             told_poisoned: 0,
             told_copies: false,
             course: Course::default(),
-            ahead: Ahead::default(),
+            ahead: Advance::default(),
             rates: Rates::default(),
             greeted: Duration::ZERO,
             operations,

@@ -1,6 +1,7 @@
 //! The VMM's side of an outgoing migration: start it, watch it, cancel it, resolve it. The driver
 //! does the work, on a thread of its own.
 
+mod advance;
 mod ahead;
 mod announced;
 mod asking;

@@ -2,8 +2,8 @@
 //! them. It decides nothing.
 
 use super::Driver;
+use crate::migrate::outgoing::advance::in_hundredths;
 use crate::migrate::outgoing::foresight::Seen;
-use crate::migrate::steering::progress::Progress;
 use crate::migrate::steering::{Facts, Moment};
 use crate::units::{Bytes, PAGE_SIZE};
 use std::time::{Duration, Instant};
@@ -11,28 +11,6 @@ use std::time::{Duration, Instant};
 /// A look ahead for the progress follows the one before after this time at the earliest, because
 /// short passes follow one another quickly.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// The progress, and the last look ahead for it.
-#[derive(Debug, Default)]
-pub(super) struct Ahead {
-    progress: Progress,
-    /// When the last look was, and the bytes of pages that it expected after the pass it was in.
-    last: Option<(Instant, f64)>,
-    /// The throttle that the working-set curve was seen under, in percent.
-    throttle: u8,
-}
-
-impl Ahead {
-    /// The migration has ended well. Returns the progress.
-    pub(super) fn done(&mut self) -> u32 {
-        in_hundredths(self.progress.done())
-    }
-}
-
-/// A percentage in hundredths of a percent.
-fn in_hundredths(percent: f64) -> u32 {
-    (percent * 100.0) as u32
-}
 
 impl Driver {
     /// Brings forecast and progress up to date. `facts` are those of now.
