@@ -150,7 +150,7 @@ mod tests {
     fn a_sampled_rate_is_a_point_of_the_curve_too() {
         let rate = sampled(
             &Sampled {
-                total: Pages(8 * GIB >> 12),
+                total: Pages((8 * GIB) >> 12),
                 read: Pages(4096),
                 changed: Pages(41),
             },

@@ -170,7 +170,11 @@ mod tests {
             let all = samples
                 .iter()
                 .fold((0, ms(0)), |all, one| (all.0 + one.0, all.1 + one.1));
-            assert_eq!(all, (2000 * batches << 10, ms(50 * batches)), "{samples:?}");
+            assert_eq!(
+                all,
+                ((2000 * batches) << 10, ms(50 * batches)),
+                "{samples:?}"
+            );
             for (bytes, time) in &samples[..samples.len() - 1] {
                 assert_eq!((*bytes, *time), (2000 << 10, ms(50)), "{samples:?}");
             }
