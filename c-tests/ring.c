@@ -526,6 +526,7 @@ static void limited(void)
 {
     struct mv_config c = config;
     uint64_t before, slowed;
+    brant_error *e = NULL;
     brant_tracker *tracker;
     struct copy copy;
     struct vm *vm;
