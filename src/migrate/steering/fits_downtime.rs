@@ -188,9 +188,11 @@ impl FitsDowntime {
         }
         let state =
             facts.operations.state_bytes.unwrap_or(0) as f64 + facts.device_stopped.0 as f64;
-        if let (true, true, Some(link)) = (longest == fixed.state, state > 0.0, facts.bandwidth) {
-            let (bytes, link) = (state / 1e6, link / 1e6);
-            message += &format!(" ({bytes:.1} MB at {link:.1} MB/s)");
+        if longest == fixed.state && state > 0.0 {
+            message += &match facts.bandwidth {
+                Some(link) => format!(" ({:.1} MB at {:.1} MB/s)", state / 1e6, link / 1e6),
+                None => format!(" ({:.1} MB)", state / 1e6),
+            };
         }
         message += ". A higher downtime limit would do";
         Error::new(Kind::NotConverged, message)
