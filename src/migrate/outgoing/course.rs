@@ -101,6 +101,12 @@ impl Course {
         self.pass_took
     }
 
+    /// Pages that syncs in the middle of the current pass found. They are pending and lie behind the
+    /// walk, so the next pass sends them.
+    pub(super) fn found_in_pass(&self) -> Pages {
+        self.found_in_pass
+    }
+
     /// Pages that the current pass has sent, and how many of them had contents.
     pub(super) fn pass_sent(&self) -> (Pages, Pages) {
         (Pages(self.this_pass.pages), Pages(self.this_pass.data))

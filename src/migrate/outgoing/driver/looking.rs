@@ -30,7 +30,9 @@ impl Driver {
         // Holes and zero pages count as pages too: they are a part of the walk.
         let done = (stats.data_pages + stats.zero_pages) * PAGE_SIZE;
         let later = self.ahead.last.map_or(0.0, |(_, later)| later);
-        let to_come = stats.remaining_bytes as f64 + later;
+        // What was found behind the walk is a part of the later passes.
+        let behind = self.course.found_in_pass().bytes().0;
+        let to_come = stats.remaining_bytes.saturating_sub(behind) as f64 + later;
         let progress = &mut self.ahead.progress;
         stats.progress = in_hundredths(progress.update(done as f64, Some(to_come)));
     }
@@ -54,6 +56,8 @@ impl Driver {
         let mut facts = *facts;
         facts.moment = Moment::Walking;
         facts.since_sync = self.course.in_pass(now);
+        let behind = self.course.found_in_pass().bytes().0;
+        facts.remaining = Bytes(facts.remaining.0.saturating_sub(behind));
         Seen {
             at: now,
             facts,
