@@ -1518,7 +1518,8 @@ typedef struct brant_vhost_user_device {
      */
     uint64_t expected_bytes;
     /**
-     * Required. Send SET_DEVICE_STATE_FD with `direction` (BRANT_VHOST_USER_SAVE or _LOAD; the
+     * Required. Send SET_DEVICE_STATE_FD with `direction` (BRANT_VHOST_USER_SAVE,
+     * BRANT_VHOST_USER_LOAD; the
      * protocol has the same numbers), phase 0 (stopped) and `fd`. When the back end gives a descriptor
      * instead, put it into `*given`, which is -1 before: it is brant's then. `fd` stays brant's, which
      * closes it after the call: sending it duplicates it.
