@@ -169,6 +169,7 @@ impl Facts {
     pub(super) fn unavoidable(&self) -> Option<Duration> {
         let mut least = *self;
         (least.remaining, least.unacknowledged) = (Bytes(0), Bytes(0));
+        least.device_running = Bytes(0);
         Some(least.parts()?.total())
     }
 

@@ -546,7 +546,7 @@ mod tests {
         let message = error.message();
         assert!(message.contains("`pause` takes 250.0 ms"), "{message}");
         assert!(message.contains("writes 2.5 MB (10.0 MB/s)"), "{message}");
-        assert!(message.contains("stand still for 499."), "{message}");
+        assert!(message.contains("stand still for 500.0"), "{message}");
     }
 
     #[test]
