@@ -13,6 +13,7 @@ use crate::sys::errqueue::Said;
 use crate::sys::net::Manner;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 
 /// See the file's description.
 #[derive(Debug)]
@@ -95,6 +96,14 @@ impl ConnectionKind {
             ConnectionKind::Socket(socket) => {
                 wait_ready_or(socket.fd(), interest, recall, cancel, until)
             }
+        }
+    }
+
+    /// The descriptor to poll for any byte to read, when several connections are waited for.
+    pub fn fd_to_read(&self) -> BorrowedFd<'_> {
+        self.wait_for_bytes(1);
+        match self {
+            ConnectionKind::Socket(socket) => socket.fd(),
         }
     }
 

@@ -37,4 +37,4 @@ pub use pacing::Pacer;
 pub use parts::{IoPart, Part, PartMut};
 pub use route::Route;
 pub use socket_name::SocketName;
-pub use waiting::wait_for_any;
+pub use waiting::{wait_for_any, wait_for_channels};

@@ -1,9 +1,12 @@
-//! Waiting for a listener and for many newcomers together.
+//! Waiting for many connections together: for a listener and newcomers, or for channels.
 
+use super::connection::Channel;
 use super::listener::Listener;
 use super::listener_limits::LOOKED_AT;
 use super::newcomer::Newcomer;
-use crate::runtime::{Cancel, Deadline};
+use crate::error::{Error, Result};
+use crate::fallible;
+use crate::runtime::{Cancel, Deadline, Wake};
 use crate::sys::event::{self, Poll};
 use std::io;
 
@@ -39,4 +42,43 @@ pub fn wait_for_any<'n>(
         *ready = poll.found() != 0;
     }
     Ok(ready)
+}
+
+/// Waits until one of `channels` has bytes, or has ended; for the cancel, and for the deadline.
+///
+/// # Errors
+/// `NoMemory` when there is none for the descriptors, and `Kernel` when the wait itself fails.
+pub fn wait_for_channels<'c>(
+    channels: impl IntoIterator<Item = &'c Channel>,
+    cancel: Option<&Cancel>,
+    until: Deadline,
+) -> Result<Wake> {
+    let what = "the connections that are waited for";
+    let mut polls = Vec::new();
+    for of in [cancel, cancel.and_then(Cancel::upper)]
+        .into_iter()
+        .flatten()
+    {
+        fallible::push(&mut polls, Poll::new(of.fd(), event::READABLE), what)?;
+    }
+    for channel in channels {
+        let fd = channel.kind.fd_to_read();
+        fallible::push(&mut polls, Poll::new(fd, event::READABLE), what)?;
+    }
+    loop {
+        let found = match event::poll(&mut polls, until.remaining()) {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(Error::os("poll", e)),
+        };
+        if cancel.is_some_and(Cancel::is_cancelled) {
+            return Ok(Wake::Cancelled);
+        }
+        if found > 0 {
+            return Ok(Wake::Ready);
+        }
+        if until.expired() {
+            return Ok(Wake::TimedOut);
+        }
+    }
 }

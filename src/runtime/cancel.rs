@@ -73,7 +73,8 @@ impl Cancel {
             || self.upper().is_some_and(Cancel::is_cancelled)
     }
 
-    fn upper(&self) -> Option<&Cancel> {
+    /// The cancellation that this one also ends with. A wait for a cancel waits for both.
+    pub(crate) fn upper(&self) -> Option<&Cancel> {
         self.inner.upper.as_ref()
     }
 

@@ -2,13 +2,18 @@
 //! error is the one that helps most, and no guest runs.
 
 use super::scripted::*;
+use crate::support::memory::ram;
+use crate::support::pair::Pair;
 use crate::support::peer::Raw;
 use crate::support::random::Random;
 use crate::support::time::LONG;
 use brant::error::{Error, Kind};
+use brant::migrate::{Blockers, ConnectTo, Outgoing, Params};
 use brant::units::Pages;
 use brant::wire::{self, Header, Record};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Far less than any time limit of the parameters, and enough for a busy machine.
@@ -316,5 +321,35 @@ fn damage_on_any_channel_is_refused_without_a_panic_and_nothing_runs() {
         }
         // The markers' counts are wrong too, so any of several errors may be found first.
         ended(session, &format!("round {round}: channel {hit} byte {at}"));
+    }
+}
+
+#[test]
+fn a_connection_that_ends_before_its_answer_is_noticed_while_others_are_silent() {
+    // The destination answers nothing on channel 0, and closes another.
+    for closed in [1, 2] {
+        let pair = Pair::new(&[ram("ram", 4)]);
+        let (peers, fds): (Vec<Raw>, Vec<OwnedFd>) = (0..3).map(|_| Raw::pair()).unzip();
+        let params = Params {
+            channels: 3,
+            ..Params::default()
+        };
+        let out = Outgoing::new(
+            Arc::clone(&pair.source.tracker),
+            Blockers::new(),
+            Arc::clone(&pair.from) as _,
+            params,
+        )
+        .unwrap();
+        let begun = Instant::now();
+        out.start(ConnectTo::ConnectedAll(fds)).unwrap();
+        peers[closed].0.shutdown(Shutdown::Both).unwrap();
+        let error = out.wait(Some(LONG)).unwrap_err();
+        // Without any look at the others: the I/O timeout of channel 0.
+        assert!(begun.elapsed() < SOON, "{:?}: {error}", begun.elapsed());
+        assert_eq!(error.kind(), Kind::PeerGone, "{error}");
+        let named = format!("channel {closed} (descriptor ");
+        assert!(error.message().starts_with(&named), "{error}");
+        pair.assert_runs_on("a source without a destination");
     }
 }

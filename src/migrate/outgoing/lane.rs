@@ -392,6 +392,17 @@ impl Lane {
         self.named(heard)
     }
 
+    /// The destination's next record, when all of it has arrived. Does not wait.
+    pub(super) fn hear_at_once(&mut self) -> Result<Option<Record>> {
+        let heard = self.replies.poll(&mut self.channel);
+        self.named(heard)
+    }
+
+    /// The connection, to be waited for together with others.
+    pub(super) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
     /// As [`Lane::hear`], but acknowledgements may come before the record, and are taken into
     /// account. `None` when `removals` is raised.
     pub(super) fn hear_after_acknowledgements(

@@ -3,14 +3,17 @@
 //! wait.
 
 use super::{no_connection, Driver};
-use crate::channel::{Channel, Io};
+use crate::channel::{wait_for_channels, Channel, Io};
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::migrate::control::{self, Blobs};
 use crate::migrate::layout::describe;
 use crate::migrate::outgoing::encode::Agreed;
+use crate::migrate::outgoing::lane::Lane;
 use crate::migrate::outgoing::lanes::Lanes;
 use crate::migrate::outgoing::packing::Packing;
 use crate::migrate::params::Side;
+use crate::runtime::Wake;
 use crate::sys::mem;
 use crate::units::PAGE_SHIFT;
 use crate::wire::{self, Hello, HelloReply, NamedDevice, Record};
@@ -78,14 +81,11 @@ impl Driver {
             };
             lane.say(&Record::Hello(hello), &io.of("HELLO"))?;
         }
-        let mut first: Option<HelloReply> = None;
         let mut greeted = Duration::MAX;
-        for lane in lanes.all() {
-            let reply = match lane.hear(&io.of("HELLO_REPLY"))? {
-                Record::HelloReply(reply) => reply,
-                other => return Err(lane.unexpected(other.record_type(), "HELLO_REPLY")),
-            };
-            greeted = greeted.min(begun.elapsed());
+        let heard = |_: usize| greeted = greeted.min(begun.elapsed());
+        let replies = hear_replies(lanes, &io.of("HELLO_REPLY"), heard)?;
+        let mut first: Option<HelloReply> = None;
+        for (lane, reply) in lanes.all().zip(replies) {
             lane.named(wire::check_reply(&reply, &ours))?;
             let packing = match reply.features & wire::FEATURE_ZSTD {
                 0 => None,
@@ -163,6 +163,63 @@ impl Driver {
             .as_mut()
             .ok_or_else(no_connection)?
             .start(shared.guest.tracker.memory(), vmm)
+    }
+}
+
+/// Waits for the answer to HELLO on each channel. The answers come in any order. The end of any
+/// connection ends the wait, also while another channel's answer is still to come. Calls `heard`
+/// with the number of each channel that has answered.
+fn hear_replies(
+    lanes: &mut Lanes,
+    io: &Io<'_>,
+    mut heard: impl FnMut(usize),
+) -> Result<Vec<HelloReply>> {
+    let count = lanes.all().count();
+    let mut replies: Vec<Option<HelloReply>> = Vec::new();
+    fallible::reserve(&mut replies, count, "the answers to HELLO")?;
+    replies.resize_with(count, || None);
+    let said = |lane: &Lane, record: Record| match record {
+        Record::HelloReply(reply) => Ok(reply),
+        other => Err(lane.unexpected(other.record_type(), "HELLO_REPLY")),
+    };
+    loop {
+        let missing = replies.iter().filter(|reply| reply.is_none()).count();
+        if missing == 0 {
+            return fallible::collect(replies.into_iter().flatten(), "the answers to HELLO");
+        }
+        // The last answer, or the only one, is waited for on its channel alone.
+        let woken = match missing {
+            1 => Wake::Ready,
+            _ => {
+                let all = lanes.all().zip(&replies);
+                let waiting = all.filter(|(_, reply)| reply.is_none());
+                let channels = waiting.map(|(lane, _)| lane.channel());
+                let until = io.limit.earlier(io.idle.from_now());
+                wait_for_channels(channels, io.cancel, until.at())?
+            }
+        };
+        for (number, (lane, reply)) in lanes.all().zip(&mut replies).enumerate() {
+            if reply.is_some() {
+                continue;
+            }
+            let record = if missing == 1 {
+                Some(lane.hear(io)?)
+            } else if woken == Wake::Ready {
+                match lane.hear_at_once() {
+                    // The same error, with the name of what was waited for.
+                    Err(e) if e.kind() == Kind::PeerGone => Some(lane.hear(io)?),
+                    heard => heard?,
+                }
+            } else {
+                // The first channel without an answer says why nobody waits any longer.
+                let over = io.within(io.idle.with_left(Duration::ZERO));
+                Some(lane.hear(&over)?)
+            };
+            if let Some(record) = record {
+                *reply = Some(said(lane, record)?);
+                heard(number);
+            }
+        }
     }
 }
 
