@@ -44,7 +44,7 @@ impl Body for NamedDevice {
         out.extend_from_slice(&self.number.to_le_bytes());
         out.extend_from_slice(&self.instance.to_le_bytes());
         out.extend_from_slice(&self.version.to_le_bytes());
-        super::records::write_u8_text(&self.name, out);
+        super::text::write_u8_text(&self.name, out);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self> {
@@ -52,13 +52,13 @@ impl Body for NamedDevice {
             number: reader.u32("number")?,
             instance: reader.u32("instance")?,
             version: reader.u32("version")?,
-            name: super::records::read_u8_text(reader, "name", NAME_MAX)?,
+            name: super::text::read_u8_text(reader, "name", NAME_MAX)?,
         })
     }
 
     fn problem(&self) -> Checked {
         check_number(self.number)?;
-        super::records::check_name("name", &self.name, 1, NAME_MAX)
+        super::text::check_name("name", &self.name, 1, NAME_MAX)
     }
 }
 

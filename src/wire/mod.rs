@@ -35,6 +35,7 @@ mod negotiate;
 mod records;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use delta::{decode_delta, encode_delta, Delta};
 pub use device::{

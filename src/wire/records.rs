@@ -11,6 +11,7 @@ use super::device::{DeviceLoaded, NamedDevice};
 use super::digest::Digest;
 use super::header::{Header, HEADER_LEN};
 use super::kind::{RecordType, PAYLOAD_MAX};
+use super::text::{check_name, read_u8_text, write_u8_text};
 use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
 
@@ -44,32 +45,6 @@ const REASON_MAX: usize = 1024;
 const BLOB_FIXED_LEN: usize = 1 + 4 + 4 + 8;
 /// The longest payload of a control record, that of DIGEST.
 const CONTROL_PAYLOAD_MAX: usize = RecordType::Digest.payload_limits().1 as usize;
-
-/// Names are used in C strings, logs and file names on both sides.
-pub(super) fn check_name(field: &str, name: &str, least: usize, most: usize) -> Checked {
-    if !(least..=most).contains(&name.len()) {
-        return Err(format!(
-            "{field}: expected {least} to {most} bytes, found {}",
-            name.len()
-        ));
-    }
-    if let Some(c) = name.chars().find(|c| c.is_control()) {
-        return Err(format!(
-            "{field}: expected no control characters, found {c:?}"
-        ));
-    }
-    Ok(())
-}
-
-pub(super) fn write_u8_text(text: &str, out: &mut Vec<u8>) {
-    out.push(text.len() as u8);
-    out.extend_from_slice(text.as_bytes());
-}
-
-pub(super) fn read_u8_text(reader: &mut Reader<'_>, field: &str, limit: usize) -> Result<String> {
-    let length = reader.u8(field)?;
-    reader.text(field, usize::from(length), limit)
-}
 
 /// [`Hello::role`]: pages in the order of the walk and, on channel 0, everything that steers the
 /// session.
