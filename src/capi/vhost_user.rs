@@ -92,8 +92,8 @@ impl Front for Table {
         })?;
         match given {
             ..0 => Ok(None),
-            // SAFETY: handed over by the contract of the callback.
             given => {
+                // SAFETY: handed over by the contract of the callback.
                 unsafe { taken(given, "the descriptor that a vhost-user back end gave") }.map(Some)
             }
         }

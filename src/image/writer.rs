@@ -36,16 +36,18 @@ pub struct Blobs {
     kind: BlobKind,
 }
 
-impl Blobs {
+impl Default for Blobs {
     /// An empty list. Blobs that are added before [`Blobs::state_begins`] are early ones.
-    pub fn new() -> Blobs {
+    fn default() -> Blobs {
         Blobs {
             list: Vec::new(),
             bytes: 0,
             kind: BlobKind::Early,
         }
     }
+}
 
+impl Blobs {
     /// Blobs that are added from now on are state: a restore loads them after memory.
     pub fn state_begins(&mut self) {
         self.kind = BlobKind::State;

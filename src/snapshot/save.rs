@@ -251,7 +251,7 @@ impl Saving {
         let memory = shared.tracker.memory();
         self.stats.total_bytes = memory.with_map(|map| map.total()).0;
         self.stats.remaining_bytes = self.stats.total_bytes;
-        let mut blobs = Blobs::new();
+        let mut blobs = Blobs::default();
         self.vmm
             .call("early_save", |vmm| vmm.early_save(&mut blobs))?;
         let callbacks = self.vmm.clone();

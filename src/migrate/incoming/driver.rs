@@ -397,19 +397,9 @@ impl Driver {
         let first = lanes.first_mut().ok_or_else(no_connection)?;
         let (shared, vmm) = (&common.shared, &common.vmm);
         let waits = waits(shared, *overall);
-        let map = || shared.guest.memory.map();
-        let in_use = || shared.guest.memory.devices().in_use();
+        let memory = &shared.guest.memory;
         let has = self.has_devices;
-        let agreed = negotiate(
-            &mut first.lane,
-            &waits,
-            limit,
-            has,
-            vmm,
-            map,
-            in_use,
-            account,
-        );
+        let agreed = negotiate(&mut first.lane, &waits, limit, has, vmm, memory, account);
         let (list, in_use) = first.lane.named(agreed)?;
         if has {
             let most = shared.params.max_device_buffer;

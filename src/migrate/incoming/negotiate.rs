@@ -11,7 +11,7 @@ use super::receiver::Receiver;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::block::BLOCKS_MAX;
-use crate::memory::Map;
+use crate::memory::Memory;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::control;
 use crate::migrate::layout::layout_difference;
@@ -142,16 +142,15 @@ fn silent(lanes: &[Receiver], said: &[Option<Hello>], limit: &Limit) -> Error {
 }
 
 /// Answers the source on channel 0 until its RAM blocks and devices are known to match ours and
-/// `account` takes the pages. `map` and `in_use` are called once the VMM has built itself. Returns
-/// the devices in the source's order.
+/// `account` takes the pages. The map and the devices of `memory` are looked at once the VMM has built
+/// itself. Returns the devices in the source's order.
 pub(super) fn negotiate(
     lane: &mut Lane,
     waits: &Waits<'_>,
     mut limit: Limit,
     devices_agreed: bool,
     vmm: &Callbacks,
-    map: impl FnOnce() -> Arc<Map>,
-    in_use: impl FnOnce() -> InUse,
+    memory: &Memory,
     account: &mut Account,
 ) -> Result<(Vec<Arc<Registered>>, InUse)> {
     let early = blobs::receive(lane, waits, RecordType::Early, limit)?;
@@ -161,7 +160,7 @@ pub(super) fn negotiate(
         waits.cancel.check("building")?;
     }
     account.built();
-    let ours = in_use();
+    let ours = memory.devices().in_use();
     lane.send(waits, &Record::EarlyOk)?;
     limit = limit.extended(building.elapsed());
     let (theirs, named) = layout(lane, waits, limit, devices_agreed)?;
@@ -174,7 +173,7 @@ pub(super) fn negotiate(
             ));
         }
     }
-    let map = map();
+    let map = memory.map();
     // When both sides have removed a block, it may be in the source's list and no longer here. The
     // map was read before the list of removals, so a block that the map lacks is in that list by
     // now.
