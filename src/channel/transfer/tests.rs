@@ -103,8 +103,11 @@ fn a_peer_that_sends_little_is_not_waited_for_until_all_is_there() {
     });
     let rest = [parts[0].cut(1000, usize::MAX)];
     let announced = (1 << 20) - 1000;
+    let begun = Instant::now();
     let got = channel.recv_announced_unless(&rest, announced, &recall, &patient());
     assert_eq!(got.unwrap(), 500);
+    // Not only when the limit on idleness has passed.
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
     let (same, mut peer) = sender.join().unwrap();
     assert_eq!(room[..1500], [&[7; 1000][..], &[8; 500]].concat());
     // A wait for a record, of which nothing is announced, ends with its first bytes.
