@@ -238,6 +238,14 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_outgoing_get_forecast",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_outgoing_get_forecast(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
         "brant_outgoing_get_stats_json",
         |e| {
             // SAFETY: every pointer is null, except that for the error.

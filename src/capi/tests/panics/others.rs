@@ -150,6 +150,14 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_rate_forecast",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_rate_forecast(null(), null(), null(), 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
         "brant_rate_get_vcpus",
         |e| {
             // SAFETY: every pointer is null, except that for the error.
