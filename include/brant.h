@@ -3406,9 +3406,9 @@ typedef struct brant_params {
  * Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
  * `unacknowledged_pages`, `unacknowledged_bytes`, `throughput`, `bandwidth`,
  * `switchover_bandwidth`, `round_trip_ns`, `dirty_pages_per_second`, `time_left_ns`,
- * `expected_downtime_ns`, `sync_ns`, `downtime_limit_ns`, `throttle`, `limited_vcpus` and `stall`. All
- * others only grow, until a pause is aborted: the figures of
- * that pause and its promise are 0 then. (`state` is a name and not a figure:
+ * `expected_downtime_ns`, `sync_ns`, `downtime_limit_ns`, `throttle`, `limited_vcpus`, `stall` and
+ * `device_left_bytes`. All others only grow, until a pause is aborted: the figures of that pause
+ * and its promise are 0 then. (`state` is a name and not a figure:
  * it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
  * BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
  * `brant_outgoing_resolve` cannot resume the guest.)

@@ -26,7 +26,7 @@ const SYNC: Duration = Duration::from_millis(100);
 struct Seen {
     /// The dirty rates in the first pass, in pages a second.
     rates: Vec<u64>,
-    /// Of these, the ones that were there before the fourth sync: that at the pass's end comes later.
+    /// Of these, the ones that were there before the eighth sync: that at the pass's end comes later.
     early: Vec<u64>,
     /// Syncs in the first pass, before the one at its end.
     syncs: u64,
@@ -62,7 +62,7 @@ fn migrate(mode: KvmMode, writes: bool, slowing: Slowing) -> Option<Seen> {
         if stats.pass == 1 && stats.remaining_bytes > 0 {
             syncs = syncs.max(stats.syncs);
             rates.extend(stats.dirty_pages_per_second);
-            if stats.syncs < 4 {
+            if stats.syncs < 8 {
                 early.extend(stats.dirty_pages_per_second);
             }
         }
@@ -116,7 +116,7 @@ fn the_first_pass_shows_how_much_a_guest_writes_and_every_page_arrives() {
         let Some(seen) = migrate(mode, true, Slowing::AutoConverge) else {
             continue;
         };
-        assert!(seen.syncs >= 5, "{mode:?}: {} syncs", seen.syncs);
+        assert!(seen.syncs >= 9, "{mode:?}: {} syncs", seen.syncs);
         let mut rates = seen.early.clone();
         rates.sort_unstable();
         let median = *rates.get(rates.len() / 2).expect("a rate") as f64;

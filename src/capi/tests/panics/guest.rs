@@ -3,6 +3,7 @@
 use super::{Answer, Export};
 use crate::capi::balloon::*;
 use crate::capi::blocker::*;
+use crate::capi::device::*;
 use crate::capi::guest::*;
 use crate::capi::owner::*;
 use crate::capi::vfio_device::*;
@@ -10,6 +11,22 @@ use crate::capi::vhost_user::*;
 use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
+    (
+        "brant_guest_add_device",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_guest_add_device(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_remove_device",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_guest_remove_device(null_mut(), null(), 0, e) })
+        },
+        None,
+    ),
     (
         "brant_guest_add_vfio_device",
         |e| {
