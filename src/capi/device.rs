@@ -20,7 +20,8 @@ pub struct brant_device_left {
     pub size: usize,
     /// Bytes that the destination has to load before the guest is paused, and that `read_running`
     /// has not given yet. They are a part of `running`. The guest is not paused before this is 0
-    /// and the destination has loaded all that was given until then.
+    /// and the destination has loaded all that was given until then. There may be such bytes again
+    /// later, and after an aborted pause: they are waited for in the same way.
     pub initial: u64,
     /// Bytes that `read_running` would give now.
     pub running: u64,

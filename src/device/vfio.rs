@@ -97,8 +97,8 @@ struct Source {
     begun: bool,
     /// The head of a beginning has still to be sent.
     announce: bool,
-    /// The transfer had nothing more at the last read.
-    drained: bool,
+    /// Initial bytes that the kernel still counted when the transfer had nothing more to give.
+    stale: u64,
     /// Bytes read since the device was stopped.
     stopped: u64,
     /// The end has been read, and its head was given.
@@ -115,7 +115,7 @@ impl Source {
             home,
             begun: true,
             announce: true,
-            drained: false,
+            stale: 0,
             stopped: 0,
             ended: false,
             carry: Carry::default(),
@@ -247,7 +247,7 @@ impl Inner {
     /// Opens a transfer of the running device, if its driver can and the device runs.
     fn open(machine: &mut Machine, source: &mut Source) -> Result<()> {
         source.announce = true;
-        source.drained = false;
+        source.stale = 0;
         source.stopped = 0;
         source.ended = false;
         source.carry = Carry::default();
@@ -345,12 +345,10 @@ impl Device for VfioDevice {
             });
         }
         let info = machine.precopy_info()?;
-        // The kernel's figures are estimates. A transfer that had nothing more to give has no initial
-        // bytes left, whatever the estimate says.
-        let initial = match source.drained {
-            true => 0,
-            false => info.initial_bytes,
-        };
+        // The kernel's figures are estimates. A transfer that had nothing more to give had no initial
+        // bytes left, whatever the estimate said. More than that are new ones.
+        source.stale = source.stale.min(info.initial_bytes);
+        let initial = info.initial_bytes - source.stale;
         let waiting = source.carry.bytes.len() as u64;
         let initial = initial.saturating_add(waiting);
         Ok(Left {
@@ -383,7 +381,9 @@ impl Device for VfioDevice {
                     }
                 })
             })?;
-            source.drained |= drained;
+            if drained {
+                source.stale = machine.precopy_info()?.initial_bytes;
+            }
             Ok(before + n)
         })
     }

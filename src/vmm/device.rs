@@ -20,7 +20,8 @@ pub const DEVICE_NAME_MAX: usize = 128;
 pub struct Left {
     /// Bytes that the destination has to load before the guest is paused, and that
     /// [`Device::read_running`] has not given yet. They are a part of `running`. The guest is not
-    /// paused before this is 0 and the destination has loaded all that was given until then.
+    /// paused before this is 0 and the destination has loaded all that was given until then. There may
+    /// be such bytes again later, and after an aborted pause: they are waited for in the same way.
     pub initial: u64,
     /// Bytes that [`Device::read_running`] would give now.
     pub running: u64,

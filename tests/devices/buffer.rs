@@ -323,14 +323,6 @@ fn the_end_of_all_pages_and_every_piece_are_demanded_by_name() {
             },
         ),
         (
-            "two initial parts",
-            "device `gpu`: DEVICE: the end of its initial part was said twice",
-            |p| {
-                p.piece(0, 0, PIECE_INITIAL, 0, 5);
-                p.piece(0, 0, PIECE_INITIAL, 5, 5);
-            },
-        ),
-        (
             "no end of the pages",
             "a MARKER that ends the pages before the final one",
             |p| {
@@ -372,6 +364,33 @@ fn the_end_of_all_pages_and_every_piece_are_demanded_by_name() {
         let abort = played.session.lanes[0].hear_abort();
         assert!(abort.is_some(), "{what}");
     }
+}
+
+#[test]
+fn each_end_of_initial_state_is_answered_once_it_is_loaded() {
+    let mut played = Played::agreed(1, &quick());
+    for (offset, length) in [(0, 5), (5, 3), (8, 0)] {
+        played.piece(0, 0, PIECE_INITIAL, offset, length);
+        let loaded = wire::DeviceLoaded {
+            number: 0,
+            bytes: offset + length as u64,
+        };
+        let heard = played.session.lanes[0].hear_record();
+        assert_eq!(heard, Some(Record::DeviceLoaded(loaded)));
+        assert_eq!(played.models[0].loaded().1, loaded.bytes);
+    }
+}
+
+#[test]
+fn an_end_of_initial_state_before_the_last_one_is_loaded_is_refused() {
+    let mut played = Played::agreed(2, &quick());
+    // Both wait for the first bytes.
+    played.piece(0, 0, PIECE_INITIAL, 5, 5);
+    played.piece(1, 0, PIECE_INITIAL, 10, 5);
+    let error = played.refused();
+    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    let expected = "device `gpu`: DEVICE: the end of an initial part came before";
+    assert!(error.message().contains(expected), "{error}");
 }
 
 #[test]

@@ -74,6 +74,12 @@ struct Inner {
     loaded: u64,
     loaded_running: u64,
     fails_at: Option<&'static str>,
+    /// Initial bytes that the next `resume` adds to its state.
+    again: u64,
+    /// Bytes that were added to its state.
+    more: u64,
+    /// Calls of `read_running` that give nothing after that.
+    shy: u32,
 }
 
 /// See the file's description.
@@ -125,12 +131,19 @@ impl Model {
                 loaded: 0,
                 loaded_running: 0,
                 fails_at: None,
+                again: 0,
+                more: 0,
+                shy: 0,
             }),
         })
     }
     /// The next call of this name fails.
     pub fn fails_at(&self, call: &'static str) {
         self.inner.lock().unwrap().fails_at = Some(call);
+    }
+    /// The next `resume` adds so many initial bytes to its state, of which a few calls give none.
+    pub fn begins_anew_with(&self, bytes: u64) {
+        self.inner.lock().unwrap().again = bytes;
     }
     pub fn runs(&self) -> bool {
         self.inner.lock().unwrap().mode == Mode::Runs
@@ -168,8 +181,8 @@ impl Model {
         };
         let grown = (self.size.grows as f64 * grown.as_secs_f64()) as u64;
         Left {
-            initial: self.size.initial.saturating_sub(inner.given),
-            running: (self.size.running + grown).saturating_sub(inner.given),
+            initial: (self.size.initial + inner.more).saturating_sub(inner.given),
+            running: (self.size.running + inner.more + grown).saturating_sub(inner.given),
             stopped: Some(self.size.stopped),
         }
     }
@@ -212,6 +225,10 @@ impl Device for Model {
     fn read_running(&self, buffer: &mut [u8]) -> Result<usize> {
         self.call("read_running", &[Mode::Runs], None)?;
         let mut inner = self.inner.lock().unwrap();
+        if inner.shy > 0 {
+            inner.shy -= 1;
+            return Ok(0);
+        }
         let most = self.left_of(&inner).running;
         let read = self.give(&mut inner, buffer, most);
         inner.given_running += read as u64;
@@ -239,7 +256,13 @@ impl Device for Model {
     fn resume(&self) -> Result<()> {
         let stands = [Mode::Quiet, Mode::Stopped, Mode::Runs];
         self.call("resume", &stands, Some(Mode::Runs))?;
-        self.inner.lock().unwrap().stopped_after = None;
+        let mut inner = self.inner.lock().unwrap();
+        inner.stopped_after = None;
+        let again = std::mem::take(&mut inner.again);
+        if again > 0 {
+            inner.more += again;
+            inner.shy = 5;
+        }
         Ok(())
     }
     fn end(&self) {
@@ -274,7 +297,7 @@ impl Model {
     /// Where the state of a stopped device ends.
     fn stopped_end(&self, inner: &Inner) -> u64 {
         let grown = inner.stopped_after.unwrap_or_default().as_secs_f64();
-        let running = self.size.running + (self.size.grows as f64 * grown) as u64;
+        let running = self.size.running + inner.more + (self.size.grows as f64 * grown) as u64;
         running.max(inner.given_running) + self.size.stopped
     }
 }

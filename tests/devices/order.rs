@@ -3,7 +3,7 @@
 use super::model::Size;
 use super::sides::{patient, Devices, MIB};
 use crate::support::link::Link;
-use crate::support::sides::{incoming, outgoing};
+use crate::support::sides::{incoming, outgoing, AbortsOnce};
 use crate::support::time::{LONG, MS};
 use brant::migrate::{AcceptFrom, ConnectTo, Incoming, Outgoing, Params};
 use std::sync::Arc;
@@ -134,6 +134,47 @@ fn initial_state_is_loaded_before_the_pause() {
     inc.wait(Some(LONG)).unwrap();
     devices.assert_moved("initial");
     assert_eq!(*seen.lock().unwrap(), [3 << 20, 3 << 20]);
+}
+
+#[test]
+fn initial_state_that_begins_anew_after_an_aborted_pause_is_loaded_before_the_next_pause() {
+    let size = Size {
+        initial: 300 * KIB,
+        running: 300 * KIB,
+        stopped: 10,
+        grows: 0,
+    };
+    for channels in [1, 2] {
+        let devices = Devices::new(16, &[size, size]);
+        devices.here[1].begins_anew_with(50 * KIB);
+        let link = Link::of(400_000_000, Duration::ZERO, 1 << 20);
+        let loaded: Vec<_> = devices.there.clone();
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let noted = Arc::clone(&seen);
+        devices.pair.from.at("pause", move || {
+            let mut noted = noted.lock().unwrap();
+            noted.extend(loaded.iter().map(|d| d.loaded().1 / KIB));
+            Ok(())
+        });
+        let params = Params {
+            channels,
+            ..patient()
+        };
+        let (near, far) = link.connect_all(channels as usize);
+        let (out, inc) = (
+            outgoing(&devices.pair, &params),
+            incoming(&devices.pair, &params),
+        );
+        inc.start(AcceptFrom::ConnectedAll(far)).unwrap();
+        let connected = ConnectTo::ConnectedAll(near);
+        out.start_with(connected, Box::new(AbortsOnce::default()))
+            .unwrap();
+        out.wait(Some(LONG)).unwrap();
+        inc.wait(Some(LONG)).unwrap();
+        devices.assert_moved("initial state twice");
+        assert_eq!(out.stats().aborted_pauses, 1);
+        assert_eq!(*seen.lock().unwrap(), [300, 300, 300, 350]);
+    }
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! The two sides of a migration of a [`Pair`], made and started.
 
 use super::pair::Pair;
-use super::time::LONG;
-use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
+use super::time::{LONG, MS};
+use brant::migrate::{
+    AcceptFrom, Blockers, ConnectTo, Decider, Decision, Facts, Incoming, Moment, Next, Outgoing,
+    Params, Verdict,
+};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -43,4 +46,23 @@ pub fn start(pair: &Pair, params: &Params) -> (Arc<Outgoing>, Arc<Incoming>) {
     inc.start(AcceptFrom::Connected(b)).unwrap();
     out.start(ConnectTo::Connected(a)).unwrap();
     (out, inc)
+}
+
+/// Pauses at once, and aborts the first pause.
+#[derive(Default)]
+pub struct AbortsOnce(bool);
+
+impl Decider for AbortsOnce {
+    fn decide(&mut self, facts: &Facts) -> Decision {
+        match facts.moment {
+            Moment::Synced => Next::SwitchOver { expected: MS }.into(),
+            _ => Next::GoOn.into(),
+        }
+    }
+    fn judge(&mut self, _: &Facts) -> Verdict {
+        match std::mem::replace(&mut self.0, true) {
+            false => Verdict::Resume,
+            true => Verdict::GoThrough,
+        }
+    }
 }

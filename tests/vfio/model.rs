@@ -97,6 +97,10 @@ pub struct Part {
     pub silent: bool,
     /// Never ends its state.
     pub endless: bool,
+    /// Calls at the beginning of a transfer that answer EAGAIN.
+    pub lazy: u32,
+    /// Initial bytes that are counted and never there.
+    pub estimate: u64,
     /// MIG_DATA_SIZE is unknown to this kernel.
     pub old_kernel: bool,
 }
@@ -270,6 +274,8 @@ impl Bus {
                 dirty: BTreeSet::new(),
                 silent: false,
                 endless: false,
+                lazy: 1,
+                estimate: 0,
                 old_kernel: false,
             })
             .collect();
@@ -288,6 +294,22 @@ impl Bus {
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The open transfer of a running device has initial bytes again: all registers.
+    pub fn has_initial_again(&self, which: usize) {
+        let part = &mut self.lock().parts[which];
+        let all: Vec<u8> = (0..REGISTERS as u16).flat_map(|r| part.record(r)).collect();
+        let open = part.transfer.as_mut().unwrap();
+        open.initial += all.len();
+        open.bytes.extend(all);
+    }
+
+    /// Bytes that wait in the open transfer of a device.
+    pub fn transferred(&self, which: usize) -> usize {
+        let state = self.lock();
+        let open = state.parts[which].transfer.as_ref();
+        open.map_or(0, |open| open.bytes.len())
     }
 
     /// The descriptor of a device.
@@ -384,7 +406,7 @@ impl State {
                 fd: *fd,
                 bytes: VecDeque::new(),
                 initial: 0,
-                lazy: 1,
+                lazy: part.lazy,
             });
             opened = Some(*fd);
         };
@@ -653,7 +675,7 @@ impl Ioctl for DataFd {
         }
         let open = part.transfer.as_ref().unwrap();
         let rest = open.bytes.len() - open.initial + part.changed.len() * RECORD;
-        answer(argument, open.initial as u64);
+        answer(argument, open.initial as u64 + part.estimate);
         // SAFETY: the last 8 of 24 bytes.
         unsafe { argument.add(16).cast::<u64>().write_unaligned(rest as u64) };
         Ok(())

@@ -177,6 +177,21 @@ fn initial_bytes_are_read_while_the_device_runs_and_the_sizes_feed_a_budget() {
 }
 
 #[test]
+fn initial_bytes_that_a_transfer_has_again_are_initial_and_a_stale_estimate_of_them_is_not() {
+    let machines = Machines::new(8, &[ABILITIES[3]]);
+    machines.from.lock().parts[0].estimate = 7;
+    machines.begin().unwrap();
+    let initial = || machines.sources[0].left().unwrap().initial;
+    assert_eq!(initial(), REGISTERS as u64 * 3 + 7);
+    machines.rounds().unwrap();
+    assert_eq!(initial(), 0);
+    machines.from.has_initial_again(0);
+    assert_eq!(initial(), REGISTERS as u64 * 3);
+    machines.rounds().unwrap();
+    assert_eq!(initial(), 0);
+}
+
+#[test]
 fn an_aborted_pause_begins_the_state_anew_and_the_destination_loads_only_that() {
     for can in ABILITIES {
         for stopped in [false, true] {

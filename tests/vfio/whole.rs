@@ -4,13 +4,14 @@
 use super::model::*;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
-use crate::support::sides::{quick, start};
+use crate::support::sides::{incoming, outgoing, quick, socketpair, start, AbortsOnce};
 use crate::support::time::LONG;
 use brant::device::vfio::VfioDevice;
 use brant::dirty::iova::{DmaRange, DmaTarget, Iovas};
 use brant::dirty::vfio::VfioDeviceLog;
+use brant::migrate::{AcceptFrom, ConnectTo};
 use brant::units::Bytes;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const PAGES: usize = 400;
 const NAMES_OF_DEVICES: [&str; 2] = ["nic", "gpu"];
@@ -169,6 +170,35 @@ fn what_a_device_writes_between_the_pause_and_its_stop_arrives() {
     });
     moving.migrate().unwrap();
     moving.pair.assert_sound("moved");
+}
+
+#[test]
+fn initial_bytes_of_the_transfer_after_an_aborted_pause_are_loaded_before_the_next_pause() {
+    let moving = moving(15, &[ABILITIES[3]], true);
+    let (from, to) = (moving.from.clone(), moving.to.clone());
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&seen);
+    moving.pair.from.at("pause", move || {
+        noted.lock().unwrap().push(to.transferred(0));
+        // The next transfer gives nothing at first.
+        from.lock().parts[0].lazy = 30;
+        Ok(())
+    });
+    let (out, inc) = (
+        outgoing(&moving.pair, &quick()),
+        incoming(&moving.pair, &quick()),
+    );
+    let (a, b) = socketpair();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    let decider = Box::new(AbortsOnce::default());
+    out.start_with(ConnectTo::Connected(a), decider).unwrap();
+    out.wait(Some(LONG)).unwrap();
+    inc.wait(Some(LONG)).unwrap();
+    moving.pair.assert_sound("moved");
+    assert_eq!(moving.to.lock().parts[0].resets, 1);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 2);
+    assert!(seen.iter().all(|n| *n >= REGISTERS * 3), "{seen:?}");
 }
 
 #[test]

@@ -125,7 +125,7 @@ struct Part {
     busy: bool,
     /// Where a stopped part ends, once the source has said so.
     end: Option<u64>,
-    /// Where an initial part ends, once the source has said so.
+    /// Where an initial part ends that is not loaded yet, once the source has said so.
     initial: Option<u64>,
 }
 
@@ -394,7 +394,7 @@ impl Part {
                 Err(format!("its end at byte {to} lies before what came"))
             }
             _ if piece.is_initial() && self.initial.is_some() => {
-                Err("the end of its initial part was said twice".into())
+                Err("the end of an initial part came before the last one was loaded".into())
             }
             _ => Ok(()),
         }
@@ -541,6 +541,7 @@ impl Devices {
             let what = || format!("{}: waiting for its initial part", self.list[at]);
             state = self.wait(state, waits, &mut seen, &what)?;
         }
+        state.running[at].initial = None;
         Ok(Some(DeviceLoaded {
             number: piece.number,
             bytes,

@@ -34,12 +34,12 @@ struct Stream {
     running: u64,
     /// Bytes of the stopped part that were read.
     stopped: u64,
-    /// The device has, or had, bytes that are to be loaded before the pause.
+    /// The device has bytes that are to be loaded before the pause, or had them, and their end was
+    /// not sent. A device may have such bytes again: a VFIO device after an aborted pause, say.
     initial: bool,
-    /// Where they end, once all of them were read.
-    initial_end: Option<u64>,
-    /// The destination has loaded them.
-    loaded: bool,
+    /// Where such bytes end that were sent and that the destination has not loaded yet. Until it has,
+    /// no further end is sent.
+    awaited: Option<u64>,
 }
 
 /// The states of all devices as they are read, as the file's description says.
@@ -122,8 +122,7 @@ impl Streams {
             running: 0,
             stopped: 0,
             initial: false,
-            initial_end: None,
-            loaded: false,
+            awaited: None,
         });
         streams.list = fallible::collect(each, "devices")?;
         Ok(streams)
@@ -146,7 +145,6 @@ impl Streams {
     fn look_at(&mut self, at: usize, vmm: &Callbacks) -> Result<()> {
         let stream = &mut self.list[at];
         stream.left = call(vmm, &stream.device, "left", |d| d.left())?;
-        // What a device needs there is said once: later bytes of that kind are like all others.
         stream.initial |= stream.left.initial > 0;
         Ok(())
     }
@@ -180,29 +178,31 @@ impl Streams {
 
     /// The first device whose state must be at the destination before the pause and is not.
     pub(super) fn not_ready(&self) -> Option<String> {
-        let waits = self.list.iter().find(|s| s.initial && !s.loaded)?;
-        Some(match waits.initial_end {
-            None => format!(
+        let waits = self
+            .list
+            .iter()
+            .find(|s| s.initial || s.awaited.is_some())?;
+        Some(match waits.initial {
+            true => format!(
                 "{} has {} bytes that the destination must load before the pause",
                 waits.device, waits.left.initial
             ),
-            Some(_) => format!(
+            false => format!(
                 "the destination has not loaded the initial state of {}",
                 waits.device
             ),
         })
     }
 
-    /// Whether a device has bytes that the destination needs before the pause.
+    /// Whether a device has bytes that the destination needs before the pause, and that can be sent
+    /// now.
     pub(super) fn not_read(&self) -> bool {
-        self.list
-            .iter()
-            .any(|s| s.initial && s.initial_end.is_none())
+        self.list.iter().any(|s| s.initial && s.awaited.is_none())
     }
 
     /// The destination has loaded the running part of a device up to `bytes`.
     pub(super) fn loaded(&mut self, number: u32, bytes: u64) -> Result<()> {
-        let expected = |s: &&mut Stream| s.initial_end == Some(bytes) && !s.loaded;
+        let expected = |s: &&mut Stream| s.awaited == Some(bytes);
         let Some(stream) = self.list.get_mut(number as usize).filter(expected) else {
             return Err(Error::new(
                 Kind::Protocol,
@@ -212,7 +212,7 @@ impl Streams {
                 ),
             ));
         };
-        stream.loaded = true;
+        stream.awaited = None;
         Ok(())
     }
 
@@ -252,8 +252,9 @@ impl Streams {
             }
             let stream = &mut self.list[at];
             let mut flags = 0;
-            if stream.initial && stream.initial_end.is_none() && stream.left.initial == 0 {
-                stream.initial_end = Some(stream.running);
+            if stream.initial && stream.awaited.is_none() && stream.left.initial == 0 {
+                stream.initial = false;
+                stream.awaited = Some(stream.running);
                 flags = PIECE_INITIAL;
             }
             if read > 0 || flags != 0 {

@@ -588,6 +588,8 @@ impl Driver {
         guest.pacer.end_override();
         self.blobs = Blobs::default();
         self.streams.go_on();
+        // Devices may have to be waited for again.
+        self.told_of_devices[0] = false;
         let stats = &mut self.common.stats;
         stats.forget_pause(stood);
         let text = format!("the pause was aborted after {}: {why}", millis(stood));

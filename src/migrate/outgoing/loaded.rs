@@ -18,7 +18,7 @@ impl Loaded {
     /// A lane has heard this.
     pub(super) fn note(&self, loaded: DeviceLoaded) -> Result<()> {
         let mut list = self.list();
-        // Each device is said once.
+        // Of each device at most one is on its way.
         if list.len() >= DEVICES_MAX as usize {
             return Err(Error::new(
                 Kind::Protocol,

@@ -51,15 +51,22 @@ impl Device for Plain {
 }
 
 fn streams(left: &[u64], initial: u64) -> (Streams, Callbacks) {
+    let (streams, vmm, _) = with_devices(left, initial);
+    (streams, vmm)
+}
+
+fn with_devices(left: &[u64], initial: u64) -> (Streams, Callbacks, Vec<Arc<Plain>>) {
     let memory = Memory::new().unwrap();
+    let mut devices = Vec::new();
     for (instance, left) in (0..).zip(left) {
         let left = Mutex::new(*left);
         let device = Arc::new(Plain { initial, left });
+        devices.push(Arc::clone(&device));
         memory.add_device("plain", instance, 1, device).unwrap();
     }
     let list = memory.devices().in_use().all().to_vec();
     let vmm = Callbacks::new(Arc::new(Machine), 0);
-    (Streams::of(list).unwrap(), vmm)
+    (Streams::of(list).unwrap(), vmm, devices)
 }
 
 /// Device, flags, offset and length of a piece.
@@ -89,8 +96,8 @@ fn devices_are_read_in_turn_and_one_that_has_nothing_is_passed_over() {
 }
 
 #[test]
-fn the_pause_waits_until_initial_bytes_are_loaded_and_each_device_is_believed_once() {
-    let (mut streams, vmm) = streams(&[12], 8);
+fn the_pause_waits_until_initial_bytes_are_loaded_each_time_that_a_device_has_some() {
+    let (mut streams, vmm, devices) = with_devices(&[12], 8);
     streams.look(&vmm).unwrap();
     assert!(streams
         .not_ready()
@@ -108,6 +115,25 @@ fn the_pause_waits_until_initial_bytes_are_loaded_and_each_device_is_believed_on
     streams.loaded(0, 12).unwrap();
     assert_eq!(streams.not_ready(), None);
     assert!(streams.loaded(0, 12).is_err());
+    // Bytes of the second batch, and of a third one before the second is loaded.
+    for (round, left) in [8, 4].into_iter().enumerate() {
+        *devices[0].left.lock().unwrap() = left;
+        streams.look(&vmm).unwrap();
+        assert!(streams.not_read() == (round == 0));
+        let piece = said(&streams.round(100, &vmm).unwrap().unwrap());
+        let flags = [PIECE_INITIAL, 0][round];
+        assert_eq!(piece, (0, flags, [12, 20][round], left as usize));
+        assert!(streams.not_ready().is_some());
+    }
+    streams.loaded(0, 20).unwrap();
+    // The end of the third one has no bytes of its own.
+    assert!(streams.not_ready().is_some());
+    let piece = said(&streams.round(100, &vmm).unwrap().unwrap());
+    assert_eq!(piece, (0, PIECE_INITIAL, 24, 0));
+    assert!(streams.not_ready().is_some());
+    streams.loaded(0, 24).unwrap();
+    assert_eq!(streams.not_ready(), None);
+    assert!(streams.round(100, &vmm).unwrap().is_none());
 }
 
 #[test]
