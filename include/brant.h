@@ -356,7 +356,9 @@ const char *brant_version(void);
  * "vhost", "vfio", "iommufd" (logs of devices), "balloon" (ballooned pages are not sent), "hints"
  * (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports), and those of
  * `brant_params`: "channels" (several connections), "delta" (deltas of pages that are sent again),
- * "zero-copy", "checksums", "compression", "prefault", "verify". Any thread. NULL gives 0.
+ * "zero-copy", "checksums", "compression", "prefault", "verify". Also "policies" (a guest is slowed,
+ * a limit rises, a deadline counts), "forecasts", "vcpu-limits" (dirty limits of single vCPUs, in
+ * rings), "devices" (device state that is sent while the guest runs). Any thread. NULL gives 0.
  */
 int32_t brant_has_feature(const char *name);
 
@@ -2067,9 +2069,10 @@ int32_t brant_tracker_limit_vcpu(struct brant_tracker *tracker,
  * call, for 5 ms at most: brant does not know when the VMM wants to pause the guest by itself. Then
  * the call returns 0 although the ring is still full. KVM_RUN comes out again at once, and the next
  * call waits the next slice. So look for requests of the VMM's own between the two. The wait ends
- * early with any signal to the thread, also a blocked one; when `immediate_exit` of the vCPU's
- * kvm_run is set; always before the operations `pause` and `kick`; and when the limit goes: at the
- * end of the migration, when tracking stops, or when the vCPU is removed.
+ * early with any signal to the thread, also a blocked one; always before the operations `pause` and
+ * `kick`; and when the limit goes: at the end of the migration, when tracking stops, or when the
+ * vCPU is removed. A call for a removed vCPU is BRANT_E_NOT_FOUND. `immediate_exit` of the vCPU's
+ * kvm_run is looked at when the wait begins: to end one that has begun, set it and send a signal.
  */
 int32_t brant_tracker_ring_full(struct brant_tracker *tracker,
                                 uint32_t vcpu,
@@ -2796,7 +2799,11 @@ typedef struct brant_policy {
 /**
  * In `brant_policy.slowing`: only vCPUs that dirty are slowed, by a limit on the pages that each may
  * write. Needs a log that tells vCPUs apart: KVM's dirty rings. The rings keep the limits
- * themselves, in `brant_tracker_ring_full`, so the operation `throttle` is not needed.
+ * themselves, in `brant_tracker_ring_full`, so the operation `throttle` is not needed. Each sync
+ * empties the rings, so a pass leaves a whole ring of each writing vCPU: where
+ * `ring_bytes` / 16 pages of 4 KiB for each writer take longer than the downtime limit, the
+ * migration does not converge. Example: 100 MB/s and 300 ms leave room for 7,300 pages, one ring of
+ * 64 KiB. Enable rings of such a size (`docs/steering.md` has the formula).
  */
 #define BRANT_SLOWING_WRITERS 2
 

@@ -50,7 +50,11 @@ pub const BRANT_SLOWING_OFF: u32 = 0;
 pub const BRANT_SLOWING_ALL: u32 = 1;
 /// In `brant_policy.slowing`: only vCPUs that dirty are slowed, by a limit on the pages that each may
 /// write. Needs a log that tells vCPUs apart: KVM's dirty rings. The rings keep the limits
-/// themselves, in `brant_tracker_ring_full`, so the operation `throttle` is not needed.
+/// themselves, in `brant_tracker_ring_full`, so the operation `throttle` is not needed. Each sync
+/// empties the rings, so a pass leaves a whole ring of each writing vCPU: where
+/// `ring_bytes` / 16 pages of 4 KiB for each writer take longer than the downtime limit, the
+/// migration does not converge. Example: 100 MB/s and 300 ms leave room for 7,300 pages, one ring of
+/// 64 KiB. Enable rings of such a size (`docs/steering.md` has the formula).
 pub const BRANT_SLOWING_WRITERS: u32 = 2;
 
 /// In `brant_policy.on_deadline`, the default: the migration fails with BRANT_E_NOT_CONVERGED, and

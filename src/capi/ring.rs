@@ -110,9 +110,10 @@ pub unsafe extern "C" fn brant_tracker_limit_vcpu(
 /// call, for 5 ms at most: brant does not know when the VMM wants to pause the guest by itself. Then
 /// the call returns 0 although the ring is still full. KVM_RUN comes out again at once, and the next
 /// call waits the next slice. So look for requests of the VMM's own between the two. The wait ends
-/// early with any signal to the thread, also a blocked one; when `immediate_exit` of the vCPU's
-/// kvm_run is set; always before the operations `pause` and `kick`; and when the limit goes: at the
-/// end of the migration, when tracking stops, or when the vCPU is removed.
+/// early with any signal to the thread, also a blocked one; always before the operations `pause` and
+/// `kick`; and when the limit goes: at the end of the migration, when tracking stops, or when the
+/// vCPU is removed. A call for a removed vCPU is BRANT_E_NOT_FOUND. `immediate_exit` of the vCPU's
+/// kvm_run is looked at when the wait begins: to end one that has begun, set it and send a signal.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_ring_full(
     tracker: *mut brant_tracker,

@@ -43,6 +43,10 @@ const FEATURES: &[&str] = &[
     "compression",
     "prefault",
     "verify",
+    "policies",
+    "forecasts",
+    "vcpu-limits",
+    "devices",
 ];
 
 /// Whether the linked library has a feature: 1 if it does, 0 if not or if it does not know the
@@ -52,7 +56,9 @@ const FEATURES: &[&str] = &[
 /// "vhost", "vfio", "iommufd" (logs of devices), "balloon" (ballooned pages are not sent), "hints"
 /// (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports), and those of
 /// `brant_params`: "channels" (several connections), "delta" (deltas of pages that are sent again),
-/// "zero-copy", "checksums", "compression", "prefault", "verify". Any thread. NULL gives 0.
+/// "zero-copy", "checksums", "compression", "prefault", "verify". Also "policies" (a guest is slowed,
+/// a limit rises, a deadline counts), "forecasts", "vcpu-limits" (dirty limits of single vCPUs, in
+/// rings), "devices" (device state that is sent while the guest runs). Any thread. NULL gives 0.
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {
@@ -79,6 +85,10 @@ mod tests {
             c"compression",
             c"prefault",
             c"verify",
+            c"policies",
+            c"forecasts",
+            c"vcpu-limits",
+            c"devices",
         ];
         for name in names {
             // SAFETY: a string.

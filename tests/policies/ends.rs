@@ -10,7 +10,7 @@ use brant::error::Kind;
 use brant::migrate::{Incoming, Outgoing, Params, Policy};
 use brant::vmm::EventKind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// A policy that slows the guest and a limit that it cannot reach.
@@ -80,6 +80,42 @@ fn after_the_peers_death_nobody_is_slowed() {
     let pair = dirtying(1.5);
     slowed(&pair, |_, inc| inc.cancel().unwrap()).unwrap_err();
     pair.assert_runs_on("the peer is gone");
+}
+
+#[test]
+fn a_policy_that_is_switched_off_lets_the_guest_go_before_the_pass_ends() {
+    let pair = dirtying(1.5);
+    let link = link();
+    let migration: Arc<OnceLock<Weak<Outgoing>>> = Arc::default();
+    // How many passes had ended at each call of `throttle`.
+    let passes: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let (vmm, known, seen) = (
+        Arc::downgrade(&pair.from),
+        Arc::clone(&migration),
+        Arc::clone(&passes),
+    );
+    pair.from.at("throttle", move || {
+        let mut seen = seen.lock().unwrap();
+        seen.push(vmm.upgrade().unwrap().events(EventKind::Pass).len());
+        if seen.len() == 1 {
+            let out = known.get().and_then(Weak::upgrade).expect("started");
+            out.set_policy(Policy::default())?;
+        }
+        Ok(())
+    });
+    let (out, inc) = start(&pair, &link, &hopeless());
+    migration.set(Arc::downgrade(&out)).unwrap();
+    let begun = Instant::now();
+    while passes.lock().unwrap().len() < 2 {
+        assert!(begun.elapsed() < LONG, "it stays slowed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    out.cancel().unwrap();
+    let _ = (out.wait(Some(LONG)), inc.wait(Some(LONG)));
+    let passes = passes.lock().unwrap();
+    assert_eq!(passes[0], passes[1], "{passes:?}");
+    assert_eq!(pair.from.throttle.load(Ordering::SeqCst), 0);
+    pair.assert_sound("switched off");
 }
 
 #[test]

@@ -222,6 +222,12 @@ impl Steer {
         asking::judge(&mut *self.decider, facts)
     }
 
+    /// After an aborted pause: slows the guest as before the pause, until the next sync shows more.
+    pub(super) fn go_on(&mut self, vcpus: &[u32]) {
+        self.policies.go_on();
+        self.slow(vcpus);
+    }
+
     /// Nobody is slowed any more: the guest is about to be paused, or the migration is over.
     pub(super) fn let_go(&mut self) {
         let again = std::mem::take(&mut self.owed);
@@ -239,7 +245,7 @@ impl Steer {
     }
 
     fn lift(&mut self) -> Result<()> {
-        if !self.told.is_slowed() {
+        if !self.told.is_slowed() && !self.has_limits_of_others() {
             return Ok(());
         }
         self.limit_in_rings(&[])?;
@@ -258,6 +264,13 @@ impl Steer {
     fn take_orders(&mut self) -> Result<()> {
         let order = self.shared.guest.orders.lock().clone();
         if order != self.order {
+            let (now, was) = (&order.policy, &self.order.policy);
+            let same = (now.slowing, now.throttle_max) == (was.slowing, was.throttle_max);
+            if !same {
+                // A pass may take hours, and nothing is learnt about the guest before its end when
+                // the new policy does not slow it.
+                self.let_go();
+            }
             self.policies.set(order.policy.clone(), order.limit)?;
             self.order = order;
         }
@@ -323,9 +336,15 @@ impl Steer {
         self.limit_in_rings(&limits)
     }
 
+    /// Whether rings keep limits that the VMM has set, and that this policy replaces.
+    fn has_limits_of_others(&self) -> bool {
+        self.policies.policy().slowing == Slowing::DirtyLimit
+            && self.shared.guest.tracker.has_vcpu_limits()
+    }
+
     /// Replaces the limits that dirty rings keep.
     fn limit_in_rings(&mut self, limits: &[VcpuLimit]) -> Result<()> {
-        if limits.is_empty() && self.told.in_rings == 0 {
+        if limits.is_empty() && self.told.in_rings == 0 && !self.has_limits_of_others() {
             return Ok(());
         }
         self.told.in_rings = self.told.in_rings.max(limits.len());

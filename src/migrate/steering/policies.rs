@@ -310,6 +310,11 @@ impl Policies {
         self.next(facts, fits)
     }
 
+    /// A pause was aborted, and the guest runs on: it is slowed as before the pause.
+    pub fn go_on(&mut self) {
+        self.off = false;
+    }
+
     /// The migration has ended, however. Returns the throttle to set: 0. No vCPU has a limit.
     pub fn end(&mut self) -> u8 {
         self.off = true;
@@ -357,9 +362,12 @@ impl Policies {
     }
 
     /// Slows the guest or lets it go. The first pass sends all memory, so slowing the guest then
-    /// would cost it the most and help the least.
+    /// would cost it the most and help the least. Once the rest fits, the guest is slowed as before:
+    /// the passes that still follow need no further slowing.
     fn slow(&mut self, facts: &Facts, load: &Load, vcpus: &[f64]) -> Result<()> {
-        if facts.last_pass.is_none() {
+        let expected = facts.expected_downtime();
+        let fits = facts.moment == Moment::Synced && expected.is_some_and(|e| e <= self.limit());
+        if facts.last_pass.is_none() || fits {
             return Ok(());
         }
         match self.policy.slowing {
@@ -530,6 +538,34 @@ mod tests {
         (first.moment, first.last_pass) = (Moment::Walking, None);
         assert_eq!(steer(&mut policies, &first).throttle, 0);
         assert_eq!(steer(&mut policies, &after(1, 1000, 1000, 10)).throttle, 72);
+    }
+
+    #[test]
+    fn a_guest_whose_rest_fits_is_not_slowed_further() {
+        let mut policies = with(Policy {
+            slowing: Slowing::AutoConverge,
+            ..Policy::default()
+        });
+        assert_eq!(steer(&mut policies, &after(2, 100, 100, 10)).throttle, 72);
+        // 20 MB fit 300 ms, and 60 MB do not.
+        for (left, more) in [(20, false), (60, true)] {
+            let throttle = steer(&mut policies, &after(3 + left as u32, 60, left, 11)).throttle;
+            assert_eq!(throttle > 72, more, "{left} MB: {throttle}");
+        }
+    }
+
+    #[test]
+    fn after_an_aborted_pause_the_guest_is_slowed_as_before_without_a_further_sync() {
+        let mut policies = with(Policy {
+            slowing: Slowing::AutoConverge,
+            ..Policy::default()
+        });
+        assert_eq!(steer(&mut policies, &after(2, 100, 100, 10)).throttle, 72);
+        let pause = Next::SwitchOver { expected: secs(0) };
+        let steer = policies.steer(&after(3, 100, 20, 11), &pause, &[], 0.0);
+        assert_eq!(steer.unwrap().throttle, 0);
+        policies.go_on();
+        assert_eq!(policies.throttle(), 72);
     }
 
     #[test]

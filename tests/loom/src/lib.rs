@@ -102,6 +102,8 @@ pub mod sys {
 
         pub enum OwnMemory {}
 
+        // As little of it as is used.
+        #[allow(clippy::len_without_is_empty)]
         impl OwnMemory {
             pub fn new(length: usize, what: &str) -> Result<OwnMemory> {
                 Err(Error::no_memory(what, length as u64))

@@ -30,8 +30,9 @@ const TELL_AGAIN: u32 = 4;
 impl Driver {
     /// Sends memory until the decider says that the rest fits. Called again after an aborted pause.
     pub(super) fn copy(&mut self) -> Result<()> {
-        if self.common.stats.pass == 0 {
-            self.begin_copying()?;
+        match self.common.stats.pass {
+            0 => self.begin_copying()?,
+            _ => self.steer.go_on(self.rates.fresh().vcpus),
         }
         self.make_passes()
     }
