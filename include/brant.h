@@ -1377,7 +1377,12 @@ typedef struct brant_device {
      * guest. NULL: nothing to do.
      */
     int32_t (*loaded)(void*, struct brant_reason*);
-    /** Destination: the guest is this side's; run. Required at a destination. */
+    /**
+     * Destination: the guest is this side's; run. Required at a destination. When `wake` or `run` of
+     * one device fails, no further device and no VMM's `run` is called, and brant calls no `reset`:
+     * stop the devices that run by then before the source takes the guest back
+     * (BRANT_RESOLVE_RESUME).
+     */
     int32_t (*run)(void*, struct brant_reason*);
     /**
      * Destination: the migration failed. Drop what was loaded, so that another can begin. NULL:

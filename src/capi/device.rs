@@ -115,7 +115,10 @@ pub struct brant_device {
     /// Destination: all state of all devices is here. A failure is the last chance to refuse the
     /// guest. NULL: nothing to do.
     pub loaded: Option<unsafe extern "C" fn(*mut c_void, *mut brant_reason) -> i32>,
-    /// Destination: the guest is this side's; run. Required at a destination.
+    /// Destination: the guest is this side's; run. Required at a destination. When `wake` or `run` of
+    /// one device fails, no further device and no VMM's `run` is called, and brant calls no `reset`:
+    /// stop the devices that run by then before the source takes the guest back
+    /// (BRANT_RESOLVE_RESUME).
     pub run: Option<unsafe extern "C" fn(*mut c_void, *mut brant_reason) -> i32>,
     /// Destination: the migration failed. Drop what was loaded, so that another can begin. NULL:
     /// nothing to do.
