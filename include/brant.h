@@ -1302,7 +1302,8 @@ typedef struct brant_device_left {
  * Threads: at the source one call at a time, on the migration's thread; `wake` and `resume` after
  * brant_outgoing_resolve on its caller's. At the destination `load_running` and `load_stopped` run
  * on any thread of the migration, one at a time for one device, those of different devices at the
- * same time. All signals are masked. A callback may block, and delays the migration by that. It must
+ * same time. `cancel` runs on any thread, at any time. In all others all signals are masked. They
+ * may block, and delay the migration by that. A callback must
  * add and remove no blocks, and wait for no object that called it.
  */
 typedef struct brant_device {
@@ -1389,6 +1390,14 @@ typedef struct brant_device {
      * nothing to do.
      */
     void (*reset)(void*);
+    /**
+     * Either side: the migration was cancelled. A callback of this device that is in progress should
+     * return soon, with any failure: the cancel waits for it. Called on the thread that cancels, at
+     * the same time as any other callback; must not block, and must call nothing of the migration.
+     * Comes between `begin` and `end`, or before `run` or `reset`, and never after the hand-over.
+     * NULL: nothing to do.
+     */
+    void (*cancel)(void*);
 } brant_device;
 
 /**

@@ -56,7 +56,8 @@ pub struct brant_device_left {
 /// Threads: at the source one call at a time, on the migration's thread; `wake` and `resume` after
 /// brant_outgoing_resolve on its caller's. At the destination `load_running` and `load_stopped` run
 /// on any thread of the migration, one at a time for one device, those of different devices at the
-/// same time. All signals are masked. A callback may block, and delays the migration by that. It must
+/// same time. `cancel` runs on any thread, at any time. In all others all signals are masked. They
+/// may block, and delay the migration by that. A callback must
 /// add and remove no blocks, and wait for no object that called it.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -123,6 +124,12 @@ pub struct brant_device {
     /// Destination: the migration failed. Drop what was loaded, so that another can begin. NULL:
     /// nothing to do.
     pub reset: Option<unsafe extern "C" fn(*mut c_void)>,
+    /// Either side: the migration was cancelled. A callback of this device that is in progress should
+    /// return soon, with any failure: the cancel waits for it. Called on the thread that cancels, at
+    /// the same time as any other callback; must not block, and must call nothing of the migration.
+    /// Comes between `begin` and `end`, or before `run` or `reset`, and never after the hand-over.
+    /// NULL: nothing to do.
+    pub cancel: Option<unsafe extern "C" fn(*mut c_void)>,
 }
 
 sized!(brant_device, brant_device_left);
@@ -236,6 +243,12 @@ impl Device for OfC {
     }
     fn end(&self) {
         if let Some(f) = self.table.end {
+            // SAFETY: the VMM's function, called as the structure says.
+            unsafe { f(self.table.opaque) };
+        }
+    }
+    fn cancel(&self) {
+        if let Some(f) = self.table.cancel {
             // SAFETY: the VMM's function, called as the structure says.
             unsafe { f(self.table.opaque) };
         }

@@ -115,6 +115,9 @@ impl Device for Added {
     fn end(&self) {
         self.device.end();
     }
+    fn cancel(&self) {
+        Device::cancel(&self.device);
+    }
     fn load_running(&self, data: &[u8]) -> Result<()> {
         self.device.load_running(data)
     }

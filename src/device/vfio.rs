@@ -225,10 +225,16 @@ impl VfioDevice {
         self.lock().on_reset = Some(Box::new(told));
     }
 
-    /// Ends a read or a load that waits, on any thread. The next [`begin`](Device::begin) or
+    /// Ends a read or a load that waits, on any thread; a cancel of the migration does. The next
+    /// [`begin`](Device::begin), [`end`](Device::end), [`run`](Device::run) or
     /// [`reset`](Device::reset) takes it back.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
+    }
+
+    /// What came before counts no more.
+    fn forget_cancel(&self) {
+        self.cancelled.store(false, Ordering::Release);
     }
 }
 
@@ -313,7 +319,7 @@ fn announced(buffer: &mut [u8], source: &mut Source) -> usize {
 impl Device for VfioDevice {
     fn begin(&self) -> Result<()> {
         let mut inner = self.lock();
-        self.cancelled.store(false, Ordering::Release);
+        self.forget_cancel();
         inner.machine.can()?;
         let home = inner.machine.look()?;
         if ![State::RUNNING, State::STOP].contains(&home) {
@@ -503,8 +509,13 @@ impl Device for VfioDevice {
         Ok(())
     }
 
+    fn cancel(&self) {
+        VfioDevice::cancel(self);
+    }
+
     fn end(&self) {
         let mut inner = self.lock();
+        self.forget_cancel();
         let Side::Source(source) = &mut inner.side else {
             return;
         };
@@ -529,7 +540,6 @@ impl Device for VfioDevice {
         if !matches!(inner.side, Side::Destination(_)) {
             inner.machine.can()?;
             inner.machine.look()?;
-            self.cancelled.store(false, Ordering::Release);
             inner.side = Side::Destination(Parts::default());
         }
         let Side::Destination(parts) = &mut inner.side else {
@@ -575,6 +585,7 @@ impl Device for VfioDevice {
 
     fn run(&self) -> Result<()> {
         let mut inner = self.lock();
+        self.forget_cancel();
         inner.machine.keep(State::RUNNING)?;
         inner.side = Side::Neither;
         Ok(())
@@ -582,7 +593,7 @@ impl Device for VfioDevice {
 
     fn reset(&self) {
         let mut inner = self.lock();
-        self.cancelled.store(false, Ordering::Release);
+        self.forget_cancel();
         if !matches!(inner.side, Side::Destination(_)) {
             return;
         }

@@ -124,7 +124,8 @@ impl VhostUserDevice {
         self.lock().expected = Some(bytes);
     }
 
-    /// Ends a read or a load that waits, on any thread. The next [`begin`](Device::begin) or
+    /// Ends a read or a load that waits, on any thread; a cancel of the migration does. The next
+    /// [`begin`](Device::begin), [`end`](Device::end), [`run`](Device::run) or
     /// [`reset`](Device::reset) takes it back.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
@@ -242,8 +243,13 @@ impl Device for VhostUserDevice {
         Ok(())
     }
 
+    fn cancel(&self) {
+        VhostUserDevice::cancel(self);
+    }
+
     fn end(&self) {
         self.lock().transfer = Transfer::None;
+        self.cancelled.store(false, Ordering::Release);
     }
 
     fn load_stopped(&self, mut data: &[u8]) -> Result<()> {
@@ -292,6 +298,7 @@ impl Device for VhostUserDevice {
 
     /// The VMM's `run` starts the rings.
     fn run(&self) -> Result<()> {
+        self.cancelled.store(false, Ordering::Release);
         Ok(())
     }
 

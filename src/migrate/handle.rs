@@ -171,8 +171,9 @@ impl<S: Side> Handle<S> {
     }
 
     /// A cancel tries to take the gate. Waits for the end, unless this thread is inside an
-    /// operation of the VMM's.
-    pub(super) fn cancel(&self, too_late: &str) -> Result<()> {
+    /// operation of the VMM's. The first cancel calls `wake`, which ends calls that the migration's
+    /// threads are in.
+    pub(super) fn cancel(&self, too_late: &str, wake: impl FnOnce()) -> Result<()> {
         let taken =
             self.gate
                 .compare_exchange(OPEN, CANCELLED, Ordering::AcqRel, Ordering::Acquire);
@@ -182,7 +183,9 @@ impl<S: Side> Handle<S> {
                 format!("too late to cancel: {too_late}"),
             ));
         }
-        self.cancel.cancel();
+        if self.cancel.cancel() {
+            wake();
+        }
         if !inside(self.owner()) {
             self.wait_ended(None);
         }
@@ -344,8 +347,8 @@ impl<S: Side> Handle<S> {
     }
 
     /// Cancels the migration and joins its thread, when the VMM's object is dropped.
-    pub(super) fn shut_down(&self) {
-        let _ = self.cancel("");
+    pub(super) fn shut_down(&self, wake: impl FnOnce()) {
+        let _ = self.cancel("", wake);
         let thread = self.thread().take();
         if let Some(thread) = thread {
             if !inside(self.owner()) {

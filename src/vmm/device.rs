@@ -58,7 +58,8 @@ pub struct Left {
 /// at a time for one device, and `load_running` of different devices at the same time. All signals
 /// are masked. A call may block, and delays the migration by that; `read_running` also delays
 /// pages, which get at least as much time as the reads. Rules for locks and waits are those of
-/// [`Vmm`](super::Vmm). A panic is caught and counts as a failure.
+/// [`Vmm`](super::Vmm). A panic is caught and counts as a failure. `cancel` runs on any thread, at
+/// any time.
 pub trait Device: Send + Sync {
     /// Source: a migration begins. Called before the first page is sent.
     fn begin(&self) -> Result<()> {
@@ -106,6 +107,14 @@ pub trait Device: Send + Sync {
     /// or not that succeeded. After an unanswered hand-over `wake` and `resume` may still follow,
     /// when the VMM resolves the migration that way.
     fn end(&self) {}
+
+    /// Either side: the migration was cancelled. A call of this device that is in progress should
+    /// return soon, with any error: the cancel waits for it. Called on the thread that cancels, once,
+    /// possibly at the same time as any other call; must not block, and must call nothing of this
+    /// migration. Comes only after `begin` and before `end`, or from the agreement on devices to
+    /// `run` or `reset`, and never after the hand-over. Those three make the device as new: the next
+    /// migration knows nothing of this cancel.
+    fn cancel(&self) {}
 
     /// Destination: takes the next bytes of the running part. Must not write guest memory, where
     /// later pages would overwrite it, and must not depend on another device. The bytes are those of

@@ -98,6 +98,16 @@ impl Held {
         done
     }
 
+    /// The migration is cancelled. Only devices that have begun and not ended are told, so that no
+    /// cancel reaches the next migration: hence the lock during the calls, for which `end` waits.
+    pub(crate) fn cancel(&self, vmm: &Callbacks) {
+        let told = self.told();
+        if let Some(in_use) = &told.in_use {
+            let begun = told.begun.min(in_use.all().len());
+            cancel(vmm, &in_use.all()[..begun]);
+        }
+    }
+
     /// The migration is over.
     pub(crate) fn end(&self, vmm: &Callbacks) {
         let begun = std::mem::take(&mut self.told().begun);
@@ -137,6 +147,17 @@ pub(crate) fn read(
         ));
     }
     Ok(read)
+}
+
+/// Asks every device to end the call that it is in.
+pub(crate) fn cancel(vmm: &Callbacks, list: &[Arc<Registered>]) {
+    for device in list {
+        // Only a panic is an error here, and the migration is cancelled anyway.
+        let _ = call(vmm, device, "cancel", |d| {
+            d.cancel();
+            Ok(())
+        });
+    }
 }
 
 /// Tells every device that all state is here.

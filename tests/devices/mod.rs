@@ -2,10 +2,12 @@
 //! and with a failure at every step.
 
 mod buffer;
+mod cancelled;
 mod downtime;
 mod failing;
 mod image;
 mod model;
 mod order;
 mod refused;
+mod resolved;
 mod sides;

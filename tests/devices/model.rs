@@ -1,9 +1,10 @@
 //! A device whose state is a sequence of known bytes, some of which it gives while the guest runs.
 //! It remembers every call, and what was wrong with it.
 
+use crate::support::time::LONG;
 use brant::error::{Error, Kind, Result};
 use brant::vmm::device::{Device, Left};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// The calls of all devices and VMMs of a test, in their order.
@@ -88,6 +89,16 @@ pub struct Model {
     size: Size,
     log: Arc<Log>,
     inner: Mutex<Inner>,
+    stuck: Mutex<Stuck>,
+    changed: Condvar,
+}
+
+/// A call that does not return before the device is cancelled.
+#[derive(Default)]
+struct Stuck {
+    at: Option<&'static str>,
+    is: bool,
+    cancelled: bool,
 }
 
 /// The state repeats this many bytes, which are no power of two.
@@ -135,11 +146,25 @@ impl Model {
                 more: 0,
                 shy: 0,
             }),
+            stuck: Mutex::default(),
+            changed: Condvar::new(),
         })
     }
     /// The next call of this name fails.
     pub fn fails_at(&self, call: &'static str) {
         self.inner.lock().unwrap().fails_at = Some(call);
+    }
+    /// Calls of this name do not return before a cancel, and fail then.
+    pub fn sticks_at(&self, call: &'static str) {
+        self.stuck.lock().unwrap().at = Some(call);
+    }
+    /// Waits until a call sticks.
+    pub fn await_stuck(&self) {
+        let stuck = self.stuck.lock().unwrap();
+        let waited = self
+            .changed
+            .wait_timeout_while(stuck, LONG, |stuck| !stuck.is);
+        assert!(!waited.unwrap().1.timed_out(), "{}: no call", self.name);
     }
     /// The next `resume` adds so many initial bytes to its state, of which a few calls give none.
     pub fn begins_anew_with(&self, bytes: u64) {
@@ -159,6 +184,19 @@ impl Model {
     }
     fn call(&self, what: &'static str, expected: &[Mode], next: Option<Mode>) -> Result<()> {
         self.log.note(format!("{} {what}", self.name));
+        let mut stuck = self.stuck.lock().unwrap();
+        if stuck.at == Some(what) {
+            stuck.is = true;
+            self.changed.notify_all();
+            let waited = self
+                .changed
+                .wait_timeout_while(stuck, LONG, |stuck| !stuck.cancelled);
+            if waited.unwrap().1.timed_out() {
+                self.log.wrong(format!("{} {what}: no cancel", self.name));
+            }
+            return Err(Error::new(Kind::Io, "told to return"));
+        }
+        drop(stuck);
         let mut inner = self.inner.lock().unwrap();
         if !expected.contains(&inner.mode) {
             self.log
@@ -268,6 +306,11 @@ impl Device for Model {
     fn end(&self) {
         let any = [Mode::Runs, Mode::Quiet, Mode::Stopped];
         let _ = self.call("end", &any, None);
+    }
+    fn cancel(&self) {
+        self.log.note(format!("{} cancel", self.name));
+        self.stuck.lock().unwrap().cancelled = true;
+        self.changed.notify_all();
     }
     fn load_running(&self, data: &[u8]) -> Result<()> {
         self.call("load_running", &[Mode::Gone], None)?;

@@ -5,10 +5,11 @@ use super::model::*;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::sides::{incoming, outgoing, quick, socketpair, start, AbortsOnce};
-use crate::support::time::LONG;
+use crate::support::time::{cancel_promptly, LONG};
 use brant::device::vfio::VfioDevice;
 use brant::dirty::iova::{DmaRange, DmaTarget, Iovas};
 use brant::dirty::vfio::VfioDeviceLog;
+use brant::error::Kind;
 use brant::migrate::{AcceptFrom, ConnectTo};
 use brant::units::Bytes;
 use std::sync::{Arc, Mutex};
@@ -199,6 +200,47 @@ fn initial_bytes_of_the_transfer_after_an_aborted_pause_are_loaded_before_the_ne
     let seen = seen.lock().unwrap();
     assert_eq!(seen.len(), 2);
     assert!(seen.iter().all(|n| *n >= REGISTERS * 3), "{seen:?}");
+}
+
+#[test]
+fn a_cancel_does_not_wait_for_a_silent_device_and_the_next_migration_knows_nothing_of_it() {
+    for at_source in [true, false] {
+        let moving = moving(16, &[ABILITIES[3]], true);
+        let bus = match at_source {
+            true => moving.from.clone(),
+            false => moving.to.clone(),
+        };
+        bus.lock().parts[0].silent = true;
+        let (out, inc) = start(&moving.pair, &quick());
+        let what = format!("at the source: {at_source}");
+        match at_source {
+            true => moving.pair.from.wait_state("sending the last pages"),
+            false => {
+                while moving.to.state(0) != RESUMING {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        let error = match at_source {
+            true => {
+                cancel_promptly(&what, || out.cancel()).unwrap();
+                let _ = inc.wait(Some(LONG));
+                out.wait(Some(LONG)).unwrap_err()
+            }
+            false => {
+                cancel_promptly(&what, || inc.cancel()).unwrap();
+                let _ = out.wait(Some(LONG));
+                inc.wait(Some(LONG)).unwrap_err()
+            }
+        };
+        assert_eq!(error.kind(), Kind::Cancelled, "{what}: {error}");
+        moving.assert_runs_on(1, &what);
+        drop((out, inc));
+        bus.lock().parts[0].silent = false;
+        moving.migrate().unwrap();
+        assert_eq!((moving.from.state(0), moving.to.state(0)), (STOP, RUNNING));
+        moving.pair.assert_sound(&what);
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! The part of an incoming migration that the VMM's object and the migration's threads share.
 
+use super::devices::Devices;
 use super::figures::Figures;
 use crate::channel::Endpoint;
 use crate::memory::Memory;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The shared part of an incoming migration.
 pub(super) struct Arriving {
@@ -12,6 +13,8 @@ pub(super) struct Arriving {
     endpoint: Mutex<Option<Endpoint>>,
     /// The figures of each channel, in the order of the channels.
     figures: Mutex<Vec<Arc<Figures>>>,
+    /// The guest's devices, as long as the migration's thread has them.
+    devices: Mutex<Weak<Devices>>,
 }
 
 impl Arriving {
@@ -20,6 +23,23 @@ impl Arriving {
             memory,
             endpoint: Mutex::default(),
             figures: Mutex::default(),
+            devices: Mutex::default(),
+        }
+    }
+
+    /// Both sides have agreed on the devices.
+    pub(super) fn has_devices(&self, devices: &Arc<Devices>) {
+        let mut place = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        *place = Arc::downgrade(devices);
+    }
+
+    /// The migration is cancelled: asks every device to end the call that it is in.
+    pub(super) fn cancel_devices(&self) {
+        let place = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let devices = place.upgrade();
+        drop(place);
+        if let Some(devices) = devices {
+            devices.cancel();
         }
     }
 

@@ -18,6 +18,7 @@ use super::lane::Waits;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::migrate::callbacks::Callbacks;
+use crate::runtime::Cancel;
 use crate::vmm::device::{described, InUse, Registered};
 use crate::vmm::held;
 use crate::wire::{DeviceLoaded, NamedDevice, Piece, DEVICES_MAX};
@@ -85,6 +86,11 @@ pub(super) struct Devices {
     most: u64,
     lanes: usize,
     vmm: Callbacks,
+    /// The migration's cancel.
+    cancelled: Cancel,
+    /// Devices are told of a cancel. The lock is held during the calls, so that no cancel comes after
+    /// `run` or `reset`.
+    open_to_cancel: Mutex<bool>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -160,6 +166,7 @@ impl Devices {
         most: u64,
         lanes: usize,
         vmm: Callbacks,
+        cancelled: Cancel,
     ) -> Result<Arc<Devices>> {
         debug_assert!(list.len() <= DEVICES_MAX as usize);
         let parts = || -> Result<Vec<Part>> {
@@ -181,6 +188,8 @@ impl Devices {
             most,
             lanes,
             vmm,
+            cancelled,
+            open_to_cancel: Mutex::new(true),
             state: Mutex::new(state),
             changed: Condvar::new(),
         }))
@@ -328,7 +337,9 @@ impl Devices {
         state.moves += 1;
         part(&mut state, at, stopped).busy = false;
         self.changed.notify_all();
-        done.map(|()| state)
+        // A call that the cancel has ended is no failure of the device's.
+        done.map_err(|e| self.cancelled.check("loading").err().unwrap_or(e))
+            .map(|()| state)
     }
 
     /// Called when every lane has ended: each device has all of its state.
@@ -355,13 +366,29 @@ impl Devices {
         held::loaded(&self.vmm, &self.list)
     }
 
+    fn open_to_cancel(&self) -> MutexGuard<'_, bool> {
+        self.open_to_cancel
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The migration is cancelled: asks every device to end the call that it is in.
+    pub(super) fn cancel(&self) {
+        let open = self.open_to_cancel();
+        if *open {
+            held::cancel(&self.vmm, &self.list);
+        }
+    }
+
     /// The guest is this side's: all devices run.
     pub(super) fn run(&self) -> Result<()> {
+        *self.open_to_cancel() = false;
         held::run(&self.vmm, &self.list)
     }
 
     /// The guest never runs here: all devices drop what they have loaded.
     pub(super) fn reset(&self) {
+        *self.open_to_cancel() = false;
         held::reset(&self.vmm, &self.list);
     }
 }
@@ -466,6 +493,8 @@ impl Devices {
     ) -> Result<Option<DeviceLoaded>> {
         let device = &self.list[at];
         let stopped = piece.is_stopped();
+        // A cancel that came before the devices were known has not told them.
+        self.cancelled.check("loading devices' state")?;
         let mut state = self.lock();
         let mut seen = (state.moves, Instant::now());
         loop {

@@ -403,7 +403,9 @@ impl Driver {
         let (list, in_use) = first.lane.named(agreed)?;
         if has {
             let most = shared.params.max_device_buffer;
-            let devices = Devices::new(list, in_use, most, lanes.len(), vmm.clone())?;
+            let cancelled = shared.handle.cancel.clone();
+            let devices = Devices::new(list, in_use, most, lanes.len(), vmm.clone(), cancelled)?;
+            shared.guest.has_devices(&devices);
             for lane in lanes {
                 lane.takes_pieces(devices.lane()?);
             }

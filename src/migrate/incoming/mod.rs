@@ -170,10 +170,14 @@ impl Incoming {
 
     /// Ends the migration before the guest is taken over. A successful return proves that the guest
     /// never runs here. Returns within a tenth of a second unless a callback of the VMM's is in
-    /// progress. Inside a callback, this function only asks for the cancel. After the hand-over was
+    /// progress; a callback of a device is asked to return
+    /// ([`Device::cancel`](crate::vmm::device::Device::cancel)). Inside a callback, this function only asks for the cancel. After the hand-over was
     /// received, it fails with [`Kind::State`].
     pub fn cancel(&self) -> Result<()> {
-        self.shared.handle.cancel("the guest has been taken over")
+        let wake = || self.shared.guest.cancel_devices();
+        self.shared
+            .handle
+            .cancel("the guest has been taken over", wake)
     }
 
     /// Waits until the guest runs here or the migration has failed. When `limit` passes first,
@@ -186,6 +190,7 @@ impl Incoming {
 impl Drop for Incoming {
     /// Cancels a migration that is in progress, and waits for its end.
     fn drop(&mut self) {
-        self.shared.handle.shut_down();
+        let wake = || self.shared.guest.cancel_devices();
+        self.shared.handle.shut_down(wake);
     }
 }

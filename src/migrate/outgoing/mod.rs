@@ -286,12 +286,20 @@ impl Outgoing {
 
     /// Ends the migration at any point before the hand-over, and returns when the guest runs on.
     /// That takes at most a tenth of a second, unless a callback of the VMM's or a kernel call is
-    /// in progress. Inside a callback the method requests the end and returns. When the migration
+    /// in progress; a callback of a device is asked to return
+    /// ([`Device::cancel`](crate::vmm::device::Device::cancel)). Inside a callback the method requests the end and returns. When the migration
     /// has ended already, nothing happens.
     ///
     /// After the hand-over a cancel is too late: [`Kind::State`].
     pub fn cancel(&self) -> Result<()> {
-        self.shared.handle.cancel("the guest has been handed over")
+        let wake = || self.cancel_devices();
+        self.shared
+            .handle
+            .cancel("the guest has been handed over", wake)
+    }
+
+    fn cancel_devices(&self) {
+        self.shared.guest.devices.cancel(&self.shared.callbacks());
     }
 
     /// The latest figures of one channel, counted from 0; all zero before there is a connection.
@@ -376,6 +384,6 @@ impl Drop for Outgoing {
     /// Cancels the migration in progress and waits for its end. After the hand-over, waits for the
     /// destination's answer instead, at most for the hand-over timeout.
     fn drop(&mut self) {
-        self.shared.handle.shut_down();
+        self.shared.handle.shut_down(|| self.cancel_devices());
     }
 }

@@ -4,7 +4,7 @@
 use super::copy::capped_batch;
 use super::Driver;
 use crate::channel::Io;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::migrate::steering::Next;
 use crate::migrate::switchover::source::State;
 use crate::vmm::EventKind;
@@ -37,9 +37,16 @@ impl Driver {
         if self.streams.is_empty() {
             return Ok(());
         }
-        self.common.shared.guest.devices.stop(&self.common.vmm)?;
+        let stopped = self.common.shared.guest.devices.stop(&self.common.vmm);
+        stopped.map_err(|e| self.unless_cancelled(e))?;
         self.streams.stops();
         self.streams.look(&self.common.vmm)
+    }
+
+    /// The error of a device's call. A call that the cancel has ended is no failure of the device's.
+    fn unless_cancelled(&self, error: Error) -> Error {
+        let cancel = &self.common.shared.handle.cancel;
+        cancel.check("the migration").err().unwrap_or(error)
     }
 
     /// One round between two batches, unless the last one was so slow that pages are due.
@@ -56,7 +63,10 @@ impl Driver {
         let most = cap.map_or(PIECE_BYTES_MAX, |cap| {
             capped_batch(cap, false).bytes().0 as usize
         });
-        let Some(piece) = self.streams.round(most, &self.common.vmm)? else {
+        // A cancel that came before a device's `begin` ended has been forgotten there.
+        self.common.shared.handle.cancel.check("the migration")?;
+        let piece = self.streams.round(most, &self.common.vmm);
+        let Some(piece) = piece.map_err(|e| self.unless_cancelled(e))? else {
             return Ok(false);
         };
         self.course.sends(self.common.begun.elapsed());
@@ -156,7 +166,11 @@ impl Driver {
     pub(super) fn send_stopped(&mut self, io: &Io<'_>) -> Result<()> {
         let begun = Instant::now();
         let io = &io.of("devices' state");
-        while let Some(piece) = self.streams.read_stopped(&self.common.vmm)? {
+        loop {
+            let piece = self.streams.read_stopped(&self.common.vmm);
+            let Some(piece) = piece.map_err(|e| self.unless_cancelled(e))? else {
+                break;
+            };
             self.check_gate()?;
             self.sending(io)?.2.put_piece(piece)?;
             self.lanes()?.listen()?;
