@@ -247,7 +247,7 @@ static void blockers(void)
 
 int main(void)
 {
-    plan(15 + 3);
+    plan(16 + 3);
     callbacks();
     blockers();
     return done();
