@@ -1285,7 +1285,7 @@ typedef struct brant_device_left {
  *
  * Order at the source: `begin` of every device before the first page; `left` and `read_running`
  * while the guest runs; the VMM's `pause`; `quiesce` of every device; `stop` of every device; the
- * sync of all dirty logs; `read_stopped` of one device after the other. When the pause is aborted
+ * sync of all dirty logs; the VMM's `save`; `read_stopped` of one device after the other. When the pause is aborted
  * or the migration fails: `wake` of every device that was quiesced, `resume` of each, the VMM's
  * `resume`. `end` comes last, whatever the outcome. Rounds of `read_running` go on after an aborted
  * pause.
@@ -1325,7 +1325,10 @@ typedef struct brant_device {
     uint32_t version;
     /** Source: a migration begins. NULL: nothing to do. */
     int32_t (*begin)(void*, struct brant_reason*);
-    /** Source: fills how much is left. Called before each round of reads, and after a pause. */
+    /**
+     * Source: fills how much is left. Called before each round of reads, and after a pause. NULL:
+     * the device has no running part, and does not know the size of the stopped one.
+     */
     int32_t (*left)(void*, struct brant_device_left*, struct brant_reason*);
     /**
      * Source, guest running: puts at most `length` bytes into `buffer` and their number into

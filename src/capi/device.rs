@@ -39,7 +39,7 @@ pub struct brant_device_left {
 ///
 /// Order at the source: `begin` of every device before the first page; `left` and `read_running`
 /// while the guest runs; the VMM's `pause`; `quiesce` of every device; `stop` of every device; the
-/// sync of all dirty logs; `read_stopped` of one device after the other. When the pause is aborted
+/// sync of all dirty logs; the VMM's `save`; `read_stopped` of one device after the other. When the pause is aborted
 /// or the migration fails: `wake` of every device that was quiesced, `resume` of each, the VMM's
 /// `resume`. `end` comes last, whatever the outcome. Rounds of `read_running` go on after an aborted
 /// pause.
@@ -76,7 +76,8 @@ pub struct brant_device {
     pub version: u32,
     /// Source: a migration begins. NULL: nothing to do.
     pub begin: Option<unsafe extern "C" fn(*mut c_void, *mut brant_reason) -> i32>,
-    /// Source: fills how much is left. Called before each round of reads, and after a pause.
+    /// Source: fills how much is left. Called before each round of reads, and after a pause. NULL:
+    /// the device has no running part, and does not know the size of the stopped one.
     pub left:
         Option<unsafe extern "C" fn(*mut c_void, *mut brant_device_left, *mut brant_reason) -> i32>,
     /// Source, guest running: puts at most `length` bytes into `buffer` and their number into
@@ -197,6 +198,16 @@ fn has_none(name: &str) -> crate::error::Error {
 
 impl Device for OfC {
     fn begin(&self) -> Result<()> {
+        // Said here, and not when the guest stands still.
+        let t = &self.table;
+        let required = [
+            ("stop", t.stop.is_some()),
+            ("read_stopped", t.read_stopped.is_some()),
+            ("resume", t.resume.is_some()),
+        ];
+        if let Some((name, _)) = required.iter().find(|(_, there)| !there) {
+            return Err(has_none(name));
+        }
         self.plain(self.table.begin)
     }
     fn left(&self) -> Result<Left> {
@@ -206,6 +217,9 @@ impl Device for OfC {
             running: 0,
             stopped: 0,
         };
+        if self.table.left.is_none() {
+            left.stopped = BRANT_LEFT_UNKNOWN;
+        }
         if let Some(f) = self.table.left {
             call_back(self.table.opaque, |o, reason| {
                 // SAFETY: the VMM's function, called as the structure says; `left` outlives it.

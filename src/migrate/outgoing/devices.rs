@@ -184,7 +184,7 @@ impl Streams {
             .find(|s| s.initial || s.awaited.is_some())?;
         Some(match waits.initial {
             true => format!(
-                "{} has {} bytes that the destination must load before the pause",
+                "{} has {} bytes (`initial`) that the destination must load before the pause",
                 waits.device, waits.left.initial
             ),
             false => format!(
@@ -282,6 +282,7 @@ impl Streams {
         let mut flags = PIECE_STOPPED;
         if read == 0 {
             flags |= PIECE_LAST;
+            stream.left = Left::default();
             self.turn += 1;
         }
         piece(at, flags, offset, &self.buffer[..read]).map(Some)

@@ -102,7 +102,7 @@ fn the_pause_waits_until_initial_bytes_are_loaded_each_time_that_a_device_has_so
     assert!(streams
         .not_ready()
         .unwrap()
-        .contains("device `plain` has 8 bytes"));
+        .contains("device `plain` has 8 bytes (`initial`)"));
     let flags: Vec<_> = (0..3)
         .map(|_| said(&streams.round(5, &vmm).unwrap().unwrap()).1)
         .collect();

@@ -108,7 +108,7 @@ impl Driver {
                     told_again += 1;
                     self.await_turn(false);
                 }
-                Next::GiveUp(error) => return Err(error),
+                Next::GiveUp(error) => return Err(self.naming_who_waits(error)),
                 Next::GoOn | Next::Sync if self.devices_go_on(read) => {}
                 Next::GoOn | Next::Sync => self.await_turn(self.consumer.pending().0 == 0),
             }
@@ -399,7 +399,7 @@ impl Driver {
             match self.ask_walking()? {
                 Next::GoOn => {}
                 Next::Sync | Next::SwitchOver { .. } => return Ok(false),
-                Next::GiveUp(error) => return Err(error),
+                Next::GiveUp(error) => return Err(self.naming_who_waits(error)),
             }
             self.read_devices(io)?;
             let cap = shared.guest.pacer.stated();

@@ -88,7 +88,7 @@ impl Driver {
             match self.ask_walking()? {
                 Next::GoOn => {}
                 Next::Sync | Next::SwitchOver { .. } => return Ok(()),
-                Next::GiveUp(error) => return Err(error),
+                Next::GiveUp(error) => return Err(self.naming_who_waits(error)),
             }
             let more = self.read_device(io)?;
             self.renew(false);
@@ -133,6 +133,14 @@ impl Driver {
             self.common.vmm.event(EventKind::Warning, text);
         }
         false
+    }
+
+    /// The error of a migration that is given up, with the device that the pause waited for.
+    pub(super) fn naming_who_waits(&self, error: Error) -> Error {
+        match self.streams.not_ready() {
+            Some(why) => error.context(format_args!("the pause waited: {why}")),
+            None => error,
+        }
     }
 
     /// The guest would be paused if what devices need at the destination were there: sends it, for a
