@@ -2735,7 +2735,7 @@ struct brant_forecast;
  * Fills in the forecast of this moment; it is fresh also while the link stalls. BRANT_E_PENDING until
  * the bandwidth is measured or stated and the first pass has begun. The forecast counts with brant's
  * own decider, the limits and the policy in use. From the pause on it stays as it was; of a
- * completed migration it has the true figures. The call takes this thread some microseconds, or
+ * completed migration it has the true figures. While there is none, the fields are 0. The call takes this thread some microseconds, or
  * some milliseconds when the migration does not converge. Any thread, also inside callbacks.
  */
 int32_t brant_outgoing_get_forecast(const struct brant_outgoing *outgoing,

@@ -41,6 +41,14 @@ pub struct brant_forecast {
 
 sized!(brant_forecast);
 
+impl brant_forecast {
+    /// What is filled in before there is a forecast: zeros.
+    pub(super) fn nothing() -> Self {
+        // SAFETY: numbers only.
+        unsafe { std::mem::zeroed() }
+    }
+}
+
 impl From<&Forecast> for brant_forecast {
     fn from(forecast: &Forecast) -> Self {
         let micros = |time| nanos(time) / 1000;

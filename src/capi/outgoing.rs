@@ -279,7 +279,7 @@ pub unsafe extern "C" fn brant_outgoing_lane_stats(
 /// Fills in the forecast of this moment; it is fresh also while the link stalls. BRANT_E_PENDING until
 /// the bandwidth is measured or stated and the first pass has begun. The forecast counts with brant's
 /// own decider, the limits and the policy in use. From the pause on it stays as it was; of a
-/// completed migration it has the true figures. The call takes this thread some microseconds, or
+/// completed migration it has the true figures. While there is none, the fields are 0. The call takes this thread some microseconds, or
 /// some milliseconds when the migration does not converge. Any thread, also inside callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_get_forecast(
@@ -290,9 +290,8 @@ pub unsafe extern "C" fn brant_outgoing_get_forecast(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let outgoing = unsafe { handle(outgoing, "outgoing") }?;
-        if forecast.is_null() {
-            return Err(invalid("brant_forecast is NULL"));
-        }
+        // SAFETY: null or a structure by contract.
+        unsafe { write(forecast, &brant_forecast::nothing()) }?;
         let Some(found) = outgoing.outgoing.forecast() else {
             return Err(Error::new(
                 Kind::Pending,

@@ -265,9 +265,8 @@ pub unsafe extern "C" fn brant_rate_forecast(
             params.policy = unsafe { policy::policy(policy) }?;
         }
         params.check()?;
-        if forecast.is_null() {
-            return Err(invalid("brant_forecast is NULL"));
-        }
+        // SAFETY: null or a structure by contract.
+        unsafe { write(forecast, &brant_forecast::nothing()) }?;
         if bandwidth == 0 {
             return Err(invalid(
                 "the bandwidth is bytes a second that the link carries, not 0",
