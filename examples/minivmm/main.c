@@ -321,9 +321,9 @@ static int send_guest(const struct options *o)
 			screen_say("the guest ends with this program");
 		}
 	} else {
+		program_tell_downtime(&result);
 		screen_say("the guest runs at %s, downtime %.1f ms (limit %.0f ms)", o->endpoint, result.downtime_ms,
 			   result.limit_ms);
-		program_tell_downtime(&result);
 		if (o->migration.verify)
 			screen_say("%" PRIu64 " pages compared, %" PRIu64 " of them differ, %" PRIu64 " left out",
 				   result.verified_pages, result.mismatched_pages, result.unverified_pages);
