@@ -1006,7 +1006,8 @@ typedef struct brant_state_blob {
 /**
  * Source: the migration has stalled: for `brant_policy.stall_ms` no pass left less than every pass
  * before it. The message says for how long and why; `brant_stats.stall` is the cause. Told when a
- * stall begins and when its cause changes, also without a policy.
+ * stall begins and when its cause changes, also without a policy. Only the end of a pass tells it:
+ * while the link stands still no pass ends, so there is no event, and `brant_stats.stall` shows it.
  */
 #define BRANT_EVENT_STALLED 9
 /**
@@ -3414,7 +3415,7 @@ typedef struct brant_params {
  * In `brant_stats.stall`: the migration makes progress, or has not been without it for long enough.
  */
 #define BRANT_STALL_NONE 0
-/** In `brant_stats.stall`: the link carries less than half of what it did. */
+/** In `brant_stats.stall`: the link carries less than half of what it did, or stands still. */
 #define BRANT_STALL_LINK 1
 /** In `brant_stats.stall`: the destination takes the time to acknowledge pages. */
 #define BRANT_STALL_DESTINATION 2
@@ -3625,7 +3626,10 @@ typedef struct brant_stats {
     uint64_t throttle;
     /** How many vCPUs the policy slows by a limit of their own now. Source only. */
     uint64_t limited_vcpus;
-    /** BRANT_STALL_*: why the migration makes no progress now. Source only. */
+    /**
+     * BRANT_STALL_*: why the migration makes no progress now. A link that stands still for
+     * `brant_policy.stall_ms` is BRANT_STALL_LINK at once, in the middle of a pass too. Source only.
+     */
     uint64_t stall;
     /** Pages sent while the guest was paused. */
     uint64_t last_pages;
@@ -3855,8 +3859,12 @@ typedef struct brant_forecast {
      * that they run now.
      */
     uint32_t throttle;
-    /** 0. */
-    uint32_t reserved;
+    /**
+     * 1 as long as no sync has shown what the guest writes: it then counts as writing nothing, so
+     * passes, time, bytes and downtime are the least that they can be, and `converges` is a guess.
+     * Without a policy that slows the guest, that is the whole first pass. Else 0.
+     */
+    uint32_t guessed;
 } brant_forecast;
 
 /* =============================================================================================

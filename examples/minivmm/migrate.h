@@ -45,6 +45,7 @@ struct mg_progress {
 	double bytes_per_second, dirtied_per_second; /* over the connection; by the guest */
 	double seconds_left, downtime;               /* until the end; if the switchover came now, seconds */
 	bool never;                                  /* as things are, it will not end */
+	bool at_least;                               /* what the guest writes is unknown: it takes so long or longer */
 };
 
 /* What the VMM does at the turning points, besides pausing and running its machine. NULL: nothing. */

@@ -76,6 +76,7 @@ struct mg_progress report_progress(const brant_stats *s, const brant_forecast *f
 		.dirtied_per_second = known(s->dirty_pages_per_second, 4096),
 		.seconds_left = v.kind == DONE ? 0 : v.kind == ENDED ? -1 : left(s, f),
 		.never = v.kind == COPIES && f && !f->converges,
+		.at_least = v.kind == COPIES && f && f->converges && f->guessed,
 		.downtime = known(s->expected_downtime_ns, 1e-9),
 	};
 }

@@ -35,8 +35,10 @@ pub struct brant_forecast {
     /// The lowest throttle of all vCPUs with which the migration converges, in percent of the time
     /// that they run now.
     pub throttle: u32,
-    /// 0.
-    pub reserved: u32,
+    /// 1 as long as no sync has shown what the guest writes: it then counts as writing nothing, so
+    /// passes, time, bytes and downtime are the least that they can be, and `converges` is a guess.
+    /// Without a policy that slows the guest, that is the whole first pass. Else 0.
+    pub guessed: u32,
 }
 
 sized!(brant_forecast);
@@ -63,7 +65,7 @@ impl From<&Forecast> for brant_forecast {
             limit_us: help.limit.map_or(0, micros),
             bandwidth: help.bandwidth.map_or(0, |bandwidth| bandwidth as u64),
             throttle: help.throttle.map_or(0, u32::from),
-            reserved: 0,
+            guessed: u32::from(forecast.guessed),
         }
     }
 }

@@ -66,7 +66,8 @@ pub const BRANT_EVENT_MISMATCH: u32 = 7;
 pub const BRANT_EVENT_DOWNTIME: u32 = 8;
 /// Source: the migration has stalled: for `brant_policy.stall_ms` no pass left less than every pass
 /// before it. The message says for how long and why; `brant_stats.stall` is the cause. Told when a
-/// stall begins and when its cause changes, also without a policy.
+/// stall begins and when its cause changes, also without a policy. Only the end of a pass tells it:
+/// while the link stands still no pass ends, so there is no event, and `brant_stats.stall` shows it.
 pub const BRANT_EVENT_STALLED: u32 = 9;
 /// Source: the guest is slowed by another percentage than before, or other vCPUs are, or none
 /// (`brant_policy.slowing`).

@@ -83,7 +83,7 @@ pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
 
 /// In `brant_stats.stall`: the migration makes progress, or has not been without it for long enough.
 pub const BRANT_STALL_NONE: u64 = 0;
-/// In `brant_stats.stall`: the link carries less than half of what it did.
+/// In `brant_stats.stall`: the link carries less than half of what it did, or stands still.
 pub const BRANT_STALL_LINK: u64 = 1;
 /// In `brant_stats.stall`: the destination takes the time to acknowledge pages.
 pub const BRANT_STALL_DESTINATION: u64 = 2;
@@ -252,7 +252,8 @@ pub struct brant_stats {
     pub throttle: u64,
     /// How many vCPUs the policy slows by a limit of their own now. Source only.
     pub limited_vcpus: u64,
-    /// BRANT_STALL_*: why the migration makes no progress now. Source only.
+    /// BRANT_STALL_*: why the migration makes no progress now. A link that stands still for
+    /// `brant_policy.stall_ms` is BRANT_STALL_LINK at once, in the middle of a pass too. Source only.
     pub stall: u64,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,

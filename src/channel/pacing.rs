@@ -9,8 +9,12 @@
 //! **Any second.** Three things can make a second carry more than the rate: credit after idleness
 //! ([`BURST`]), the last grant of the second, which counts whole (`QUANTUM`), and rounding. `BURST`
 //! and `QUANTUM` together are less than 2 % of a second.
+//!
+//! **Standing still.** The connections share nothing else, so the pacer also knows when any of them
+//! last moved a byte, and whether one waits for its peer.
 
 use crate::runtime::Cancel;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -172,6 +176,10 @@ struct Shared {
 pub struct Pacer {
     begun: Instant,
     shared: Mutex<Shared>,
+    /// When a connection last moved a byte, in nanoseconds since `begun`.
+    moved: AtomicU64,
+    /// How many transfers wait for their peer.
+    waiting: AtomicU32,
 }
 
 impl Pacer {
@@ -184,7 +192,32 @@ impl Pacer {
                 stated: bytes_per_second,
                 overridden: false,
             }),
+            moved: AtomicU64::new(0),
+            waiting: AtomicU32::new(0),
         }
+    }
+
+    /// For how long no connection has sent or received a byte.
+    pub fn still(&self) -> Duration {
+        let moved = Duration::from_nanos(self.moved.load(Ordering::Relaxed));
+        self.begun.elapsed().saturating_sub(moved)
+    }
+
+    /// Whether a transfer waits for its peer now.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// A connection has moved a byte.
+    pub(super) fn moved(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.moved.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// A transfer waits for its peer until the returned value is dropped.
+    pub(super) fn waits(&self) -> Waits<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waits(self)
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -252,6 +285,15 @@ impl Pacer {
             pacer: self,
             place: Place::default(),
         }
+    }
+}
+
+/// A transfer that waits for its peer.
+pub(super) struct Waits<'a>(&'a Pacer);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

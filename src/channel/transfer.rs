@@ -102,6 +102,7 @@ impl Channel {
                     1 => until,
                     _ => until.earlier(Deadline::after(TOGETHER)),
                 };
+                let _waits = self.pacer.as_deref().map(Pacer::waits);
                 let wake = self
                     .kind
                     .wait(P::DIRECTION.interest(), recall, io.cancel, until)?;
@@ -223,6 +224,9 @@ impl Channel {
     }
 
     fn count(&mut self, direction: Direction, bytes: usize) {
+        if let Some(pacer) = &self.pacer {
+            pacer.moved();
+        }
         let counters = &mut self.counters;
         match direction {
             Direction::Send => {

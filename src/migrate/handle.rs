@@ -6,7 +6,7 @@
 //! figures, the last event. A defect after the hand-over changes none of them.
 
 use super::callbacks::{check_not_inside, inside};
-use super::report::{LaneStats, Stats};
+use super::report::{LaneStats, Standing, Stats};
 use super::state::Side;
 use super::steering::forecast::Forecast;
 use crate::error::{Error, Kind, Result};
@@ -44,11 +44,14 @@ struct Public<S> {
 impl<S: Side> Public<S> {
     /// The figures of this moment. The migration's thread may wait for a link that stalls: the time
     /// since the start goes on all the same, and nothing moves.
-    fn now(&mut self) -> Stats {
+    fn now(&mut self, link: Option<Standing>) -> Stats {
         let mut stats = self.stats;
         let age = self.renewed.map(|at| at.elapsed());
         if let Some(age) = age.filter(|_| !self.over && !self.state.is_over()) {
             stats.age(age);
+            if let Some(link) = link {
+                stats.judge_link(age, &link);
+            }
         }
         self.told = self.told.max(stats.elapsed);
         stats.elapsed = self.told;
@@ -303,9 +306,9 @@ impl<S: Side> Handle<S> {
         self.lock().state
     }
 
-    /// The current figures.
-    pub(super) fn stats(&self) -> Stats {
-        self.lock().now()
+    /// The current figures. `link` is what a source's connections show.
+    pub(super) fn stats(&self, link: Option<Standing>) -> Stats {
+        self.lock().now(link)
     }
 
     /// Has `fill` bring the figures of `channels` channels up to date.
@@ -337,8 +340,12 @@ impl<S: Side> Handle<S> {
     }
 
     /// The current figures as JSON, with a forecast.
-    pub(super) fn stats_json(&self, forecast: Option<Forecast>) -> Result<String> {
-        self.stats().to_json_with(forecast.as_ref())
+    pub(super) fn stats_json(
+        &self,
+        link: Option<Standing>,
+        forecast: Option<Forecast>,
+    ) -> Result<String> {
+        self.stats(link).to_json_with(forecast.as_ref())
     }
 
     /// Whether this thread is inside an operation that this migration called.

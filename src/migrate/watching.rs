@@ -11,7 +11,7 @@ macro_rules! watching {
 
             /// The current figures.
             pub fn stats(&self) -> crate::migrate::Stats {
-                self.shared.handle.stats()
+                self.shared.handle.stats(self.standing())
             }
 
             /// The current figures as JSON: those of [`Stats::to_json`], and `forecast`, an object
@@ -19,7 +19,8 @@ macro_rules! watching {
             ///
             /// [`Stats::to_json`]: crate::migrate::Stats::to_json
             pub fn stats_json(&self) -> crate::error::Result<String> {
-                self.shared.handle.stats_json(self.forecast())
+                let link = self.standing();
+                self.shared.handle.stats_json(link, self.forecast())
             }
 
             /// An eventfd that becomes readable when the figures have changed. The migration owns

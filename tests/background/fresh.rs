@@ -5,7 +5,8 @@ use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::sides::{incoming, outgoing};
 use crate::support::time::{LONG, MS};
-use brant::migrate::{AcceptFrom, ConnectTo, Outgoing, Params};
+use brant::migrate::steering::stall::Cause;
+use brant::migrate::{AcceptFrom, ConnectTo, Outgoing, Params, Policy};
 use std::time::{Duration, Instant};
 
 /// Looks at the migration until `over` says so.
@@ -57,6 +58,89 @@ fn while_a_link_stalls_elapsed_goes_on_throughput_falls_to_0_and_the_forecast_mo
     assert_eq!(last.bytes as u64, stats.wire_bytes);
     assert_eq!(Some(last.downtime), stats.downtime);
     assert!(stats.elapsed >= after.elapsed);
+}
+
+/// A migration over a link that stops in the first pass, with a stall after 400 ms.
+fn over_a_dead_link(deadline: Option<Duration>, then: impl FnOnce(&Pair, &Link, &Outgoing)) {
+    let pair = Pair::new(&[ram("ram", 8192)]);
+    pair.source.fill(1);
+    let params = Params {
+        policy: Policy {
+            patience: MS * 400,
+            deadline,
+            ..Policy::default()
+        },
+        ..Params::default()
+    };
+    let link = Link::of(8 << 20, MS, 64 << 10);
+    let (near, far) = link.connect();
+    let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
+    inc.start(AcceptFrom::Connected(far)).unwrap();
+    out.start(ConnectTo::Connected(near)).unwrap();
+    until(&out, "no forecast", |out| out.forecast().is_some());
+    assert_eq!(out.stats().stall, None);
+    link.stop();
+    then(&pair, &link, &out);
+    link.go_on();
+    let _ = inc.wait(Some(LONG));
+}
+
+#[test]
+fn a_link_that_stands_still_shows_as_a_stall_in_the_middle_of_a_pass_until_it_goes_on() {
+    over_a_dead_link(None, |_, link, out| {
+        until(out, "no stall", |out| out.stats().stall.is_some());
+        let stats = out.stats();
+        assert_eq!((stats.stall, stats.pass), (Some(Cause::Link), 1));
+        let json: serde_json::Value = serde_json::from_str(&out.stats_json().unwrap()).unwrap();
+        assert_eq!(json["stall"], 1);
+        link.go_on();
+        until(out, "the stall stays", |out| out.stats().stall.is_none());
+        out.wait(Some(LONG)).unwrap();
+    });
+}
+
+#[test]
+fn a_deadline_over_a_dead_link_says_for_how_long_nothing_was_acknowledged() {
+    over_a_dead_link(Some(MS * 2500), |pair, _, out| {
+        let error = out.wait(Some(LONG)).unwrap_err();
+        let message = error.message();
+        let told = message.contains("acknowledged nothing for 1.")
+            || message.contains("acknowledged nothing for 2.")
+            || message.contains("nothing was acknowledged for ");
+        assert!(told, "{message}");
+        assert!(message.contains("the policy's deadline"), "{message}");
+        pair.assert_runs_on("a dead link");
+    });
+}
+
+#[test]
+fn a_forecast_is_a_guess_until_a_sync_has_shown_what_the_guest_writes() {
+    let pair = Pair::new(&[ram("ram", 4096)]);
+    pair.source.fill(1);
+    pair.source
+        .writer_within("ram", 0..1024, Duration::from_micros(500));
+    pair.source.track();
+    let params = Params {
+        downtime_limit: MS * 50,
+        ..Params::default()
+    };
+    let link = Link::of(16 << 20, MS, 64 << 10);
+    let (near, far) = link.connect();
+    let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
+    inc.start(AcceptFrom::Connected(far)).unwrap();
+    out.start(ConnectTo::Connected(near)).unwrap();
+    until(&out, "no forecast", |out| out.forecast().is_some());
+    let (stats, first) = (out.stats(), out.forecast().unwrap());
+    assert_eq!(stats.pass, 1, "{stats:?}");
+    assert!(first.guessed && first.converges, "{first:?}");
+    let json: serde_json::Value = serde_json::from_str(&out.stats_json().unwrap()).unwrap();
+    assert!(json["forecast"]["guessed"].is_boolean(), "{json}");
+    until(&out, "still a guess", |out| {
+        out.forecast().is_some_and(|forecast| !forecast.guessed)
+    });
+    assert!(out.stats().syncs > 0);
+    let _ = out.cancel();
+    let _ = inc.wait(Some(LONG));
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
 use crate::migrate::common::Migration;
 use crate::migrate::params::Params;
-use crate::migrate::report::{LaneState, LaneStats};
+use crate::migrate::report::{LaneState, LaneStats, Standing};
 use crate::migrate::steering::forecast::Forecast;
 use crate::migrate::switchover::destination::State;
 use crate::migrate::watching::watching;
@@ -80,6 +80,11 @@ pub struct Incoming {
 watching!(Incoming, State);
 
 impl Incoming {
+    /// Only a source has a link that it judges.
+    fn standing(&self) -> Option<Standing> {
+        None
+    }
+
     /// Only a source knows what its guest writes.
     fn forecast(&self) -> Option<Forecast> {
         None

@@ -39,7 +39,7 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::callbacks::check_not_inside;
 use crate::migrate::common::Migration;
 use crate::migrate::params::{check_max_bandwidth, Params};
-use crate::migrate::report::LaneStats;
+use crate::migrate::report::{LaneStats, Standing};
 use crate::migrate::steering::forecast::Forecast;
 use crate::migrate::steering::policies::Policy;
 use crate::migrate::steering::Decider;
@@ -321,6 +321,15 @@ impl Outgoing {
     /// on the forecast stays as it was. Of a completed migration it has the true figures.
     pub fn forecast(&self) -> Option<Forecast> {
         self.shared.guest.foresight.forecast(Instant::now())
+    }
+
+    fn standing(&self) -> Option<Standing> {
+        let guest = &self.shared.guest;
+        Some(Standing {
+            still: guest.pacer.still(),
+            awaited: guest.pacer.is_waiting(),
+            patience: guest.orders.lock().policy.patience,
+        })
     }
 
     /// Waits until the migration is over, for at most `limit`. After `limit` the error is

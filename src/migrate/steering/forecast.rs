@@ -61,6 +61,8 @@ pub struct Forecast {
     /// The downtime; of a migration that does not converge, what it would be at the end of the walk.
     #[serde(rename = "downtime_us", serialize_with = "as_micros")]
     pub downtime: Duration,
+    /// No sync and no measurement has shown what the guest writes: it counts as writing nothing.
+    pub guessed: bool,
     /// What would make a migration converge that does not. [`forecast`] leaves this empty, because
     /// finding it takes hundreds of forecasts: [`remedies`].
     #[serde(flatten)]
@@ -152,6 +154,7 @@ pub fn forecast<D: Decider + Clone>(
         passes: facts.pass.max(1),
         time: facts.elapsed,
         bytes: outlook.sent.0 as f64,
+        guessed: outlook.working_set.is_empty(),
         ..Forecast::default()
     };
     let Some(running) = running.map(|rate| rate / 4096.0) else {

@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 /// takes longer than this, the promise about the downtime is out of date, and the decider is asked
 /// again. That happens only [`TELL_AGAIN`] times, because a guest may give pages back all the time.
 const TELLING: Duration = Duration::from_millis(2);
+/// An error of a migration whose time ran out tells of a link that stood still for so long.
+const SILENT: Duration = Duration::from_secs(1);
 /// How often the decider is asked again.
 const TELL_AGAIN: u32 = 4;
 
@@ -352,15 +354,13 @@ impl Driver {
     /// The error of a migration whose total time ran out in a wait, which failed with `error`. In
     /// the usual case the decider says what was missing, and the message adds what was waited for.
     /// When the destination has acknowledged nothing for most of the time, the message says that
-    /// instead: the decider knows only what was sent, and would blame the guest.
+    /// instead: the decider knows only what was sent, and would blame the guest. A shorter silence
+    /// at the end is told beside what the decider says.
     fn out_of_time(&mut self, error: Error) -> Error {
         let elapsed = self.common.begun.elapsed();
-        let silence = self
-            .lanes
-            .as_ref()
-            .and_then(Lanes::silence)
-            .filter(|s| *s >= elapsed / 2);
-        if let Some(silence) = silence {
+        let half = elapsed / 2;
+        let silence = self.lanes.as_ref().and_then(Lanes::silence);
+        if let Some(silence) = silence.filter(|silence| *silence >= half) {
             let sent = Pages(self.unacknowledged()).bytes();
             return Error::new(
                 Kind::Timeout,
@@ -374,10 +374,20 @@ impl Driver {
                 ),
             );
         }
+        // Where no marker was sent, because the connection took nothing, bytes tell it.
+        let still = self.common.shared.guest.pacer.still();
+        let silence = silence.unwrap_or_default().max(still);
+        let quiet = match silence >= SILENT.min(half) {
+            true => format!(
+                "; nothing was acknowledged for {:.1} s",
+                silence.as_secs_f64()
+            ),
+            false => String::new(),
+        };
         match self.ask_walking() {
             Err(why) | Ok(Next::GiveUp(why)) => Error::new(
                 why.kind(),
-                format!("{} ({})", why.message(), error.message()),
+                format!("{} ({}{quiet})", why.message(), error.message()),
             ),
             _ => error,
         }
