@@ -90,7 +90,7 @@ static void rate(char *out, size_t len, double bytes)
 }
 
 struct texts {
-	char percent[16], stage[40], sending[32], left[56], dirtied[48], downtime[64];
+	char percent[16], stage[40], sending[32], left[48], dirtied[48], downtime[64];
 };
 
 static void describe(struct texts *t, const struct mg_progress *p)
@@ -106,7 +106,7 @@ static void describe(struct texts *t, const struct mg_progress *p)
 		snprintf(t->stage, sizeof(t->stage), "pass %u", p->pass);
 	rate(t->sending, sizeof(t->sending), p->bytes_per_second);
 	duration(text, sizeof(text), p->seconds_left);
-	snprintf(t->left, sizeof(t->left), "left %s%s", p->at_least ? "at least " : "", p->never ? "never" : text);
+	snprintf(t->left, sizeof(t->left), "left %s%s", p->at_least ? ">" : "", p->never ? "never" : text);
 	rate(text, sizeof(text), p->dirtied_per_second);
 	snprintf(t->dirtied, sizeof(t->dirtied), "dirtied %s", text);
 	duration(text, sizeof(text), p->downtime);
@@ -121,7 +121,7 @@ void screen_bar(char *out, size_t len, unsigned columns, const struct mg_progres
 	const struct {
 		const char *text;
 		unsigned room;
-	} fields[] = {{t.stage, 10}, {t.sending, 8}, {t.left, 20}, {t.dirtied, 16}, {t.downtime, 15}};
+	} fields[] = {{t.stage, 10}, {t.sending, 8}, {t.left, 12}, {t.dirtied, 16}, {t.downtime, 15}};
 	unsigned n = p->incoming ? 2 : 5, room, used, bar, full;
 	char line[MAX_WIDTH + 1];
 	int at;
