@@ -19,7 +19,9 @@ fn every_truncation_of_every_record_is_refused() {
 /// The payload is cut, and the header changed to agree with it.
 #[test]
 fn every_truncation_that_the_header_owns_up_to_is_refused() {
-    for (name, value) in examples() {
+    // A piece of a device's state is as long as its payload says: one that is cut is a shorter piece.
+    let whole = |(name, _): &(&str, Any)| *name != "device";
+    for (name, value) in examples().into_iter().filter(whole) {
         let bytes = encode(&value);
         for length in HEADER_LEN..bytes.len() {
             let mut cut = bytes[..length].to_vec();
@@ -41,7 +43,9 @@ fn every_truncation_that_the_header_owns_up_to_is_refused() {
 
 #[test]
 fn trailing_bytes_are_refused_even_when_the_header_counts_them() {
-    for (name, value) in examples() {
+    // As above: a longer payload is a longer piece.
+    let whole = |(name, _): &(&str, Any)| *name != "device";
+    for (name, value) in examples().into_iter().filter(whole) {
         let mut bytes = encode(&value);
         let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
         for extra in [1, 2, 4096] {
@@ -144,7 +148,7 @@ fn an_unknown_type_is_skipped_with_the_flag_and_refused_without() {
             ..unknown
         }
         .classify(),
-        &["999", "1 to 28"],
+        &["999", "1 to 31"],
     );
     refused(
         Header {
