@@ -26,10 +26,12 @@ impl Vmm for Shelf {
 /// Over a link of 20 MB/s. The writer writes several times as much.
 fn params() -> Params {
     Params {
-        downtime_limit: MS * 500,
+        downtime_limit: MS * 1000,
         policy: Policy {
             slowing: Slowing::DirtyLimit,
-            sync: MS * 200,
+            // Each sync empties the ring of 4 MiB of pages: five a second would be as much as the link
+            // carries.
+            sync: MS * 1000,
             ..Policy::default()
         },
         ..Params::default()
@@ -66,7 +68,13 @@ fn a_guest_that_writes_faster_than_the_link_arrives_when_its_writer_is_slowed() 
     machine.start();
     let there = ram();
     let (outgoing, incoming, _link) = begin(&machine, &consumer, &there);
-    outgoing.wait(Some(LONG)).unwrap();
+    let ended = outgoing.wait(Some(LONG));
+    assert!(
+        ended.is_ok(),
+        "{ended:?}: {:?}, {:?}",
+        outgoing.stats(),
+        machine.rings().figures()
+    );
     incoming.wait(Some(LONG)).unwrap();
     let stats = outgoing.stats();
     assert!(machine.throttled.load(Ordering::SeqCst) >= 2, "{stats:?}");
