@@ -4,8 +4,9 @@ use super::connection::Channel;
 use super::listener::Listener;
 use super::listener_limits::LOOKED_AT;
 use super::newcomer::Newcomer;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fallible;
+use crate::runtime::cancel::{cancelled, wait_for};
 use crate::runtime::{Cancel, Deadline, Wake};
 use crate::sys::event::{self, Poll};
 use std::io;
@@ -55,30 +56,12 @@ pub fn wait_for_channels<'c>(
 ) -> Result<Wake> {
     let what = "the connections that are waited for";
     let mut polls = Vec::new();
-    for of in [cancel, cancel.and_then(Cancel::upper)]
-        .into_iter()
-        .flatten()
-    {
-        fallible::push(&mut polls, Poll::new(of.fd(), event::READABLE), what)?;
+    for cancel in cancelled(cancel) {
+        fallible::push(&mut polls, cancel, what)?;
     }
     for channel in channels {
         let fd = channel.kind.fd_to_read();
         fallible::push(&mut polls, Poll::new(fd, event::READABLE), what)?;
     }
-    loop {
-        let found = match event::poll(&mut polls, until.remaining()) {
-            Ok(found) => found,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
-            Err(e) => return Err(Error::os("poll", e)),
-        };
-        if cancel.is_some_and(Cancel::is_cancelled) {
-            return Ok(Wake::Cancelled);
-        }
-        if found > 0 {
-            return Ok(Wake::Ready);
-        }
-        if until.expired() {
-            return Ok(Wake::TimedOut);
-        }
-    }
+    wait_for(&mut polls, cancel, until)
 }

@@ -171,17 +171,30 @@ pub fn wait_ready_or(
         // Always waited for, poll(2).
         Interest::Errors => 0,
     };
-    let cancelled = |cancel: Option<&Cancel>| {
-        cancel.map_or(Poll::none(), |c| Poll::new(c.fd(), event::READABLE))
-    };
+    let [own, upper] = cancelled(cancel);
     let mut polls = [
         Poll::new(fd, events),
-        cancelled(cancel),
-        cancelled(cancel.and_then(Cancel::upper)),
+        own,
+        upper,
         other.map_or(Poll::none(), |fd| Poll::new(fd, event::READABLE)),
     ];
+    wait_for(&mut polls, cancel, until)
+}
+
+/// What to wait for so that `cancel`, and the one above it, end the wait.
+pub fn cancelled(cancel: Option<&Cancel>) -> [Poll; 2] {
+    [cancel, cancel.and_then(Cancel::upper)]
+        .map(|cancel| cancel.map_or(Poll::none(), |c| Poll::new(c.fd(), event::READABLE)))
+}
+
+/// Waits until one of `polls` is as wanted; for the cancel, whose [`cancelled`] are among `polls`; and
+/// for the deadline. A signal does not end the wait.
+///
+/// # Errors
+/// `Kernel` when the wait itself fails.
+pub fn wait_for(polls: &mut [Poll], cancel: Option<&Cancel>, until: Deadline) -> Result<Wake> {
     loop {
-        let found = match event::poll(&mut polls, until.remaining()) {
+        let found = match event::poll(polls, until.remaining()) {
             Ok(found) => found,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
             Err(e) => return Err(Error::os("poll", e)),
