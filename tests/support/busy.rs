@@ -100,7 +100,8 @@ pub struct Machine {
     /// `run` and `resume` start no vCPU.
     held: AtomicBool,
     ran: AtomicBool,
-    throttled: AtomicBool,
+    /// The largest throttle so far.
+    most: AtomicU8,
     events: Mutex<Vec<Event>>,
     own: Weak<Machine>,
 }
@@ -161,7 +162,7 @@ impl Machine {
             threads: Mutex::default(),
             held: AtomicBool::new(false),
             ran: AtomicBool::new(false),
-            throttled: AtomicBool::new(false),
+            most: AtomicU8::new(0),
             events: Mutex::default(),
             own: own.clone(),
         })
@@ -199,9 +200,9 @@ impl Machine {
         self.ran.load(Ordering::SeqCst)
     }
 
-    /// Whether it was ever slowed by the operation `throttle`.
-    pub fn was_throttled(&self) -> bool {
-        self.throttled.load(Ordering::SeqCst)
+    /// The largest percentage by which the operation `throttle` has slowed a vCPU so far.
+    pub fn most_throttled(&self) -> u8 {
+        self.most.load(Ordering::SeqCst)
     }
 
     /// The throttle of a vCPU now, in percent.
@@ -356,7 +357,13 @@ impl Vcpu {
 impl Vmm for Machine {
     fn pause(&self) -> Result<()> {
         self.halt();
-        Ok(())
+        match (0..self.vcpus.len()).find(|vcpu| self.throttle_of(*vcpu) > 0) {
+            Some(vcpu) => Err(Error::new(
+                Kind::Vmm,
+                format!("paused while vCPU {vcpu} is slowed"),
+            )),
+            None => Ok(()),
+        }
     }
     fn resume(&self) -> Result<()> {
         self.run()
@@ -374,7 +381,7 @@ impl Vmm for Machine {
                 one.throttle.store(percent, Ordering::SeqCst);
             }
         }
-        self.throttled.fetch_or(percent > 0, Ordering::SeqCst);
+        self.most.fetch_max(percent, Ordering::SeqCst);
         // A vCPU that has not seen it yet holds the lock until it sleeps.
         drop(lock(&self.runs));
         self.wake.notify_all();
