@@ -619,14 +619,14 @@ impl Sending<'_, '_> {
         Ok(true)
     }
 
-    /// Gives each worker a marker, the `last` one or not, and sends all pages of lane 0 that wait.
-    fn give_markers(&mut self, last: bool) -> Result<()> {
+    /// Gives each worker such work, and sends all pages of lane 0 that wait.
+    fn give_each(&mut self, what: impl Fn() -> What) -> Result<()> {
         if !self.lanes.several() {
             return Ok(());
         }
         self.make_room()?;
         for at in 0..self.lanes.further.len() {
-            let work = self.work(What::Marker { last });
+            let work = self.work(what());
             self.lanes.give(at, work, self.memory)?;
         }
         while self.send_ahead()? {}
@@ -662,20 +662,13 @@ impl Sending<'_, '_> {
     /// [`Sending::finish_devices`].
     pub(super) fn end_pages(&mut self) -> Result<()> {
         self.announce_last()?;
-        if self.lanes.several() {
-            self.make_room()?;
-            for at in 0..self.lanes.further.len() {
-                let work = self.work(What::PagesEnd);
-                self.lanes.give(at, work, self.memory)?;
-            }
-            while self.send_ahead()? {}
-        }
+        self.give_each(|| What::PagesEnd)?;
         self.lanes.first.end_pages(self.pass, self.io)
     }
 
     /// Says on every lane that nothing follows the pieces of stopped devices.
     pub(super) fn finish_devices(&mut self) -> Result<()> {
-        self.give_markers(true)?;
+        self.give_each(|| What::Marker { last: true })?;
         self.lanes.first.send_marker(self.pass, true, self.io)
     }
 
@@ -730,7 +723,7 @@ impl Outlet for Sending<'_, '_> {
     /// socket's buffer costs the destination time: a header of 32 bytes that says that 2 MiB are
     /// zero may take as long as 2 MiB of pages. None of it may be left when the guest is paused.
     fn barrier(&mut self) -> Result<()> {
-        self.give_markers(false)?;
+        self.give_each(|| What::Marker { last: false })?;
         let first = &mut self.lanes.first;
         first.send_marker(self.pass, false, self.io)?;
         first.await_acknowledgements(0, self.params, self.io)?;
