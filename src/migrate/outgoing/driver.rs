@@ -133,8 +133,10 @@ pub(super) struct Driver {
     streams: Streams,
     /// What the destination has said of it.
     loaded: Arc<Loaded>,
-    /// The VMM was told that the pause waits for a device, or that a device's state grows too fast.
-    told_of_devices: [bool; 2],
+    /// The VMM was told that the pause waits for a device.
+    told_wait: bool,
+    /// The VMM was told that the state of devices grows too fast.
+    told_growth: bool,
     /// The migration is over and asks the consumer nothing any more: its figures stay as they are.
     ended: bool,
 }
@@ -425,7 +427,8 @@ impl Driver {
             switchover: Limit::never(),
             streams,
             loaded: Arc::default(),
-            told_of_devices: [false; 2],
+            told_wait: false,
+            told_growth: false,
             ended: false,
         })
     }
@@ -589,7 +592,7 @@ impl Driver {
         self.blobs = Blobs::default();
         self.streams.go_on();
         // Devices may have to be waited for again.
-        self.told_of_devices[0] = false;
+        self.told_wait = false;
         let stats = &mut self.common.stats;
         stats.forget_pause(stood);
         let text = format!("the pause was aborted after {}: {why}", millis(stood));

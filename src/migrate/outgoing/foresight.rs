@@ -9,7 +9,7 @@
 use crate::migrate::steering::forecast::{forecast, remedies, Forecast, Outlook, Remedies};
 use crate::migrate::steering::policies::Policies;
 use crate::migrate::steering::working_set::WorkingSet;
-use crate::migrate::steering::{Facts, FitsDowntime, Overrun};
+use crate::migrate::steering::{Facts, FitsDowntime};
 use crate::units::Bytes;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -54,10 +54,10 @@ impl Seen {
     }
 
     fn decider(&self, limit: Duration) -> FitsDowntime {
-        FitsDowntime::new(limit, self.total).on_overrun(Overrun::Fail)
+        FitsDowntime::new(limit, self.total)
     }
 
-    /// The forecast at `now`, with `bytes` of pages and without remedies.
+    /// The forecast at `now`, without remedies. Its `bytes` are those of uncompressed pages.
     fn of_pages(&self, now: Instant) -> Forecast {
         let decider = self.decider(self.limit);
         forecast(&self.outlook(now), &decider, self.policies.as_ref(), 1.0)

@@ -206,6 +206,15 @@ impl Driver {
         self.steer.ask(&facts, None)
     }
 
+    /// Asks in the middle of a pass whether it goes on, or ends with a sync.
+    pub(super) fn pass_goes_on(&mut self) -> Result<bool> {
+        match self.ask_walking()? {
+            Next::GoOn => Ok(true),
+            Next::Sync | Next::SwitchOver { .. } => Ok(false),
+            Next::GiveUp(error) => Err(self.naming_who_waits(error)),
+        }
+    }
+
     pub(super) fn facts(&self, moment: Moment) -> Facts {
         let now = Instant::now();
         let params = &self.common.shared.params;
@@ -214,6 +223,7 @@ impl Driver {
             .map(|stated| stated as f64)
             .or_else(|| self.course.bandwidth.estimate());
         let lanes = self.lanes.as_ref();
+        let devices = self.streams.left();
         Facts {
             moment,
             elapsed: now - self.common.begun,
@@ -241,10 +251,10 @@ impl Driver {
             round_trip: self.course.round_trip.estimate(),
             round_trip_certain: self.course.round_trip.is_certain(),
             operations: self.operations,
-            device_running: Bytes(self.streams.left().running),
+            device_running: Bytes(devices.running),
             device_rate: self.streams.rate(),
-            device_growth: self.streams.left().growth,
-            device_stopped: Bytes(self.streams.left().stopped),
+            device_growth: devices.growth,
+            device_stopped: Bytes(devices.stopped),
             stood: self.common.shared.guest.stood().unwrap_or_default(),
             aborted_pauses: self.common.stats.aborted_pauses as u32,
         }
@@ -406,10 +416,8 @@ impl Driver {
         loop {
             shared.handle.cancel.check("the migration")?;
             self.sync_in_background()?;
-            match self.ask_walking()? {
-                Next::GoOn => {}
-                Next::Sync | Next::SwitchOver { .. } => return Ok(false),
-                Next::GiveUp(error) => return Err(self.naming_who_waits(error)),
+            if !self.pass_goes_on()? {
+                return Ok(false);
             }
             self.read_devices(io)?;
             let cap = shared.guest.pacer.stated();

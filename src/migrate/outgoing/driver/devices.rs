@@ -5,7 +5,6 @@ use super::copy::capped_batch;
 use super::Driver;
 use crate::channel::Io;
 use crate::error::{Error, Result};
-use crate::migrate::steering::Next;
 use crate::migrate::switchover::source::State;
 use crate::vmm::EventKind;
 use crate::wire::PIECE_BYTES_MAX;
@@ -85,10 +84,8 @@ impl Driver {
         let enough = before.saturating_add(self.streams.left().running);
         loop {
             self.common.shared.handle.cancel.check("the migration")?;
-            match self.ask_walking()? {
-                Next::GoOn => {}
-                Next::Sync | Next::SwitchOver { .. } => return Ok(()),
-                Next::GiveUp(error) => return Err(self.naming_who_waits(error)),
+            if !self.pass_goes_on()? {
+                return Ok(());
             }
             let more = self.read_device(io)?;
             self.renew(false);
@@ -110,7 +107,7 @@ impl Driver {
         self.streams.look(&self.common.vmm)?;
         let growth = self.streams.left().growth.unwrap_or(0.0);
         let link = self.course.bandwidth.estimate().unwrap_or(f64::INFINITY);
-        if growth > link && !std::mem::replace(&mut self.told_of_devices[1], true) {
+        if growth > link && !std::mem::replace(&mut self.told_growth, true) {
             let text = format!(
                 "the state of devices grows by {:.1} MB/s, and the link carries {:.1} MB/s: the \
                  migration does not converge before that changes",
@@ -128,7 +125,7 @@ impl Driver {
         let Some(why) = self.streams.not_ready() else {
             return true;
         };
-        if !std::mem::replace(&mut self.told_of_devices[0], true) {
+        if !std::mem::replace(&mut self.told_wait, true) {
             let text = format!("the pause waits: {why}");
             self.common.vmm.event(EventKind::Warning, text);
         }
@@ -153,7 +150,6 @@ impl Driver {
             .of("devices' state");
         let begun = Instant::now();
         while begun.elapsed() < TAIL && self.streams.not_read() {
-            shared.handle.cancel.check("the migration")?;
             let sent = self.read_device(&io).map_err(|e| self.explain(e))?;
             if !sent {
                 break;

@@ -4,7 +4,7 @@
 use super::Driver;
 use crate::migrate::outgoing::advance::in_hundredths;
 use crate::migrate::outgoing::foresight::Seen;
-use crate::migrate::steering::{Facts, Moment};
+use crate::migrate::steering::Facts;
 use crate::units::{Bytes, PAGE_SIZE};
 use std::time::{Duration, Instant};
 
@@ -17,21 +17,21 @@ impl Driver {
     pub(super) fn look_ahead(&mut self, facts: &Facts) {
         let guest = &self.common.shared.guest;
         let now = Instant::now();
+        // What was found behind the walk is a part of the later passes.
+        let behind = self.course.found_in_pass().bytes().0;
         if guest.stood().is_some() {
             guest.foresight.freeze(now);
         } else if facts.pass > 0 && (self.course.bandwidth.estimate().is_some() || facts.stated) {
-            let seen = self.seen(now, facts);
+            let seen = self.seen(now, facts, behind);
             if self.ahead.last.is_none_or(|(at, _)| now - at >= LOOK) {
                 self.ahead.last = Some((now, seen.after_this_pass(now)));
             }
-            self.common.shared.guest.foresight.show(seen);
+            guest.foresight.show(seen);
         }
         let stats = &mut self.common.stats;
         // Holes and zero pages count as pages too: they are a part of the walk.
         let done = (stats.data_pages + stats.zero_pages) * PAGE_SIZE;
         let later = self.ahead.last.map_or(0.0, |(_, later)| later);
-        // What was found behind the walk is a part of the later passes.
-        let behind = self.course.found_in_pass().bytes().0;
         let to_come = stats.remaining_bytes.saturating_sub(behind) as f64 + later;
         let progress = &mut self.ahead.progress;
         stats.progress = in_hundredths(progress.update(done as f64, Some(to_come)));
@@ -49,14 +49,13 @@ impl Driver {
         }
     }
 
-    fn seen(&self, now: Instant, facts: &Facts) -> Seen {
+    /// What is seen at `now`, in the middle of a pass, with `behind` bytes found behind the walk.
+    fn seen(&self, now: Instant, facts: &Facts, behind: u64) -> Seen {
         let params = &self.common.shared.params;
         let stats = &self.common.stats;
         let (pages, data) = self.course.pass_sent();
         let mut facts = *facts;
-        facts.moment = Moment::Walking;
         facts.since_sync = self.course.in_pass(now);
-        let behind = self.course.found_in_pass().bytes().0;
         facts.remaining = Bytes(facts.remaining.0.saturating_sub(behind));
         Seen {
             at: now,

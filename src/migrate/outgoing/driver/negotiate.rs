@@ -82,7 +82,7 @@ impl Driver {
             lane.say(&Record::Hello(hello), &io.of("HELLO"))?;
         }
         let mut greeted = Duration::MAX;
-        let heard = |_: usize| greeted = greeted.min(begun.elapsed());
+        let heard = || greeted = greeted.min(begun.elapsed());
         let replies = hear_replies(lanes, &io.of("HELLO_REPLY"), heard)?;
         let mut first: Option<HelloReply> = None;
         for (lane, reply) in lanes.all().zip(replies) {
@@ -167,12 +167,12 @@ impl Driver {
 }
 
 /// Waits for the answer to HELLO on each channel. The answers come in any order. The end of any
-/// connection ends the wait, also while another channel's answer is still to come. Calls `heard`
-/// with the number of each channel that has answered.
+/// connection ends the wait, also while another channel's answer is still to come. Calls `heard` at
+/// each answer.
 fn hear_replies(
     lanes: &mut Lanes,
     io: &Io<'_>,
-    mut heard: impl FnMut(usize),
+    mut heard: impl FnMut(),
 ) -> Result<Vec<HelloReply>> {
     let count = lanes.all().count();
     let mut replies: Vec<Option<HelloReply>> = Vec::new();
@@ -198,7 +198,7 @@ fn hear_replies(
                 wait_for_channels(channels, io.cancel, until.at())?
             }
         };
-        for (number, (lane, reply)) in lanes.all().zip(&mut replies).enumerate() {
+        for (lane, reply) in lanes.all().zip(&mut replies) {
             if reply.is_some() {
                 continue;
             }
@@ -217,7 +217,7 @@ fn hear_replies(
             };
             if let Some(record) = record {
                 *reply = Some(said(lane, record)?);
-                heard(number);
+                heard();
             }
         }
     }
