@@ -1,7 +1,7 @@
 //! The forecast of a migration that has not begun, from a measured dirty rate. Pure.
 
 use super::steering::forecast::{forecast, remedies, Forecast, Outlook};
-use super::steering::policies::{Policies, Policy};
+use super::steering::policies::Policies;
 use super::steering::working_set::WorkingSet;
 use super::steering::{Facts, FitsDowntime};
 use super::Params;
@@ -73,8 +73,8 @@ pub fn forecast_from(rate: &Rate, memory: Bytes, bandwidth: u64, params: &Params
     let decider = |limit| FitsDowntime::new(limit, params.total_timeout);
     let limit = params.downtime_limit;
     let policies = Policies::new(params.policy.clone(), limit).ok();
-    let policies = policies.filter(|_| params.policy != Policy::default());
-    let mut found = forecast(&outlook, &decider(limit), policies.as_ref(), 1.0);
+    let policies = policies.as_ref().and_then(Policies::at_work);
+    let mut found = forecast(&outlook, &decider(limit), policies, 1.0);
     if !found.converges {
         found.remedies = remedies(&outlook, limit, decider);
     }

@@ -166,7 +166,7 @@ impl Steer {
 
     /// The policy at work, when there is one.
     pub(super) fn at_work(&self) -> Option<Policies> {
-        (*self.policies.policy() != Policy::default()).then(|| self.policies.clone())
+        self.policies.at_work().cloned()
     }
 
     /// The stall that the migration is in.

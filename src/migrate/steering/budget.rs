@@ -116,6 +116,7 @@ impl Facts {
             _ => self.sending_pages()?,
         };
         let operations = &self.operations;
+        let state = known(self.sending_state(true));
         let syncs = match self.moment {
             Moment::Walking | Moment::Synced => 2,
             Moment::Paused => 1,
@@ -132,13 +133,8 @@ impl Facts {
                 _ => known(operations.save),
             },
             memory,
-            state: self.sending_state(true).unwrap_or(zero),
-            state_running: match self.device_running {
-                Bytes(0) => zero,
-                _ => {
-                    known(self.sending_state(true)).saturating_sub(known(self.sending_state(false)))
-                }
-            },
+            state,
+            state_running: state.saturating_sub(known(self.sending_state(false))),
             verify: zero,
             load: known(operations.load),
             round_trips: known(self.round_trip).saturating_mul(ROUND_TRIPS),

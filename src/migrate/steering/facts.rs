@@ -2,9 +2,9 @@
 //!
 //! A [`Decider`] is shown [`Facts`] and answers with a [`Decision`]. It is asked at two
 //! moments: while a pass is being sent, whether to end it early with a sync, and right after
-//! a sync, what to do next. Everything that steers a migration comes through here: throttling
-//! the guest, deadlines and forecasts answer through the same [`Decision`]. When the guest stands
-//! still, the decider may still have it resumed: that is its [`Verdict`].
+//! a sync, what to do next. When the guest stands still, the decider may still have it resumed: that
+//! is its [`Verdict`]. Slowing the guest, deadlines and a limit that rises are the policy's
+//! ([`policies`](super::policies)), which is shown the same facts and the decider's answer.
 
 use super::operations::Operations;
 use crate::error::Error;
@@ -137,7 +137,7 @@ pub enum Next {
     GiveUp(Error),
 }
 
-/// A decision. More fields will be added: how much to slow the guest, a forecast.
+/// A decision. Fields may be added.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Decision {

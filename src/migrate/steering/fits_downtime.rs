@@ -198,13 +198,13 @@ impl FitsDowntime {
         Error::new(Kind::NotConverged, message)
     }
 
-    /// The error for a guest that stands still, and for longer than the limit if it is not resumed.
     /// The downtime without the pages' part.
     fn without_pages(&self, facts: &Facts) -> Duration {
         let fixed = facts.parts().unwrap_or_default().fixed().total();
         facts.stood.saturating_add(fixed)
     }
 
+    /// The error for a guest that stands still, and for longer than the limit if it is not resumed.
     fn broken(&self, facts: &Facts, expected: Duration) -> Error {
         let parts = facts.parts().unwrap_or_default();
         Error::new(
@@ -337,10 +337,10 @@ fn shrank(facts: &Facts) -> bool {
 impl Decider for FitsDowntime {
     fn decide(&mut self, facts: &Facts) -> Decision {
         let time_is_up = self.total.is_some_and(|total| facts.elapsed >= total);
-        let fails = |beyond: &dyn Fn(Duration) -> bool| self.fails_for().is_some_and(beyond);
+        let fails_for = self.fails_for();
         let next = match facts.moment {
             Moment::Walking if time_is_up => Next::GiveUp(self.shortfall(facts)),
-            Moment::Walking if fails(&|limit| Self::too_far(facts, limit)) => {
+            Moment::Walking if fails_for.is_some_and(|limit| Self::too_far(facts, limit)) => {
                 let round_trips = facts.round_trip.unwrap_or_default() * ROUND_TRIPS;
                 let parts = Parts {
                     round_trips,
@@ -360,15 +360,15 @@ impl Decider for FitsDowntime {
                 let beyond = self.cannot_be_kept(facts, &parts);
                 let fixed = parts.fixed().total();
                 let too_long = |limit| fixed > limit || Self::too_far(facts, limit);
-                if beyond && self.fails_for().is_some_and(too_long) {
+                if beyond && fails_for.is_some_and(too_long) {
                     return Next::GiveUp(self.impossible(facts, &parts)).into();
                 }
                 let written = self.writes_too_much(facts, self.ceiling.unwrap_or(self.limit));
-                if let (true, Some(limit)) = (written, self.fails_for()) {
+                if let (true, Some(limit)) = (written, fails_for) {
                     return Next::GiveUp(self.written_in_pause(facts, limit)).into();
                 }
                 // While the limit can still rise, it is not broken knowingly.
-                let beyond = (beyond || written) && self.fails_for().is_none();
+                let beyond = (beyond || written) && fails_for.is_none();
                 self.knowingly = beyond;
                 let counts = match beyond {
                     true if written => Duration::ZERO,

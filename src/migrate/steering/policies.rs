@@ -265,6 +265,11 @@ impl Policies {
         self.policy.slowing != Slowing::Off
     }
 
+    /// Itself, unless the policy is that of a migration that was given none.
+    pub fn at_work(&self) -> Option<&Self> {
+        (self.policy != Policy::default()).then_some(self)
+    }
+
     /// The policy at work.
     pub fn policy(&self) -> &Policy {
         &self.policy
