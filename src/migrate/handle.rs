@@ -8,7 +8,6 @@
 use super::callbacks::{check_not_inside, inside};
 use super::report::{LaneStats, Standing, Stats};
 use super::state::Side;
-use super::steering::forecast::Forecast;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::ownership::Claim;
@@ -337,15 +336,6 @@ impl<S: Side> Handle<S> {
         let public = self.lock();
         let lane = public.lanes.get(channel as usize).copied();
         Ok(lane.unwrap_or_default())
-    }
-
-    /// The current figures as JSON, with a forecast.
-    pub(super) fn stats_json(
-        &self,
-        link: Option<Standing>,
-        forecast: Option<Forecast>,
-    ) -> Result<String> {
-        self.stats(link).to_json_with(forecast.as_ref())
     }
 
     /// Whether this thread is inside an operation that this migration called.

@@ -358,13 +358,17 @@ fn as_cause<S: Serializer>(cause: &Option<Cause>, to: S) -> std::result::Result<
     to.serialize_u32(cause.map_or(0, |cause| cause as u32))
 }
 
+fn json(figures: &impl Serialize) -> Result<String> {
+    serde_json::to_string(figures).map_err(|e| Error::new(Kind::Internal, format!("JSON: {e}")))
+}
+
 impl Stats {
     /// The figures as one JSON object with a field for each of the structure's. Durations are
     /// nanoseconds, and their names end in `_ns`. An unknown figure is `null`, but an unknown
     /// downtime, part of it or `sync` is 0. `error` is 0 or the number of the [`Kind`]; `state` is
     /// the state's name.
     pub fn to_json(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|e| Error::new(Kind::Internal, format!("JSON: {e}")))
+        json(self)
     }
 
     /// [`Stats::to_json`] with one more field, `forecast`.
@@ -379,7 +383,7 @@ impl Stats {
             stats: self,
             forecast,
         };
-        serde_json::to_string(&both).map_err(|e| Error::new(Kind::Internal, format!("JSON: {e}")))
+        json(&both)
     }
 
     /// Divides what happened between `pause` and "running" into the parts that have no clock of their

@@ -19,8 +19,7 @@ macro_rules! watching {
             ///
             /// [`Stats::to_json`]: crate::migrate::Stats::to_json
             pub fn stats_json(&self) -> crate::error::Result<String> {
-                let link = self.standing();
-                self.shared.handle.stats_json(link, self.forecast())
+                self.stats().to_json_with(self.forecast().as_ref())
             }
 
             /// An eventfd that becomes readable when the figures have changed. The migration owns
