@@ -1207,8 +1207,7 @@ typedef struct brant_ops {
      * Source, guest running: slow one vCPU, or all of them when `vcpu` is BRANT_ALL_VCPUS. From then
      * on the vCPU sleeps for `percent` of its time, 0 to 99, in slices of a few milliseconds. The
      * percentage replaces the one before; a call for all vCPUs replaces those of each. 0 lets the
-     * vCPU run freely. Must not wait for a vCPU. `vcpu` is the VMM's number
-     * of the vCPU.
+     * vCPU run freely. Must not wait for a vCPU. `vcpu` is the VMM's number of the vCPU.
      *
      * Called when the policy slows the guest (`brant_policy.slowing`). Once the guest was slowed, a
      * call with 0 for all vCPUs follows before `pause`, and at every end of the migration. It may
@@ -2736,8 +2735,9 @@ struct brant_forecast;
  * Fills in the forecast of this moment; it is fresh also while the link stalls. BRANT_E_PENDING until
  * the bandwidth is measured or stated and the first pass has begun. The forecast counts with brant's
  * own decider, the limits and the policy in use. From the pause on it stays as it was; of a
- * completed migration it has the true figures. While there is none, the fields are 0. The call takes this thread some microseconds, or
- * some milliseconds when the migration does not converge. Any thread, also inside callbacks.
+ * completed migration it has the true figures. While there is none, the fields are 0. The call takes
+ * this thread some microseconds, or some milliseconds when the migration does not converge. Any
+ * thread, also inside callbacks.
  */
 int32_t brant_outgoing_get_forecast(const struct brant_outgoing *outgoing,
                                     struct brant_forecast *forecast,
@@ -2850,8 +2850,8 @@ typedef struct brant_policy {
  * out of range (the message has the range), and for a policy that needs `throttle` where the VMM has
  * none. BRANT_E_UNSUPPORTED for BRANT_SLOWING_WRITERS where no log tells vCPUs apart. Before the
  * start, only the ranges are checked here, and the rest at the start. After an error the policy is as
- * it was. From the pause on, and after the end, the call has no effect. Any
- * thread, also inside callbacks.
+ * it was. From the pause on, and after the end, the call has no effect. Any thread, also inside
+ * callbacks.
  */
 int32_t brant_outgoing_set_policy(struct brant_outgoing *outgoing,
                                   const struct brant_policy *policy,

@@ -258,8 +258,7 @@ pub struct brant_ops {
     /// Source, guest running: slow one vCPU, or all of them when `vcpu` is BRANT_ALL_VCPUS. From then
     /// on the vCPU sleeps for `percent` of its time, 0 to 99, in slices of a few milliseconds. The
     /// percentage replaces the one before; a call for all vCPUs replaces those of each. 0 lets the
-    /// vCPU run freely. Must not wait for a vCPU. `vcpu` is the VMM's number
-    /// of the vCPU.
+    /// vCPU run freely. Must not wait for a vCPU. `vcpu` is the VMM's number of the vCPU.
     ///
     /// Called when the policy slows the guest (`brant_policy.slowing`). Once the guest was slowed, a
     /// call with 0 for all vCPUs follows before `pause`, and at every end of the migration. It may

@@ -279,8 +279,9 @@ pub unsafe extern "C" fn brant_outgoing_lane_stats(
 /// Fills in the forecast of this moment; it is fresh also while the link stalls. BRANT_E_PENDING until
 /// the bandwidth is measured or stated and the first pass has begun. The forecast counts with brant's
 /// own decider, the limits and the policy in use. From the pause on it stays as it was; of a
-/// completed migration it has the true figures. While there is none, the fields are 0. The call takes this thread some microseconds, or
-/// some milliseconds when the migration does not converge. Any thread, also inside callbacks.
+/// completed migration it has the true figures. While there is none, the fields are 0. The call takes
+/// this thread some microseconds, or some milliseconds when the migration does not converge. Any
+/// thread, also inside callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_get_forecast(
     outgoing: *const brant_outgoing,

@@ -129,8 +129,8 @@ pub(super) unsafe fn policy(from: *const brant_policy) -> Result<Policy> {
 /// out of range (the message has the range), and for a policy that needs `throttle` where the VMM has
 /// none. BRANT_E_UNSUPPORTED for BRANT_SLOWING_WRITERS where no log tells vCPUs apart. Before the
 /// start, only the ranges are checked here, and the rest at the start. After an error the policy is as
-/// it was. From the pause on, and after the end, the call has no effect. Any
-/// thread, also inside callbacks.
+/// it was. From the pause on, and after the end, the call has no effect. Any thread, also inside
+/// callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_set_policy(
     outgoing: *mut brant_outgoing,

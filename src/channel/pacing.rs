@@ -10,7 +10,7 @@
 //! ([`BURST`]), the last grant of the second, which counts whole (`QUANTUM`), and rounding. `BURST`
 //! and `QUANTUM` together are less than 2 % of a second.
 //!
-//! **Standing still.** The connections share nothing else, so the pacer also knows when any of them
+//! **Standing still.** All connections share the pacer, so it also knows when any of them
 //! last moved a byte, and whether one waits for its peer.
 
 use crate::runtime::Cancel;

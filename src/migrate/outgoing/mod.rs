@@ -287,8 +287,8 @@ impl Outgoing {
     /// Ends the migration at any point before the hand-over, and returns when the guest runs on.
     /// That takes at most a tenth of a second, unless a callback of the VMM's or a kernel call is
     /// in progress; a callback of a device is asked to return
-    /// ([`Device::cancel`](crate::vmm::device::Device::cancel)). Inside a callback the method requests the end and returns. When the migration
-    /// has ended already, nothing happens.
+    /// ([`Device::cancel`](crate::vmm::device::Device::cancel)). Inside a callback the method
+    /// requests the end and returns. When the migration has ended already, nothing happens.
     ///
     /// After the hand-over a cancel is too late: [`Kind::State`].
     pub fn cancel(&self) -> Result<()> {
