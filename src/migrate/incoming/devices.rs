@@ -125,7 +125,7 @@ pub(super) struct Figures {
 struct Part {
     /// Everything before this was given to the device, or is being given.
     taken: u64,
-    /// Pieces that wait, by their offset.
+    /// Pieces that wait, by their offset. None of them is empty, and none begins before `taken`.
     waiting: BTreeMap<u64, Waiting>,
     /// A thread is giving it a piece.
     busy: bool,
@@ -405,19 +405,15 @@ impl Part {
         let before = self.waiting.range(..=from).next_back();
         let before = before.map_or(0, |(at, w)| at + w.bytes().len() as u64);
         let after = self.waiting.range(from..).next();
-        let overlaps = |(at, w): (&u64, &Waiting)| *at < to && !w.bytes().is_empty();
-        if from < self.taken || from < before || after.is_some_and(overlaps) {
+        if from < self.taken || from < before || after.is_some_and(|(at, _)| *at < to) {
             return Err(format!("bytes {from} to {to} overlap what came before"));
-        }
-        if self.waiting.contains_key(&from) {
-            return Err(format!("two pieces begin at byte {from}"));
         }
         let last = self.waiting.last_key_value();
         let last = last.map_or(self.taken, |(at, w)| at + w.bytes().len() as u64);
         match self.end {
             Some(_) if piece.is_last() => Err("its end was said twice".into()),
             Some(end) if to > end => Err(format!("byte {to} is behind its end at {end}")),
-            None if piece.is_last() && to < last.max(self.taken) => {
+            None if piece.is_last() && to < last => {
                 Err(format!("its end at byte {to} lies before what came"))
             }
             _ if piece.is_initial() && self.initial.is_some() => {
