@@ -131,8 +131,8 @@ struct Part {
     busy: bool,
     /// Where a stopped part ends, once the source has said so.
     end: Option<u64>,
-    /// Where an initial part ends that is not loaded yet, once the source has said so.
-    initial: Option<u64>,
+    /// The source has said where an initial part ends, and that part is not loaded yet.
+    initial: bool,
 }
 
 struct Waiting {
@@ -416,7 +416,7 @@ impl Part {
             None if piece.is_last() && to < last => {
                 Err(format!("its end at byte {to} lies before what came"))
             }
-            _ if piece.is_initial() && self.initial.is_some() => {
+            _ if piece.is_initial() && self.initial => {
                 Err("the end of an initial part came before the last one was loaded".into())
             }
             _ => Ok(()),
@@ -510,7 +510,7 @@ impl Devices {
                     part.end = Some(piece.offset + u64::from(piece.length));
                 }
                 if piece.is_initial() {
-                    part.initial = Some(piece.offset + u64::from(piece.length));
+                    part.initial = true;
                 }
                 break;
             }
@@ -566,7 +566,7 @@ impl Devices {
             let what = || format!("{}: waiting for its initial part", self.list[at]);
             state = self.wait(state, waits, &mut seen, &what)?;
         }
-        state.running[at].initial = None;
+        state.running[at].initial = false;
         Ok(Some(DeviceLoaded {
             number: piece.number,
             bytes,
