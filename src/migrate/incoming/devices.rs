@@ -153,9 +153,9 @@ impl Waiting {
 /// Where a lane is among the pieces.
 pub(super) struct Pieces {
     devices: Arc<Devices>,
-    /// The ends of the lane's last pieces, by device.
-    running: Vec<u64>,
-    stopped: Vec<u64>,
+    /// The ends of the lane's last pieces, by device: of running parts, and of stopped ones once the
+    /// pages have ended.
+    ends: Vec<u64>,
     pages_ended: bool,
 }
 
@@ -197,11 +197,9 @@ impl Devices {
 
     /// A lane's place among the pieces, for each lane.
     pub(super) fn lane(self: &Arc<Self>) -> Result<Pieces> {
-        let zeros = || fallible::collect(self.list.iter().map(|_| 0), "devices");
         Ok(Pieces {
             devices: Arc::clone(self),
-            running: zeros()?,
-            stopped: zeros()?,
+            ends: fallible::collect(self.list.iter().map(|_| 0), "devices")?,
             pages_ended: false,
         })
     }
@@ -433,6 +431,7 @@ impl Pieces {
     /// The pages of this lane have ended.
     pub(super) fn end_pages(&mut self) {
         self.pages_ended = true;
+        self.ends.fill(0);
         let mut state = self.devices.lock();
         state.ended += 1;
         state.moves += 1;
@@ -466,10 +465,7 @@ impl Pieces {
             }));
         }
         let to = piece.offset + u64::from(piece.length);
-        let before = match stopped {
-            true => &mut self.stopped[at],
-            false => &mut self.running[at],
-        };
+        let before = &mut self.ends[at];
         if piece.offset < *before {
             let offset = piece.offset;
             return Err(named(format!("byte {offset} came after byte {before}")));
