@@ -21,7 +21,7 @@ use crate::migrate::callbacks::Callbacks;
 use crate::runtime::Cancel;
 use crate::vmm::device::{described, InUse, Registered};
 use crate::vmm::held;
-use crate::wire::{DeviceLoaded, NamedDevice, Piece, DEVICES_MAX};
+use crate::wire::{DeviceLoaded, NamedDevice, Piece, DEVICES_MAX, PIECE_PREFIX};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -135,14 +135,12 @@ struct Part {
     initial: bool,
 }
 
-struct Waiting {
-    data: Vec<u8>,
-    from: usize,
-}
+/// The payload of a piece.
+struct Waiting(Vec<u8>);
 
 impl Waiting {
     fn bytes(&self) -> &[u8] {
-        &self.data[self.from..]
+        &self.0[PIECE_PREFIX..]
     }
 
     fn cost(&self) -> u64 {
@@ -438,13 +436,12 @@ impl Pieces {
         self.devices.changed.notify_all();
     }
 
-    /// Takes a piece, `data[from..]`: loads it, or keeps it for later. Returns what the source is to
+    /// Takes a piece with its payload: loads it, or keeps it for later. Returns what the source is to
     /// be told of.
     pub(super) fn take(
         &mut self,
         piece: &Piece,
-        data: Vec<u8>,
-        from: usize,
+        payload: Vec<u8>,
         waits: &Waits<'_>,
     ) -> Result<Option<DeviceLoaded>> {
         let devices = Arc::clone(&self.devices);
@@ -471,7 +468,7 @@ impl Pieces {
             return Err(named(format!("byte {offset} came after byte {before}")));
         }
         *before = to;
-        devices.put(at, piece, Waiting { data, from }, waits)
+        devices.put(at, piece, Waiting(payload), waits)
     }
 }
 

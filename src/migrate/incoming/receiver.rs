@@ -18,9 +18,7 @@ use crate::memory::{Memory, PageRun, PinRecall};
 use crate::migrate::control;
 use crate::migrate::lane_name::LaneName;
 use crate::runtime::Limit;
-use crate::wire::{
-    self, list_len, Header, Marker, Piece, Record, RecordType, LIST_RUNS_MAX, PIECE_PREFIX,
-};
+use crate::wire::{self, list_len, Header, Marker, Piece, Record, RecordType, LIST_RUNS_MAX};
 use std::sync::Arc;
 
 /// One lane, as the file's description says.
@@ -172,7 +170,7 @@ impl Receiver {
         let Some(pieces) = &mut self.pieces else {
             return Ok(());
         };
-        match pieces.take(&piece, payload, PIECE_PREFIX, waits)? {
+        match pieces.take(&piece, payload, waits)? {
             Some(loaded) => self.lane.say(&Record::DeviceLoaded(loaded)),
             None => Ok(()),
         }
