@@ -127,6 +127,11 @@ impl Piece {
         self.flags & PIECE_INITIAL != 0
     }
 
+    /// Where it ends in its part.
+    pub fn end(&self) -> u64 {
+        self.offset + u64::from(self.length)
+    }
+
     fn problem(&self) -> Checked {
         check_number(self.number)?;
         let known = PIECE_STOPPED | PIECE_LAST | PIECE_INITIAL;

@@ -397,7 +397,7 @@ impl Part {
 
     /// Why `piece` cannot be one of this part.
     fn problem(&self, piece: &Piece) -> std::result::Result<(), String> {
-        let (from, to) = (piece.offset, piece.offset + u64::from(piece.length));
+        let (from, to) = (piece.offset, piece.end());
         let before = self.waiting.range(..=from).next_back();
         let before = before.map_or(0, |(at, w)| at + w.bytes().len() as u64);
         let after = self.waiting.range(from..).next();
@@ -461,13 +461,12 @@ impl Pieces {
                 false => "a piece of its running part came after the end of the pages".into(),
             }));
         }
-        let to = piece.offset + u64::from(piece.length);
         let before = &mut self.ends[at];
         if piece.offset < *before {
             let offset = piece.offset;
             return Err(named(format!("byte {offset} came after byte {before}")));
         }
-        *before = to;
+        *before = piece.end();
         devices.put(at, piece, Waiting(payload), waits)
     }
 }
@@ -500,7 +499,7 @@ impl Devices {
             let next = turn && part.taken == piece.offset && !part.busy;
             if next || waiting.cost() <= room {
                 if piece.is_last() {
-                    part.end = Some(piece.offset + u64::from(piece.length));
+                    part.end = Some(piece.end());
                 }
                 if piece.is_initial() {
                     part.initial = true;
@@ -552,7 +551,7 @@ impl Devices {
         if !piece.is_initial() {
             return Ok(None);
         }
-        let bytes = piece.offset + u64::from(piece.length);
+        let bytes = piece.end();
         let mut state = self.lock();
         let mut seen = (state.moves, Instant::now());
         while state.running[at].taken < bytes || state.running[at].busy {
