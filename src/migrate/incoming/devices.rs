@@ -111,6 +111,21 @@ struct State {
     figures: Figures,
 }
 
+impl State {
+    /// The stopped or the running part of the device at `at`.
+    fn part(&mut self, at: usize, stopped: bool) -> &mut Part {
+        match stopped {
+            true => &mut self.stopped[at],
+            false => &mut self.running[at],
+        }
+    }
+
+    /// The device whose stopped part is loaded now: the first that is not whole.
+    fn turn(&self) -> Option<usize> {
+        self.stopped.iter().position(|part| !part.is_whole())
+    }
+}
+
 /// What was loaded so far.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Figures {
@@ -278,7 +293,7 @@ impl Devices {
     /// Loads what waits and is next of the stopped parts.
     fn load_stopped<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Result<()> {
         while state.open && !state.broken {
-            let Some(at) = state.stopped.iter().position(|part| !part.is_whole()) else {
+            let Some(at) = state.turn() else {
                 break;
             };
             let part = &mut state.stopped[at];
@@ -301,15 +316,9 @@ impl Devices {
         piece: Waiting,
         stopped: bool,
     ) -> Result<MutexGuard<'a, State>> {
-        fn part(state: &mut State, at: usize, stopped: bool) -> &mut Part {
-            match stopped {
-                true => &mut state.stopped[at],
-                false => &mut state.running[at],
-            }
-        }
         let length = piece.bytes().len() as u64;
         state.waiting -= piece.cost();
-        let giving = part(&mut state, at, stopped);
+        let giving = state.part(at, stopped);
         giving.taken += length;
         giving.busy = true;
         drop(state);
@@ -331,7 +340,7 @@ impl Devices {
         }
         state.broken |= done.is_err();
         state.moves += 1;
-        part(&mut state, at, stopped).busy = false;
+        state.part(at, stopped).busy = false;
         self.changed.notify_all();
         // A call that the cancel has ended is no failure of the device's.
         done.map_err(|e| self.cancelled.check("loading").err().unwrap_or(e))
@@ -486,16 +495,12 @@ impl Devices {
         let mut state = self.lock();
         let mut seen = (state.moves, Instant::now());
         loop {
-            let first = state.stopped.iter().position(|part| !part.is_whole());
-            let (room, open) = (self.most.saturating_sub(state.waiting), state.open);
-            let part = match stopped {
-                true => &mut state.stopped[at],
-                false => &mut state.running[at],
-            };
+            let room = self.most.saturating_sub(state.waiting);
+            let turn = !stopped || state.open && state.turn() == Some(at);
+            let part = state.part(at, stopped);
             part.problem(piece).map_err(|why| {
                 Error::new(Kind::Protocol, format!("DEVICE: {why}")).context(device)
             })?;
-            let turn = !stopped || open && first == Some(at);
             let next = turn && part.taken == piece.offset && !part.busy;
             if next || waiting.cost() <= room {
                 if piece.is_last() {
@@ -521,10 +526,7 @@ impl Devices {
         // An empty piece only says where something ends.
         if piece.length > 0 {
             state.waiting += waiting.cost();
-            let part = match stopped {
-                true => &mut state.stopped[at],
-                false => &mut state.running[at],
-            };
+            let part = state.part(at, stopped);
             part.waiting.insert(piece.offset, waiting);
         }
         match stopped {
