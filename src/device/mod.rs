@@ -6,5 +6,6 @@
 //!
 //! Everything else, such as a GPU that the VMM emulates, implements the trait itself.
 
+mod patience;
 pub mod vfio;
 pub mod vhost_user;

@@ -18,20 +18,19 @@
 mod frames;
 mod machine;
 
+pub use crate::device::patience::SILENCE;
+
 use self::frames::{Part, Parts, HEAD};
-use self::machine::{Machine, Patience, Read};
+use self::machine::{Machine, Read};
+use crate::device::patience::{Cancelled, Patience};
 use crate::error::{Error, Kind, Result};
 use crate::sys::ioctl::Descriptor;
 use crate::sys::vfio_migration::{self as sys, State};
 use crate::vmm::device::{Device, Left};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-/// How long a stopped device may give no byte of its state, or take none, before the migration
-/// fails; see [`VfioDevice::set_limits`].
-pub const SILENCE: Duration = Duration::from_secs(10);
 /// The most bytes of state that a stopped device may give; see [`VfioDevice::set_limits`].
 pub const STATE_MAX: u64 = 1 << 40;
 
@@ -69,7 +68,7 @@ pub struct Abilities {
 /// ```
 pub struct VfioDevice {
     inner: Mutex<Inner>,
-    cancelled: AtomicBool,
+    cancelled: Cancelled,
 }
 
 /// Told after a device was reset, with the reason.
@@ -187,7 +186,7 @@ impl VfioDevice {
                 on_reset: None,
                 side: Side::Neither,
             }),
-            cancelled: AtomicBool::new(false),
+            cancelled: Cancelled::default(),
         }
     }
 
@@ -229,12 +228,7 @@ impl VfioDevice {
     /// [`begin`](Device::begin), [`end`](Device::end), [`run`](Device::run) or
     /// [`reset`](Device::reset) takes it back.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
-    }
-
-    /// What came before counts no more.
-    fn forget_cancel(&self) {
-        self.cancelled.store(false, Ordering::Release);
+        self.cancelled.set();
     }
 }
 
@@ -319,7 +313,7 @@ fn announced(buffer: &mut [u8], source: &mut Source) -> usize {
 impl Device for VfioDevice {
     fn begin(&self) -> Result<()> {
         let mut inner = self.lock();
-        self.forget_cancel();
+        self.cancelled.forget();
         inner.machine.can()?;
         let home = inner.machine.look()?;
         if ![State::RUNNING, State::STOP].contains(&home) {
@@ -515,7 +509,7 @@ impl Device for VfioDevice {
 
     fn end(&self) {
         let mut inner = self.lock();
-        self.forget_cancel();
+        self.cancelled.forget();
         let Side::Source(source) = &mut inner.side else {
             return;
         };
@@ -585,7 +579,7 @@ impl Device for VfioDevice {
 
     fn run(&self) -> Result<()> {
         let mut inner = self.lock();
-        self.forget_cancel();
+        self.cancelled.forget();
         inner.machine.keep(State::RUNNING)?;
         inner.side = Side::Neither;
         Ok(())
@@ -593,7 +587,7 @@ impl Device for VfioDevice {
 
     fn reset(&self) {
         let mut inner = self.lock();
-        self.forget_cancel();
+        self.cancelled.forget();
         if !matches!(inner.side, Side::Destination(_)) {
             return;
         }

@@ -14,23 +14,17 @@
 pub mod messages;
 
 pub use self::messages::{Direction, PROTOCOL_F_DEVICE_STATE};
+pub use crate::device::patience::SILENCE;
 
-use crate::error::{Error, Kind, Result};
+use crate::device::patience::{again, Cancelled, Patience};
+use crate::error::{Error, Result};
 use crate::runtime::cancel::{wait_ready, Interest};
 use crate::runtime::Deadline;
 use crate::sys::pipe;
 use crate::vmm::device::{Device, Left};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-
-/// How long a back end may give no byte of its state, or take none, before the migration fails; see
-/// [`VhostUserDevice::set_silence`].
-pub const SILENCE: Duration = Duration::from_secs(10);
-
-/// How long one wait lasts, at most, before cancel and the limit are looked at.
-const SLICE: Duration = Duration::from_millis(20);
 
 /// The VMM's connection to one back end. Every ring of the back end has stopped when these are
 /// called (GET_VRING_BASE was answered), and none is started before the migration is over here.
@@ -74,7 +68,7 @@ pub trait Front: Send + Sync {
 pub struct VhostUserDevice {
     front: Arc<dyn Front>,
     inner: Mutex<Inner>,
-    cancelled: AtomicBool,
+    cancelled: Cancelled,
 }
 
 struct Inner {
@@ -108,7 +102,7 @@ impl VhostUserDevice {
                 given: 0,
                 transfer: Transfer::None,
             }),
-            cancelled: AtomicBool::new(false),
+            cancelled: Cancelled::default(),
         }
     }
 
@@ -128,7 +122,7 @@ impl VhostUserDevice {
     /// [`begin`](Device::begin), [`end`](Device::end), [`run`](Device::run) or
     /// [`reset`](Device::reset) takes it back.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
+        self.cancelled.set();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -150,46 +144,27 @@ impl VhostUserDevice {
             .map_err(|e| Error::os("the channel for the state of a vhost-user back end", e))?;
         Ok(here)
     }
-
-    /// Waits for a part of `until`; an error if that has passed or the transfer is cancelled.
-    fn wait(
-        &self,
-        fd: &OwnedFd,
-        interest: Interest,
-        limit: Duration,
-        until: Deadline,
-    ) -> Result<()> {
-        let (what, verb) = match interest {
-            Interest::Write => ("load", "took"),
-            _ => ("save", "gave"),
-        };
-        if self.cancelled.load(Ordering::Acquire) {
-            return Err(Error::new(
-                Kind::Cancelled,
-                format!("the {what} of a vhost-user back end's state: cancelled"),
-            ));
-        }
-        if until.expired() {
-            return Err(Error::new(
-                Kind::Timeout,
-                format!("the vhost-user back end {verb} no byte of its state for {limit:?}"),
-            ));
-        }
-        let slice = until.earlier(Deadline::after(SLICE));
-        wait_ready(fd.as_fd(), interest, None, slice).map(|_| ())
-    }
 }
 
-/// Whether the call is to be made again after a wait.
-fn again(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
+/// Waits for a part of `until`; an error if that has passed or the transfer is cancelled.
+fn wait(fd: &OwnedFd, interest: Interest, until: Deadline, patience: &Patience<'_>) -> Result<()> {
+    let (what, verb) = match interest {
+        Interest::Write => ("load", "took"),
+        _ => ("save", "gave"),
+    };
+    let time = patience.slice(
+        until,
+        format_args!("the {what} of a vhost-user back end's state"),
+        format_args!("the vhost-user back end {verb}"),
+    )?;
+    wait_ready(fd.as_fd(), interest, None, Deadline::after(time)).map(|_| ())
 }
 
 impl Device for VhostUserDevice {
     fn begin(&self) -> Result<()> {
         let mut inner = self.lock();
         inner.transfer = Transfer::None;
-        self.cancelled.store(false, Ordering::Release);
+        self.cancelled.forget();
         Ok(())
     }
 
@@ -211,7 +186,10 @@ impl Device for VhostUserDevice {
 
     fn read_stopped(&self, buffer: &mut [u8]) -> Result<usize> {
         let mut inner = self.lock();
-        let limit = inner.silence;
+        let patience = Patience {
+            limit: inner.silence,
+            cancelled: &self.cancelled,
+        };
         match inner.transfer {
             Transfer::Saved => return Ok(0),
             Transfer::Saving(_) => {}
@@ -220,11 +198,11 @@ impl Device for VhostUserDevice {
         let Transfer::Saving(fd) = &inner.transfer else {
             return Ok(0);
         };
-        let until = Deadline::after(limit);
+        let until = patience.until();
         let n = loop {
             match pipe::read(fd.as_fd(), buffer) {
                 Ok(n) => break n,
-                Err(e) if again(&e) => self.wait(fd, Interest::Read, limit, until)?,
+                Err(e) if again(&e) => wait(fd, Interest::Read, until, &patience)?,
                 Err(e) => return Err(Error::os("reading the state of a vhost-user back end", e)),
             }
         };
@@ -249,26 +227,29 @@ impl Device for VhostUserDevice {
 
     fn end(&self) {
         self.lock().transfer = Transfer::None;
-        self.cancelled.store(false, Ordering::Release);
+        self.cancelled.forget();
     }
 
     fn load_stopped(&self, mut data: &[u8]) -> Result<()> {
         let mut inner = self.lock();
-        let limit = inner.silence;
+        let patience = Patience {
+            limit: inner.silence,
+            cancelled: &self.cancelled,
+        };
         if !matches!(inner.transfer, Transfer::Loading(_)) {
             inner.transfer = Transfer::Loading(self.begin_transfer(Direction::Load)?);
         }
         let Transfer::Loading(fd) = &inner.transfer else {
             return Ok(());
         };
-        let mut until = Deadline::after(limit);
+        let mut until = patience.until();
         while !data.is_empty() {
             match pipe::write(fd.as_fd(), data) {
                 Ok(n) => {
                     data = data.get(n..).unwrap_or(&[]);
-                    until = Deadline::after(limit);
+                    until = patience.until();
                 }
-                Err(e) if again(&e) => self.wait(fd, Interest::Write, limit, until)?,
+                Err(e) if again(&e) => wait(fd, Interest::Write, until, &patience)?,
                 // A back end that refuses the state closes its end, and says so when it is asked.
                 Err(e) if e.raw_os_error() == Some(libc::EPIPE) => {
                     inner.transfer = Transfer::None;
@@ -298,12 +279,12 @@ impl Device for VhostUserDevice {
 
     /// The VMM's `run` starts the rings.
     fn run(&self) -> Result<()> {
-        self.cancelled.store(false, Ordering::Release);
+        self.cancelled.forget();
         Ok(())
     }
 
     fn reset(&self) {
         self.lock().transfer = Transfer::None;
-        self.cancelled.store(false, Ordering::Release);
+        self.cancelled.forget();
     }
 }

@@ -3,14 +3,10 @@
 //!
 //! This file knows what a call does. When a call is made is [`super`]'s business.
 
+use crate::device::patience::Patience;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::Deadline;
 use crate::sys::vfio_migration::{self as sys, Flow, PrecopyInfo, State, Transfer};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-/// How long one wait for a transfer lasts, at most, before cancel and the limit are looked at.
-const SLICE: Duration = Duration::from_millis(20);
 
 /// What a read of a transfer gave.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,14 +19,6 @@ pub enum Read {
     NotYet,
     /// The end of the state.
     End,
-}
-
-/// How long a transfer may be silent, and what ends the wait before.
-pub struct Patience<'a> {
-    /// Without a byte for so long, the call fails.
-    pub limit: Duration,
-    /// Set by a cancel.
-    pub cancelled: &'a AtomicBool,
 }
 
 /// A device with its state and its transfer.
@@ -252,7 +240,7 @@ impl Machine {
 
     /// Reads, and waits until there are bytes or the end.
     pub fn read_waiting(&mut self, buffer: &mut [u8], patience: &Patience<'_>) -> Result<usize> {
-        let until = Deadline::after(patience.limit);
+        let until = patience.until();
         loop {
             match self.read(buffer)? {
                 Read::Bytes(n) => return Ok(n),
@@ -275,12 +263,12 @@ impl Machine {
     /// Writes all of `data`, and waits where the device takes nothing.
     pub fn write(&mut self, mut data: &[u8], patience: &Patience<'_>) -> Result<()> {
         let state = self.state.name();
-        let mut until = Deadline::after(patience.limit);
+        let mut until = patience.until();
         while !data.is_empty() {
             let failed = match self.transfer()?.write(data) {
                 Ok(n @ 1..) => {
                     data = data.get(n..).unwrap_or(&[]);
-                    until = Deadline::after(patience.limit);
+                    until = patience.until();
                     continue;
                 }
                 Ok(0) => None,
@@ -307,22 +295,11 @@ impl Machine {
             Flow::Out => ("gave", "reading"),
             Flow::In => ("took", "writing"),
         };
-        if patience.cancelled.load(Ordering::Acquire) {
-            return Err(Error::new(
-                Kind::Cancelled,
-                format!("{what} the state of the VFIO device in {state}: cancelled"),
-            ));
-        }
-        if until.expired() {
-            return Err(Error::new(
-                Kind::Timeout,
-                format!(
-                    "the VFIO device in {state} {verb} no byte of its state for {:?}",
-                    patience.limit
-                ),
-            ));
-        }
-        let time = until.remaining().map_or(SLICE, |left| left.min(SLICE));
+        let time = patience.slice(
+            until,
+            format_args!("{what} the state of the VFIO device in {state}"),
+            format_args!("the VFIO device in {state} {verb}"),
+        )?;
         self.transfer()?.wait(flow, time).map_err(|e| {
             Error::os(
                 format_args!("waiting for the state of the VFIO device in {state}"),

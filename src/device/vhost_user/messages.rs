@@ -2,6 +2,7 @@
 //! connection for the length of a call: no other thread sends on it or reads from it meanwhile, and
 //! no reply is outstanding. Numbers and layouts are those of the vhost-user specification.
 
+use crate::device::patience::again;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::cancel::{wait_ready, Interest, Wake};
 use crate::runtime::Deadline;
@@ -75,7 +76,6 @@ fn ask(
         )),
     };
     let lost = |e: std::io::Error| Error::os(format_args!("{what}: the vhost-user connection"), e);
-    let again = |e: &std::io::Error| matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINTR));
 
     let length = size_of_val(payload) as u32;
     let words = [request, VERSION, length].into_iter();
