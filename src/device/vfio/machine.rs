@@ -3,7 +3,7 @@
 //!
 //! This file knows what a call does. When a call is made is [`super`]'s business.
 
-use crate::device::patience::Patience;
+use crate::device::patience::{again, Patience};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::Deadline;
 use crate::sys::vfio_migration::{self as sys, Flow, PrecopyInfo, State, Transfer};
@@ -265,24 +265,18 @@ impl Machine {
         let state = self.state.name();
         let mut until = patience.until();
         while !data.is_empty() {
-            let failed = match self.transfer()?.write(data) {
-                Ok(n @ 1..) => {
+            match self.transfer()?.write(data) {
+                Ok(0) => self.wait(Flow::In, until, patience)?,
+                Ok(n) => {
                     data = data.get(n..).unwrap_or(&[]);
                     until = patience.until();
-                    continue;
                 }
-                Ok(0) => None,
-                Err(e) => Some(e),
-            };
-            match failed.as_ref().and_then(std::io::Error::raw_os_error) {
-                None if failed.is_none() => self.wait(Flow::In, until, patience)?,
-                Some(libc::EAGAIN | libc::EINTR) => self.wait(Flow::In, until, patience)?,
-                _ => {
-                    let e = failed.unwrap_or_else(std::io::Error::last_os_error);
+                Err(e) if again(&e) => self.wait(Flow::In, until, patience)?,
+                Err(e) => {
                     return Err(Error::os(
                         format_args!("writing the state of the VFIO device in {state}"),
                         e,
-                    ));
+                    ))
                 }
             }
         }
