@@ -122,7 +122,11 @@ struct With<H, D>(H, D);
 /// # Safety
 /// `argument` is the structure of `request`, without padding, and its pointers are what the kernel
 /// expects.
-unsafe fn call<T>(io: &mut dyn Ioctl, request: u32, argument: &mut T) -> std::io::Result<()> {
+pub(super) unsafe fn call<T, D: Ioctl + ?Sized>(
+    io: &mut D,
+    request: u32,
+    argument: &mut T,
+) -> std::io::Result<()> {
     // SAFETY: the caller's promise; the structure is borrowed for the call.
     unsafe { io.ioctl(request, std::ptr::from_mut(argument).cast(), size_of::<T>()) }
 }

@@ -10,7 +10,7 @@
 use super::event::{self, Poll};
 use super::ioctl::{Descriptor, Ioctl};
 use super::pipe;
-use super::vfio::{DEVICE_FEATURE, FEATURE_GET, FEATURE_SET};
+use super::vfio::{call, DEVICE_FEATURE, FEATURE_GET, FEATURE_SET};
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -191,15 +191,6 @@ impl Transfer for DataFile {
             _ => Ok(()),
         }
     }
-}
-
-/// Makes a call with a whole structure.
-///
-/// # Safety
-/// `argument` is the structure of `request`, without padding and without pointers.
-unsafe fn call<T, D: Ioctl + ?Sized>(io: &mut D, request: u32, argument: &mut T) -> io::Result<()> {
-    // SAFETY: the caller's promise; the structure is borrowed for the call.
-    unsafe { io.ioctl(request, std::ptr::from_mut(argument).cast(), size_of::<T>()) }
 }
 
 fn word(device: &mut dyn Device, feature: u32) -> io::Result<u64> {
