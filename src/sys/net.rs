@@ -344,7 +344,8 @@ pub fn unsent(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(bytes.max(0) as u64)
 }
 
-fn message(parts: &[libc::iovec]) -> libc::msghdr {
+/// The first [`PARTS_MAX`] parts as a message without address and control data. It points to `parts`.
+pub(super) fn message(parts: &[libc::iovec]) -> libc::msghdr {
     // SAFETY: msghdr is plain integers and pointers that may be null.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = parts.as_ptr().cast_mut();

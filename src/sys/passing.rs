@@ -3,7 +3,7 @@
 //!
 //! Each function is one call. `device::vhost_user`, the only caller, knows the messages.
 
-use super::kernel;
+use super::{kernel, net};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -24,10 +24,7 @@ pub fn send(
         iov_len: bytes.len(),
     };
     let mut control = Control([0; 128]);
-    // SAFETY: msghdr is plain integers and pointers that may be null.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = (&raw const part).cast_mut();
-    message.msg_iovlen = 1;
+    let mut message = net::message(std::slice::from_ref(&part));
     if let Some(fd) = attached {
         message.msg_control = (&raw mut control).cast();
         // SAFETY: CMSG_SPACE and CMSG_LEN only compute; the first header lies in `control`, which has
@@ -57,10 +54,7 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, V
         iov_len: bytes.len(),
     };
     let mut control = Control([0; 128]);
-    // SAFETY: msghdr is plain integers and pointers that may be null.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = (&raw const part).cast_mut();
-    message.msg_iovlen = 1;
+    let mut message = net::message(std::slice::from_ref(&part));
     message.msg_control = (&raw mut control).cast();
     message.msg_controllen = size_of::<Control>() as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
