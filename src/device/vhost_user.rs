@@ -132,7 +132,7 @@ impl VhostUserDevice {
     /// Hands one end of a new pipe to the back end, and returns the end that stays here.
     fn begin_transfer(&self, direction: Direction) -> Result<OwnedFd> {
         let what = |e| Error::os("a pipe for the state of a vhost-user back end", e);
-        let (out, into) = pipe::pipe().map_err(what)?;
+        let (out, into) = pipe::pipe(0).map_err(what)?;
         let (here, there) = match direction {
             Direction::Save => (out, into),
             Direction::Load => (into, out),

@@ -1,7 +1,7 @@
 //! Calls on memory: where a file has holes, discarding pages, and letting the kernel make an access
 //! first that would otherwise end the process if it failed.
 
-use super::kernel;
+use super::{kernel, pipe};
 use crate::error::{Error, Kind, Result};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -145,19 +145,8 @@ impl Pipe {
 
     /// A new pipe, empty and closed on exec.
     pub fn new() -> io::Result<Pipe> {
-        let mut ends = [0; 2];
-        // SAFETY: the kernel fills two integers.
-        let result =
-            unsafe { kernel::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just made, and nobody else owns it.
-        let end = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Pipe {
-            reader: end(ends[0]),
-            writer: end(ends[1]),
-        })
+        let (reader, writer) = pipe::pipe(libc::O_NONBLOCK)?;
+        Ok(Pipe { reader, writer })
     }
 
     /// Has the kernel read a byte of each of `pages` pages, at most [`Pipe::PAGES`].

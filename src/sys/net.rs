@@ -3,7 +3,7 @@
 //! Each function is one call; errors are `io::Error`. `channel`, the only caller, knows what an
 //! error means, waits and retries.
 
-use super::kernel;
+use super::{kernel, pipe};
 use std::ffi::OsStr;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -307,11 +307,10 @@ pub fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
 
 /// Sets `O_NONBLOCK` on the open file and `FD_CLOEXEC` on the descriptor.
 pub fn set_nonblocking_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    pipe::set_nonblocking(fd)?;
     let fd = fd.as_raw_fd();
     // SAFETY: these commands take and return integers.
     unsafe {
-        let flags = check(kernel::fcntl(fd, libc::F_GETFL, 0))?;
-        check(kernel::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK))?;
         let flags = check(kernel::fcntl(fd, libc::F_GETFD, 0))?;
         check(kernel::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC))?;
     }

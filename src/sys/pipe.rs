@@ -1,16 +1,18 @@
 //! Pipes (pipe(7)), and reads and writes of a descriptor that never wait.
 //!
-//! Each function is one call. `device` moves the state of devices through them.
+//! `device` moves the state of devices through them. What else in `sys` needs a pipe, or a descriptor
+//! that never waits, calls these too.
 
 use super::kernel;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// A new pipe, closed on exec: the end to read from and the end to write to. Both wait.
-pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+/// A new pipe, closed on exec: the end to read from and the end to write to. `flags` is
+/// `O_NONBLOCK`, or 0 for ends that wait.
+pub fn pipe(flags: libc::c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
     // SAFETY: room for two descriptors.
-    if unsafe { kernel::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } < 0 {
+    if unsafe { kernel::pipe2(ends.as_mut_ptr(), flags | libc::O_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just made both, and nobody else owns them.
@@ -54,7 +56,7 @@ mod tests {
 
     #[test]
     fn bytes_go_through_a_pipe_and_a_closed_end_is_the_end() {
-        let (out, into) = pipe().unwrap();
+        let (out, into) = pipe(0).unwrap();
         set_nonblocking(out.as_fd()).unwrap();
         let mut buffer = [0; 8];
         let empty = read(out.as_fd(), &mut buffer).unwrap_err();

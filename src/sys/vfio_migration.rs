@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_transfer_does_not_wait_and_says_what_the_descriptor_says() {
-        let (out, into) = pipe::pipe().unwrap();
+        let (out, into) = pipe::pipe(0).unwrap();
         let (out, into) = (out.into_raw_fd(), into.into_raw_fd());
         let mut device = Descriptor::new(tempfile::tempfile().unwrap().into());
         let mut into = device.transfer(into).unwrap();
