@@ -6,7 +6,7 @@ use super::structs::{duplicated, handle, read, sized, text};
 use crate::device::vfio::{VfioDevice, SILENCE, STATE_MAX};
 use crate::error::{Error, Result};
 use crate::migrate::Blocker;
-use crate::vmm::device::{Device, Left};
+use crate::vmm::device::{described, Device, Left};
 use std::ffi::{c_char, c_void, CString};
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,11 +73,8 @@ impl Added {
     /// Blocks the guest's migrations if the device cannot migrate.
     fn new(guest: &brant_guest, name: &str, instance: u32, device: VfioDevice) -> Added {
         let blocker = device.abilities().err().map(|e| {
-            let instance = match instance {
-                0 => String::new(),
-                n => format!(" {n}"),
-            };
-            let reason = format!("device `{name}`{instance} cannot migrate: {}", e.message());
+            let what = described(name, instance);
+            let reason = format!("{what} cannot migrate: {}", e.message());
             guest.blockers.block(&reason)
         });
         Added {
