@@ -70,8 +70,7 @@ impl Restored {
     }
 
     fn named(&self, entry: &BlobEntry) -> Option<&Arc<Registered>> {
-        let same = |d: &&Arc<Registered>| d.name() == entry.name && d.instance() == entry.instance;
-        self.in_use.all().iter().find(same)
+        self.in_use.find(&entry.name, entry.instance)
     }
 
     /// Whether image and guest have the same devices.
@@ -97,10 +96,7 @@ impl Restored {
                 Some(_) => {}
             }
         }
-        let has = |d: &&Arc<Registered>| {
-            let same = |e: &BlobEntry| e.name == d.name() && e.instance == d.instance();
-            entries.clone().any(same)
-        };
+        let has = |d: &Registered| entries.clone().any(|e| d.is(&e.name, e.instance));
         match self.in_use.all().iter().find(|d| !has(d)) {
             None => Ok(()),
             Some(more) => layout(format!("the guest has {more} and the image has none")),

@@ -168,6 +168,11 @@ impl Registered {
     pub(crate) fn version(&self) -> u32 {
         self.version
     }
+
+    /// Whether it is the device of this name and instance.
+    pub(crate) fn is(&self, name: &str, instance: u32) -> bool {
+        self.name == name && self.instance == instance
+    }
 }
 
 impl fmt::Display for Registered {
@@ -228,8 +233,7 @@ impl List {
     }
 
     fn at(&self, name: &str, instance: u32) -> Option<usize> {
-        let same = |d: &Arc<Registered>| d.name == name && d.instance == instance;
-        self.devices.iter().position(same)
+        self.devices.iter().position(|d| d.is(name, instance))
     }
 }
 
@@ -298,6 +302,10 @@ impl InUse {
     /// The devices in the order in which they were added.
     pub(crate) fn all(&self) -> &[Arc<Registered>] {
         &self.devices
+    }
+
+    pub(crate) fn find(&self, name: &str, instance: u32) -> Option<&Arc<Registered>> {
+        self.devices.iter().find(|d| d.is(name, instance))
     }
 }
 

@@ -41,16 +41,15 @@ pub(super) fn matched(theirs: &[NamedDevice], ours: &InUse) -> Result<Vec<Arc<Re
     let mut list: Vec<Arc<Registered>> = Vec::new();
     for (number, named) in (0..).zip(theirs) {
         let what = described(&named.name, named.instance);
-        let same = |d: &&Arc<Registered>| d.name() == named.name && d.instance() == named.instance;
         if named.number != number {
             let why = format!("{what}: expected number {number}, found {}", named.number);
             return Err(Error::new(Kind::Protocol, why));
         }
-        if list.iter().any(|d| same(&d)) {
+        if list.iter().any(|d| d.is(&named.name, named.instance)) {
             let why = format!("{what} is named twice");
             return Err(Error::new(Kind::Protocol, why));
         }
-        let Some(device) = ours.all().iter().find(same) else {
+        let Some(device) = ours.find(&named.name, named.instance) else {
             return layout(format!(
                 "the source has {what} and the destination has none of that name and instance"
             ));
