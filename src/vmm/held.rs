@@ -86,13 +86,13 @@ impl Held {
     /// # Errors
     /// The first error of a device.
     pub(crate) fn resume(&self, vmm: &Callbacks) -> Result<()> {
-        let list = self.list();
-        let quiesced = std::mem::take(&mut self.told().quiesced);
+        let mut list = self.list();
+        list.truncate(std::mem::take(&mut self.told().quiesced));
         let mut done = Ok(());
-        for device in &list[..quiesced.min(list.len())] {
+        for device in &list {
             done = done.and(call(vmm, device, "wake", |d| d.wake()));
         }
-        for device in &list[..quiesced.min(list.len())] {
+        for device in &list {
             done = done.and(call(vmm, device, "resume", |d| d.resume()));
         }
         done
@@ -110,14 +110,9 @@ impl Held {
 
     /// The migration is over.
     pub(crate) fn end(&self, vmm: &Callbacks) {
-        let begun = std::mem::take(&mut self.told().begun);
-        for device in self.list().iter().take(begun) {
-            // Only a panic is an error here, and the migration is over.
-            let _ = call(vmm, device, "end", |d| {
-                d.end();
-                Ok(())
-            });
-        }
+        let mut list = self.list();
+        list.truncate(std::mem::take(&mut self.told().begun));
+        tell(vmm, &list, "end", |d| d.end());
     }
 
     /// The guest's devices may change again.
@@ -149,15 +144,20 @@ pub(crate) fn read(
     Ok(read)
 }
 
-/// Asks every device to end the call that it is in.
-pub(crate) fn cancel(vmm: &Callbacks, list: &[Arc<Registered>]) {
+/// Tells devices something that they cannot refuse. Only a panic is an error then, and it is dropped:
+/// the migration is over or cancelled anyway.
+fn tell(vmm: &Callbacks, list: &[Arc<Registered>], name: &str, operation: impl Fn(&dyn Device)) {
     for device in list {
-        // Only a panic is an error here, and the migration is cancelled anyway.
-        let _ = call(vmm, device, "cancel", |d| {
-            d.cancel();
+        let _ = call(vmm, device, name, |d| {
+            operation(d);
             Ok(())
         });
     }
+}
+
+/// Asks every device to end the call that it is in.
+pub(crate) fn cancel(vmm: &Callbacks, list: &[Arc<Registered>]) {
+    tell(vmm, list, "cancel", |d| d.cancel());
 }
 
 /// Tells every device that all state is here.
@@ -176,11 +176,5 @@ pub(crate) fn run(vmm: &Callbacks, list: &[Arc<Registered>]) -> Result<()> {
 
 /// The guest never runs here: all devices drop what they have loaded.
 pub(crate) fn reset(vmm: &Callbacks, list: &[Arc<Registered>]) {
-    for device in list {
-        // Only a panic is an error here, and the guest did not arrive anyway.
-        let _ = call(vmm, device, "reset", |d| {
-            d.reset();
-            Ok(())
-        });
-    }
+    tell(vmm, list, "reset", |d| d.reset());
 }
