@@ -189,6 +189,17 @@ impl OfC {
     }
 }
 
+/// The first callback that `table` lacks for a source.
+fn source_lacks(table: &brant_device) -> Option<&'static str> {
+    let required = [
+        ("stop", table.stop.is_some()),
+        ("read_stopped", table.read_stopped.is_some()),
+        ("resume", table.resume.is_some()),
+    ];
+    let lacking = required.into_iter().find(|(_, there)| !there);
+    lacking.map(|(name, _)| name)
+}
+
 fn has_none(name: &str) -> crate::error::Error {
     crate::error::Error::new(
         crate::error::Kind::Vmm,
@@ -199,13 +210,7 @@ fn has_none(name: &str) -> crate::error::Error {
 impl Device for OfC {
     fn begin(&self) -> Result<()> {
         // Said here, and not when the guest stands still.
-        let t = &self.table;
-        let required = [
-            ("stop", t.stop.is_some()),
-            ("read_stopped", t.read_stopped.is_some()),
-            ("resume", t.resume.is_some()),
-        ];
-        if let Some((name, _)) = required.iter().find(|(_, there)| !there) {
+        if let Some(name) = source_lacks(&self.table) {
             return Err(has_none(name));
         }
         self.plain(self.table.begin)
@@ -314,13 +319,8 @@ pub unsafe extern "C" fn brant_guest_add_device(
         let guest = unsafe { handle(guest, "guest") }?;
         // SAFETY: null or a string by contract.
         let name = unsafe { text(table.name, "brant_device.name") }?.to_owned();
-        let source = [
-            table.stop.is_some(),
-            table.read_stopped.is_some(),
-            table.resume.is_some(),
-        ];
-        let destination = [table.load_stopped.is_some(), table.run.is_some()];
-        if !source.iter().all(|there| *there) && !destination.iter().all(|there| *there) {
+        let destination = table.load_stopped.is_some() && table.run.is_some();
+        if source_lacks(&table).is_some() && !destination {
             return Err(invalid(format!(
                 "device `{name}`: a source needs `stop`, `read_stopped` and `resume`, a destination \
                  `load_stopped` and `run`; found neither"
