@@ -1255,7 +1255,10 @@ int32_t brant_saver_put(struct brant_saver *saver,
 /** In `brant_device_left.stopped`: the device does not know. */
 #define BRANT_LEFT_UNKNOWN UINT64_MAX
 
-/** How much state a device has left to give, filled by `left`. All fields are 0 before the call. */
+/**
+ * How much state a device has left to give, filled by `left`. All fields but `size` are 0 before the
+ * call.
+ */
 typedef struct brant_device_left {
     /** sizeof(brant_device_left) in brant's version; the callback may leave it. */
     size_t size;
@@ -1284,11 +1287,11 @@ typedef struct brant_device_left {
  * save to an image never calls `read_running`.
  *
  * Order at the source: `begin` of every device before the first page; `left` and `read_running`
- * while the guest runs; the VMM's `pause`; `quiesce` of every device; `stop` of every device; the
- * sync of all dirty logs; the VMM's `save`; `read_stopped` of one device after the other. When the pause is aborted
- * or the migration fails: `wake` of every device that was quiesced, `resume` of each, the VMM's
- * `resume`. `end` comes last, whatever the outcome. Rounds of `read_running` go on after an aborted
- * pause.
+ * while the guest runs; the VMM's `pause`; `quiesce` of every device; `stop` of every device; a sync
+ * of all dirty logs; the VMM's `save`; the last sync; `read_stopped` of one device after the other.
+ * When the pause is aborted or the migration fails: `wake` of every device that was quiesced,
+ * `resume` of each, the VMM's `resume`. `end` comes last, whatever the outcome. Rounds of
+ * `read_running` go on after an aborted pause.
  *
  * Order at the destination: `load_running` while memory arrives. When all of memory is here:
  * `load_stopped` of one device after the other, in the order in which the source added them; the
@@ -1303,8 +1306,8 @@ typedef struct brant_device_left {
  * brant_outgoing_resolve on its caller's. At the destination `load_running` and `load_stopped` run
  * on any thread of the migration, one at a time for one device, those of different devices at the
  * same time. `cancel` runs on any thread, at any time. In all others all signals are masked. They
- * may block, and delay the migration by that. A callback must
- * add and remove no blocks, and wait for no object that called it.
+ * may block, and delay the migration by that. A callback must add and remove no blocks, and wait for
+ * no object that called it.
  */
 typedef struct brant_device {
     /** sizeof(brant_device). */
@@ -1413,9 +1416,10 @@ typedef struct brant_device {
  * brant does not know devices, by the feature "device-streams" (BRANT_E_VERSION). At a destination,
  * add devices before the migration or in `early_load`.
  *
- * The same device serves as source and destination. So at least `read_stopped` or `load_stopped` is
- * set. BRANT_E_INVALID for a bad name, for a second device of the same name and instance, and for
- * one too many. BRANT_E_BUSY while a migration, a save or a restore uses the guest's devices.
+ * The same device serves as source and destination. So `stop`, `read_stopped` and `resume` are set,
+ * or `load_stopped` and `run`, or all five. BRANT_E_INVALID when neither set is complete, for a bad
+ * name, for a second device of the same name and instance, and for one too many. BRANT_E_BUSY while a
+ * migration, a save or a restore uses the guest's devices.
  *
  * Threads: any.
  */
@@ -1539,10 +1543,9 @@ typedef struct brant_vhost_user_device {
     uint64_t expected_bytes;
     /**
      * Required. Send SET_DEVICE_STATE_FD with `direction` (BRANT_VHOST_USER_SAVE,
-     * BRANT_VHOST_USER_LOAD; the
-     * protocol has the same numbers), phase 0 (stopped) and `fd`. When the back end gives a descriptor
-     * instead, put it into `*given`, which is -1 before: it is brant's then. `fd` stays brant's, which
-     * closes it after the call: sending it duplicates it.
+     * BRANT_VHOST_USER_LOAD; the protocol has the same numbers), phase 0 (stopped) and `fd`. When the
+     * back end gives a descriptor instead, put it into `*given`, which is -1 before: it is brant's
+     * then. `fd` stays brant's, which closes it after the call: sending it duplicates it.
      */
     int32_t (*set_device_state_fd)(void *opaque,
                                    uint32_t direction,

@@ -50,10 +50,9 @@ pub struct brant_vhost_user_device {
     /// unknown, and from the second pause on as many as at the pause before.
     pub expected_bytes: u64,
     /// Required. Send SET_DEVICE_STATE_FD with `direction` (BRANT_VHOST_USER_SAVE,
-    /// BRANT_VHOST_USER_LOAD; the
-    /// protocol has the same numbers), phase 0 (stopped) and `fd`. When the back end gives a descriptor
-    /// instead, put it into `*given`, which is -1 before: it is brant's then. `fd` stays brant's, which
-    /// closes it after the call: sending it duplicates it.
+    /// BRANT_VHOST_USER_LOAD; the protocol has the same numbers), phase 0 (stopped) and `fd`. When the
+    /// back end gives a descriptor instead, put it into `*given`, which is -1 before: it is brant's
+    /// then. `fd` stays brant's, which closes it after the call: sending it duplicates it.
     pub set_device_state_fd: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,

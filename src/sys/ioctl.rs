@@ -15,8 +15,8 @@ pub trait Ioctl: Send {
     ///
     /// # Safety
     /// `argument` points to the structure that `request` takes, of `size` bytes that may be read
-    /// and written; for a request without a structure it is null and `size` is 0. Memory that the structure points to is as large as the structure says. All of
-    /// it lives until the call returns.
+    /// and written; for a request without a structure it is null and `size` is 0. Memory that the
+    /// structure points to is as large as the structure says. All of it lives until the call returns.
     unsafe fn ioctl(&mut self, request: u32, argument: *mut u8, size: usize) -> io::Result<()>;
 }
 

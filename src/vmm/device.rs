@@ -26,8 +26,7 @@ pub struct Left {
     /// Bytes that [`Device::read_running`] would give now.
     pub running: u64,
     /// Bytes that only [`Device::read_stopped`] gives, if the device stopped now. The bytes of
-    /// `running` are not among them. `None` when the device does not know: then a pause is
-    /// planned with the bytes that it gave at an earlier pause, or with none.
+    /// `running` are not among them. `None` when the device does not know: that counts as 0.
     pub stopped: Option<u64>,
 }
 
@@ -40,11 +39,11 @@ pub struct Left {
 /// `begin`.
 ///
 /// **Order at the source.** `begin` of every device; `left` and `read_running` again and again while
-/// the guest runs; the VMM's `pause`; `quiesce` of every device, `stop` of every device; the sync of
-/// all dirty logs; `read_stopped` of one device after the other. When the pause is aborted, or the
-/// migration fails: `wake` of every device that was quiesced, `resume` of each, then the VMM's
-/// `resume`. `end` comes last, whatever the outcome. An aborted pause is followed by further
-/// rounds of `read_running`: a device begins its stream anew only in `begin`.
+/// the guest runs; the VMM's `pause`; `quiesce` of every device, `stop` of every device; a sync of all
+/// dirty logs; the VMM's `save`; the last sync; `read_stopped` of one device after the other. When the
+/// pause is aborted, or the migration fails: `wake` of every device that was quiesced, `resume` of
+/// each, then the VMM's `resume`. `end` comes last, whatever the outcome. An aborted pause is followed
+/// by further rounds of `read_running`: a device begins its stream anew only in `begin`.
 ///
 /// **Order at the destination.** `load_running` while memory arrives; when all of memory is here,
 /// `load_stopped` of one device after the other in the order in which the source added them; the

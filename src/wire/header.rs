@@ -311,9 +311,9 @@ impl Header {
         Ok(kind)
     }
 
-    /// Whether `payload`, all bytes behind the header of a control record or blob, is what was
-    /// sent. A flipped bit in device state is as dangerous as one in a guest page, and is noticed
-    /// more rarely, because no other check covers it.
+    /// Whether `payload` is what was sent: all bytes behind the header of a control record, of a blob
+    /// or of a piece of a device's state. A flipped bit in device state is as dangerous as one in a
+    /// guest page, and is noticed more rarely, because no other check covers it.
     ///
     /// # Errors
     /// [`Kind::Protocol`] with both checksums.

@@ -176,8 +176,8 @@ impl Incoming {
     /// Ends the migration before the guest is taken over. A successful return proves that the guest
     /// never runs here. Returns within a tenth of a second unless a callback of the VMM's is in
     /// progress; a callback of a device is asked to return
-    /// ([`Device::cancel`](crate::vmm::device::Device::cancel)). Inside a callback, this function only asks for the cancel. After the hand-over was
-    /// received, it fails with [`Kind::State`].
+    /// ([`Device::cancel`](crate::vmm::device::Device::cancel)). Inside a callback, this function only
+    /// asks for the cancel. After the hand-over was received, it fails with [`Kind::State`].
     pub fn cancel(&self) -> Result<()> {
         let wake = || self.shared.guest.cancel_devices();
         self.shared
