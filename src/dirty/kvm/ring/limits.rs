@@ -17,6 +17,7 @@ use super::reaper::{no_ring, AskedRounds, State};
 use crate::dirty::vcpus::{VcpuLimit, VcpuPages, Vcpus};
 use crate::error::Result;
 use crate::memory::{KeepsWaiting, Ownership};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,25 +111,19 @@ impl Vcpus for AskedRounds {
     }
 
     fn limit(&self, limits: &[VcpuLimit]) -> Result<()> {
+        // The last one for a vCPU counts.
+        let mut by_vcpu = BTreeMap::new();
+        by_vcpu.extend(limits.iter().map(|one| (one.vcpu, one.pages_per_second)));
         let mut guard = self.lock();
         let state = &mut *guard;
-        if limits.is_empty() {
+        if by_vcpu.is_empty() {
             state.lift_all(self.now());
             return Ok(());
         }
         state.limits.need(state.rounds.tracking)?;
         let now = self.now();
-        let rings = &mut state.rounds.rings;
-        for ring in rings.values_mut() {
-            ring.next_limit = None;
-        }
-        for limit in limits {
-            if let Some(ring) = rings.get_mut(&limit.vcpu) {
-                ring.next_limit = Some(limit.pages_per_second);
-            }
-        }
-        for ring in rings.values_mut() {
-            ring.slices.set(now, ring.next_limit);
+        for (vcpu, ring) in &mut state.rounds.rings {
+            ring.slices.set(now, by_vcpu.get(vcpu).copied());
         }
         // A limit that rose or went may end a wait.
         state.limits.end();

@@ -87,8 +87,6 @@ pub(super) struct Ring {
     pub harvested: u64,
     /// The vCPU's dirty limit.
     pub slices: Slices,
-    /// Its limit from the next change on, while limits are being replaced.
-    pub next_limit: Option<f64>,
 }
 
 impl Ring {
@@ -115,7 +113,6 @@ impl Ring {
             expects_gap: false,
             harvested: 0,
             slices: Slices::default(),
-            next_limit: None,
         })
     }
 

@@ -164,6 +164,18 @@ fn lifting_the_limit_raising_it_stopping_and_removal_each_end_the_wait_at_once()
     }
 }
 
+#[test]
+fn of_two_limits_for_one_vcpu_the_last_counts() {
+    let world = far_over(1);
+    let (low, high) = (limit(0, 0.01), limit(0, 1e9));
+    world.consumer.limit_vcpus(&[high, low]).unwrap();
+    let waiting = Waiting::begin(&world);
+    world.consumer.limit_vcpus(&[low, high]).unwrap();
+    waiting.ends("the higher limit").unwrap();
+    world.rings.full(0).unwrap();
+    assert_eq!(world.rings.figures().limit_waits, 1);
+}
+
 extern "C" fn ignore(_: libc::c_int) {}
 
 #[test]
