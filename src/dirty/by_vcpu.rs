@@ -5,6 +5,7 @@ use super::tracker::Tracker;
 use super::vcpus::{VcpuLimit, VcpuPages, Vcpus};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::catch;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl Tracker {
@@ -23,21 +24,19 @@ impl Tracker {
     /// numbers. `None` when no log tells. The counts begin at any value: differences mean something.
     /// Does not wait for a sync.
     pub fn vcpu_counts(&self) -> Option<Vec<VcpuPages>> {
-        let mut counts: Vec<VcpuPages> = Vec::new();
+        let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
         let mut tells = false;
         let _ = self.each_vcpus(|log| {
-            let earlier = std::mem::replace(&mut tells, true);
-            log.written(&mut |one| {
-                let mut known = counts.iter_mut().filter(|_| earlier);
-                match known.find(|count| count.vcpu == one.vcpu) {
-                    Some(count) => count.pages += one.pages,
-                    None => counts.push(one),
-                }
-            });
+            tells = true;
+            log.written(&mut |one| *counts.entry(one.vcpu).or_default() += one.pages);
             Ok(())
         });
-        counts.sort_unstable_by_key(|count| count.vcpu);
-        tells.then_some(counts)
+        let counts = counts.into_iter();
+        tells.then(|| {
+            counts
+                .map(|(vcpu, pages)| VcpuPages { vcpu, pages })
+                .collect()
+        })
     }
 
     /// Whether a log tells what each vCPU has written.
