@@ -43,7 +43,9 @@ impl Naps {
 
     /// Ends all waits so far.
     pub fn end_all(&mut self) {
-        if let Some(end) = self.end.take() {
+        // Without a nap that shares it there is nobody to wake, and the next naps can have it. No nap
+        // begins meanwhile: `begin` borrows the same object.
+        if let Some(end) = self.end.take_if(|end| Arc::strong_count(end) > 1) {
             let _ = event::eventfd_raise(end.as_fd());
             self.end = event::eventfd().ok().map(Arc::new);
         }
