@@ -28,7 +28,7 @@ mod rearm;
 mod report;
 pub mod reported;
 mod run;
-pub mod slices;
+mod slices;
 mod state;
 mod strays;
 mod sync;

@@ -8,14 +8,14 @@
 use std::time::Duration;
 
 /// The longest wait without a look at what else the vCPU's thread is wanted for.
-pub const SLICE_MAX: Duration = Duration::from_millis(5);
+pub(super) const SLICE_MAX: Duration = Duration::from_millis(5);
 /// A vCPU that wrote less than it may for a while does not save more than what it may write in this
 /// time. So after a rest it cannot fill a pass at full speed.
 const SAVED_MAX: Duration = Duration::from_millis(50);
 
 /// What one vCPU may write. The unit is pages; times are of any clock that does not go back.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct Slices {
+pub(super) struct Slices {
     /// Pages a second. `None`: no limit.
     limit: Option<f64>,
     /// Pages that the vCPU may write at once. Negative: it is over its limit.
@@ -54,15 +54,9 @@ impl Slices {
         self.limit.is_some() && self.credit < 0.0
     }
 
-    /// The next slice: how long the vCPU waits before it asks again. At most [`SLICE_MAX`], and zero
-    /// when the vCPU is within its limit.
-    pub fn wait(&mut self, now: Duration) -> Duration {
-        self.wait_at_most(now, SLICE_MAX)
-    }
-
-    /// [`Slices::wait`] with another longest slice. Tests use it, because nobody can tell the end of
-    /// a short slice from an event that ended it.
-    pub(super) fn wait_at_most(&mut self, now: Duration, longest: Duration) -> Duration {
+    /// The next slice: how long the vCPU waits before it asks again. At most `longest`, and zero when
+    /// the vCPU is within its limit.
+    pub fn wait(&mut self, now: Duration, longest: Duration) -> Duration {
         self.advance(now);
         match self.limit {
             Some(limit) if self.credit < 0.0 => {
@@ -101,25 +95,25 @@ mod tests {
         // Four pages were allowed meanwhile, so 60 ms are to wait.
         let (mut now, mut waits) = (ms(4), 0);
         while slices.is_over(now) {
-            let wait = slices.wait(now);
+            let wait = slices.wait(now, SLICE_MAX);
             assert!(wait <= SLICE_MAX && wait > Duration::ZERO, "{wait:?}");
             now += wait;
             waits += 1;
         }
         assert!(now >= ms(63) && now <= ms(66), "{now:?}");
         assert!(waits >= 12, "{waits}");
-        assert_eq!(slices.wait(now), Duration::ZERO);
+        assert_eq!(slices.wait(now, SLICE_MAX), Duration::ZERO);
     }
 
     #[test]
     fn a_vcpu_without_a_limit_or_within_it_never_waits() {
         let mut slices = Slices::default();
         slices.wrote(ms(1), 1 << 40);
-        assert_eq!(slices.wait(ms(1)), Duration::ZERO);
+        assert_eq!(slices.wait(ms(1), SLICE_MAX), Duration::ZERO);
         slices.set(ms(1), Some(1000.0));
         for t in 1..1000 {
             slices.wrote(ms(t), 1);
-            assert_eq!(slices.wait(ms(t + 1)), Duration::ZERO, "{t}");
+            assert_eq!(slices.wait(ms(t + 1), SLICE_MAX), Duration::ZERO, "{t}");
         }
         // Removed: nothing is owed any more.
         slices.wrote(ms(1000), 1_000_000);
@@ -139,7 +133,7 @@ mod tests {
             slices.set(Duration::ZERO, Some(limit));
             let (mut now, mut written) = (Duration::ZERO, 0);
             for _ in 0..2000 {
-                let wait = slices.wait(now);
+                let wait = slices.wait(now, SLICE_MAX);
                 prop_assert!(wait <= SLICE_MAX);
                 if wait.is_zero() {
                     slices.wrote(now, ring);

@@ -25,7 +25,6 @@ pub mod throttle;
 pub(super) mod timed;
 pub mod working_set;
 
-pub use crate::dirty::slices;
 pub use budget::Parts;
 pub(super) use compressing::{Batch, Compressing};
 pub use facts::{Bounds, Decider, Decision, Facts, Moment, Next, PassFacts, Verdict};

@@ -49,7 +49,7 @@ impl AskedRounds {
                 return Ok(false);
             }
             state.rounds.figures.limit_waits += 1;
-            (naps.begin(), ring.slices.wait_at_most(now, limits.longest))
+            (naps.begin(), ring.slices.wait(now, limits.longest))
         };
         nap.take(slice);
         let mut state = self.lock();
