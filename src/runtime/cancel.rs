@@ -74,7 +74,7 @@ impl Cancel {
     }
 
     /// The cancellation that this one also ends with. A wait for a cancel waits for both.
-    pub(crate) fn upper(&self) -> Option<&Cancel> {
+    fn upper(&self) -> Option<&Cancel> {
         self.inner.upper.as_ref()
     }
 
