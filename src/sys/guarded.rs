@@ -6,10 +6,10 @@
 //! of a buffer made for the old slot. With this buffer the kernel meets the guard page, stops, and
 //! answers `EFAULT`.
 
+use super::own::Mapping;
 use super::{kernel, mem};
 use crate::error::{Error, Result};
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 
 const PAGE: usize = 4096;
 /// Buffers of this many bytes lie on huge pages, if the kernel has any: it writes all of a bitmap, and
@@ -19,16 +19,11 @@ const HUGE_FROM: usize = 4 << 20;
 /// A number of words, zero at first, directly before a page without permissions.
 #[derive(Debug)]
 pub struct Guarded {
-    base: NonNull<u8>,
+    mapping: Mapping,
     /// Bytes before the guard page: whole pages.
     body: usize,
     words: usize,
 }
-
-// SAFETY: the mapping is the object's own.
-unsafe impl Send for Guarded {}
-// SAFETY: as above; it is written through `&mut` only.
-unsafe impl Sync for Guarded {}
 
 impl Guarded {
     /// `words` words. `what` names them in the error when there is no memory.
@@ -37,24 +32,8 @@ impl Guarded {
         let no_memory = || Error::no_memory(&what, bytes as u64);
         let body = bytes.checked_next_multiple_of(PAGE).ok_or_else(no_memory)?;
         let all = body.checked_add(PAGE).ok_or_else(no_memory)?;
-        // SAFETY: a new mapping, where the kernel likes.
-        let base = unsafe {
-            kernel::mmap(
-                std::ptr::null_mut(),
-                all,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(no_memory());
-        }
-        let Some(base) = NonNull::new(base.cast::<u8>()) else {
-            return Err(no_memory());
-        };
-        let guarded = Guarded { base, body, words };
+        let mapping = Mapping::new(all).ok_or_else(no_memory)?;
+        let base = mapping.base();
         if body >= HUGE_FROM {
             mem::prefer_huge_pages(base.as_ptr(), body);
         }
@@ -64,7 +43,11 @@ impl Guarded {
         if done != 0 {
             return Err(Error::last_os("mprotect of a guard page"));
         }
-        Ok(guarded)
+        Ok(Guarded {
+            mapping,
+            body,
+            words,
+        })
     }
 
     /// The last `words` words, which end at the guard page.
@@ -74,7 +57,8 @@ impl Guarded {
     }
 
     fn first(&self) -> *mut u64 {
-        self.base
+        self.mapping
+            .base()
             .as_ptr()
             .wrapping_add(self.body - self.words * 8)
             .cast()
@@ -93,13 +77,6 @@ impl DerefMut for Guarded {
     fn deref_mut(&mut self) -> &mut [u64] {
         // SAFETY: as above, and borrowed for writing.
         unsafe { std::slice::from_raw_parts_mut(self.first(), self.words) }
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length, and no borrow of it is left.
-        unsafe { kernel::munmap(self.base.as_ptr().cast(), self.body + PAGE) };
     }
 }
 

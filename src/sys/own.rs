@@ -14,20 +14,57 @@ const PAGE: usize = 4096;
 /// The size and alignment of a huge page of the processor's.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// A number of bytes, zero at first and not touched before they are used.
+/// A mapping of new memory, until it is dropped.
 #[derive(Debug)]
-pub struct OwnMemory {
-    first: NonNull<u8>,
-    length: usize,
-    /// The mapping, which has `first` in it.
+pub(super) struct Mapping {
     base: NonNull<u8>,
-    mapped: usize,
+    bytes: usize,
 }
 
 // SAFETY: the mapping is the object's own.
-unsafe impl Send for OwnMemory {}
-// SAFETY: as above; it is written through `&mut` only.
-unsafe impl Sync for OwnMemory {}
+unsafe impl Send for Mapping {}
+// SAFETY: as above; its owners write it through `&mut` only.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// So many bytes, zero at first, where the kernel likes. `None`: it gives none.
+    pub(super) fn new(bytes: usize) -> Option<Mapping> {
+        // SAFETY: a new mapping, where the kernel likes.
+        let base = unsafe {
+            kernel::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        let base = NonNull::new(base.cast::<u8>()).filter(|_| base != libc::MAP_FAILED)?;
+        Some(Mapping { base, bytes })
+    }
+
+    /// Its first byte.
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this length, and no borrow of it is left.
+        unsafe { kernel::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A number of bytes, zero at first and not touched before they are used.
+#[derive(Debug)]
+pub struct OwnMemory {
+    mapping: Mapping,
+    /// Bytes of the mapping before the first one.
+    skip: usize,
+    length: usize,
+}
 
 impl OwnMemory {
     /// `length` bytes. `what` names them in the error when there is no memory.
@@ -41,42 +78,25 @@ impl OwnMemory {
             .checked_next_multiple_of(PAGE)
             .and_then(|whole| whole.checked_add(align - PAGE))
             .ok_or_else(no_memory)?;
-        // SAFETY: a new mapping, where the kernel likes.
-        let base = unsafe {
-            kernel::mmap(
-                std::ptr::null_mut(),
-                mapped,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(no_memory());
-        }
-        let base = NonNull::new(base.cast::<u8>()).ok_or_else(no_memory)?;
-        let skip = base.as_ptr().align_offset(align);
+        let mapping = Mapping::new(mapped).ok_or_else(no_memory)?;
+        let skip = mapping.base().as_ptr().align_offset(align);
         debug_assert!(skip + length <= mapped);
-        // SAFETY: inside of the mapping, which begins at a page.
-        let first = unsafe { base.add(skip) };
-        if huge {
-            mem::prefer_huge_pages(first.as_ptr(), length);
-        }
-        Ok(OwnMemory {
-            first,
+        let own = OwnMemory {
+            mapping,
+            skip,
             length,
-            base,
-            mapped,
-        })
+        };
+        if huge {
+            mem::prefer_huge_pages(own.first().as_ptr(), length);
+        }
+        Ok(own)
     }
-}
 
-impl OwnMemory {
     /// The first byte, for callers that share the memory. Writes through the pointer are allowed as
     /// long as no slice of the memory is in use.
     pub fn first(&self) -> NonNull<u8> {
-        self.first
+        // SAFETY: inside of the mapping, which begins at a page.
+        unsafe { self.mapping.base().add(self.skip) }
     }
 }
 
@@ -84,21 +104,14 @@ impl Deref for OwnMemory {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         // SAFETY: so many bytes of the mapping, which are zero or were written.
-        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.length) }
+        unsafe { std::slice::from_raw_parts(self.first().as_ptr(), self.length) }
     }
 }
 
 impl DerefMut for OwnMemory {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and borrowed for writing.
-        unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr(), self.length) }
-    }
-}
-
-impl Drop for OwnMemory {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length, and no borrow of it is left.
-        unsafe { kernel::munmap(self.base.as_ptr().cast(), self.mapped) };
+        unsafe { std::slice::from_raw_parts_mut(self.first().as_ptr(), self.length) }
     }
 }
 
