@@ -11,7 +11,7 @@ use brant::dirty::When;
 use brant::units::Pages;
 use brant::vm_memory::{Bytes, GuestAddress};
 use brant::vmm::Vmm;
-use machine::{machine, Machine, ENTRIES, PAGES, READER, WRITER};
+use machine::{machine, Machine, BYTES, ENTRIES, PAGES, READER, WRITER};
 use std::time::{Duration, Instant};
 
 fn until(begun: Instant, what: &str, over: impl Fn() -> bool) {
@@ -64,10 +64,7 @@ fn the_writer_is_slowed_to_its_limit_and_the_reader_is_not_and_no_page_is_lost()
     let Some((machine, consumer)) = machine() else {
         return;
     };
-    let bytes = brant::vm_memory::GuestMemoryBackend::iter(machine.memory())
-        .map(brant::vm_memory::GuestMemoryRegion::len)
-        .sum::<u64>();
-    let mut copy = vec![0; bytes as usize];
+    let mut copy = vec![0; BYTES];
     let mut rates = VcpuRates::default();
     take(&machine, &consumer, &mut copy);
     machine.start();
@@ -159,11 +156,7 @@ fn a_pause_a_kick_and_a_stop_do_not_wait_for_a_vcpu_that_may_write_a_page_a_minu
     let (begun, before) = (Instant::now(), waits());
     until(begun, "another wait", || waits() > before);
     consumer.stop().unwrap();
-    let (begun, steps, waits_then) = (
-        Instant::now(),
-        machine.rings().figures().full_exits,
-        waits(),
-    );
+    let (begun, steps, waits_then) = (Instant::now(), machine.steps(), waits());
     // Nothing is tracked any more: the writer runs on, and a full ring is emptied at once.
     until(begun, "reading on", || machine.steps() > steps);
     assert!(
