@@ -3,7 +3,7 @@
 use crate::support::link::Link;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
-use crate::support::sides::{incoming, outgoing};
+use crate::support::sides::{incoming, outgoing, start_over};
 use crate::support::time::{LONG, MS};
 use brant::migrate::steering::stall::Cause;
 use brant::migrate::{AcceptFrom, ConnectTo, Outgoing, Params, Policy};
@@ -73,10 +73,7 @@ fn over_a_dead_link(deadline: Option<Duration>, then: impl FnOnce(&Pair, &Link, 
         ..Params::default()
     };
     let link = Link::of(8 << 20, MS, 64 << 10);
-    let (near, far) = link.connect();
-    let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
-    inc.start(AcceptFrom::Connected(far)).unwrap();
-    out.start(ConnectTo::Connected(near)).unwrap();
+    let (out, inc) = start_over(&pair, &link, &params);
     until(&out, "no forecast", |out| out.forecast().is_some());
     assert_eq!(out.stats().stall, None);
     link.stop();
@@ -125,10 +122,7 @@ fn a_forecast_is_a_guess_until_a_sync_has_shown_what_the_guest_writes() {
         ..Params::default()
     };
     let link = Link::of(16 << 20, MS, 64 << 10);
-    let (near, far) = link.connect();
-    let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
-    inc.start(AcceptFrom::Connected(far)).unwrap();
-    out.start(ConnectTo::Connected(near)).unwrap();
+    let (out, inc) = start_over(&pair, &link, &params);
     until(&out, "no forecast", |out| out.forecast().is_some());
     let (stats, first) = (out.stats(), out.forecast().unwrap());
     assert_eq!(stats.pass, 1, "{stats:?}");
@@ -155,10 +149,7 @@ fn the_progress_of_a_migration_that_converges_slowly_never_runs_back_and_ends_at
         ..Params::default()
     };
     let link = Link::of(16 << 20, MS, 64 << 10);
-    let (near, far) = link.connect();
-    let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
-    inc.start(AcceptFrom::Connected(far)).unwrap();
-    out.start(ConnectTo::Connected(near)).unwrap();
+    let (out, inc) = start_over(&pair, &link, &params);
     let (mut last, mut seen) = (0, Vec::new());
     until(&out, "no end", |out| {
         let stats = out.stats();

@@ -1,9 +1,9 @@
 //! A cancel while a call of a device blocks.
 
 use super::model::Size;
-use super::order::start;
 use super::sides::{patient, Devices};
 use crate::support::link::Link;
+use crate::support::sides::start_over;
 use crate::support::time::{cancel_promptly, LONG};
 use brant::error::Kind;
 use brant::migrate::Params;
@@ -34,7 +34,7 @@ fn a_cancel_ends_a_call_of_a_device_that_blocks_at_the_source() {
                 ..patient()
             };
             let link = link();
-            let (out, inc) = start(&devices, &link, &params);
+            let (out, inc) = start_over(&devices.pair, &link, &params);
             devices.here[1].await_stuck();
             cancel_promptly(step, || out.cancel()).unwrap();
             let error = out.wait(Some(LONG)).unwrap_err();
@@ -63,7 +63,7 @@ fn a_cancel_ends_a_call_of_a_device_that_blocks_at_the_destination() {
                 ..patient()
             };
             let link = link();
-            let (out, inc) = start(&devices, &link, &params);
+            let (out, inc) = start_over(&devices.pair, &link, &params);
             devices.there[1].await_stuck();
             cancel_promptly(step, || inc.cancel()).unwrap();
             let error = inc.wait(Some(LONG)).unwrap_err();
@@ -84,7 +84,7 @@ fn a_cancel_ends_a_call_of_a_device_that_blocks_at_the_destination() {
 fn a_cancel_after_the_hand_over_reaches_no_device() {
     let devices = Devices::new(64, &sizes());
     let link = link();
-    let (out, inc) = start(&devices, &link, &patient());
+    let (out, inc) = start_over(&devices.pair, &link, &patient());
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     assert_eq!(out.cancel().unwrap_err().kind(), Kind::State);

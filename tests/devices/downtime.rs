@@ -1,9 +1,9 @@
 //! What devices send while the guest runs is not a part of the downtime.
 
 use super::model::Size;
-use super::order::start;
 use super::sides::{Devices, MIB};
 use crate::support::link::Link;
+use crate::support::sides::start_over;
 use crate::support::time::{LONG, MS};
 use brant::error::Kind;
 use brant::migrate::Params;
@@ -24,7 +24,7 @@ fn downtime(size: Size, channels: u32) -> Duration {
         ..Params::default()
     };
     let link = link();
-    let (out, inc) = start(&devices, &link, &params);
+    let (out, inc) = start_over(&devices.pair, &link, &params);
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     devices.assert_moved("downtime");
@@ -65,7 +65,7 @@ fn the_stated_size_of_the_stopped_part_is_in_the_budget() {
         ..Params::default()
     };
     let link = link();
-    let (out, inc) = start(&devices, &link, &params);
+    let (out, inc) = start_over(&devices.pair, &link, &params);
     let error = out.wait(Some(LONG)).unwrap_err();
     let _ = inc.wait(Some(LONG));
     assert_eq!(error.kind(), Kind::NotConverged, "{error}");
@@ -90,7 +90,7 @@ fn a_device_that_is_faster_than_the_link_does_not_converge_and_the_vmm_is_told()
         ..Params::default()
     };
     let link = link();
-    let (out, inc) = start(&devices, &link, &params);
+    let (out, inc) = start_over(&devices.pair, &link, &params);
     let error = out.wait(Some(LONG)).unwrap_err();
     let _ = inc.wait(Some(LONG));
     assert_eq!(error.kind(), Kind::NotConverged, "{error}");

@@ -2,11 +2,10 @@
 //! destination are reset.
 
 use super::model::Size;
-use super::order::start;
 use super::sides::{patient, Devices};
 use crate::support::link::Link;
 use crate::support::relay::{at, Point, Proxy, Verdict};
-use crate::support::sides::{incoming, outgoing};
+use crate::support::sides::{incoming, outgoing, start_over};
 use crate::support::time::LONG;
 use brant::error::Kind;
 use brant::migrate::{AcceptFrom, ConnectTo, Params, SourceState};
@@ -37,8 +36,8 @@ fn a_device_that_fails_at_any_step_at_the_source_leaves_all_running_there() {
             let devices = Devices::new(64, &sizes());
             devices.here[1].fails_at(step);
             let link = Link::of(400_000_000, Duration::ZERO, 1 << 20);
-            let (out, inc) = start(
-                &devices,
+            let (out, inc) = start_over(
+                &devices.pair,
                 &link,
                 &Params {
                     channels,
@@ -70,8 +69,8 @@ fn a_device_that_fails_at_any_step_at_the_destination_leaves_all_running_at_the_
             let devices = Devices::new(64, &sizes());
             devices.there[1].fails_at(step);
             let link = Link::of(400_000_000, Duration::ZERO, 1 << 20);
-            let (out, inc) = start(
-                &devices,
+            let (out, inc) = start_over(
+                &devices.pair,
                 &link,
                 &Params {
                     channels,
@@ -132,7 +131,7 @@ fn a_cancel_while_stopped_state_is_sent_resumes_every_device_once() {
         downtime_limit: Duration::from_secs(60),
         ..Params::default()
     };
-    let (out, inc) = start(&devices, &link, &params);
+    let (out, inc) = start_over(&devices.pair, &link, &params);
     while out.state() != SourceState::SendingLast {
         assert!(!out.stats().state.is_over(), "{:?}", out.stats());
         std::thread::yield_now();

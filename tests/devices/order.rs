@@ -3,22 +3,11 @@
 use super::model::Size;
 use super::sides::{patient, Devices, MIB};
 use crate::support::link::Link;
-use crate::support::sides::{incoming, outgoing, AbortsOnce};
+use crate::support::sides::{incoming, outgoing, start_over, AbortsOnce};
 use crate::support::time::{LONG, MS};
-use brant::migrate::{AcceptFrom, ConnectTo, Incoming, Outgoing, Params};
+use brant::migrate::{AcceptFrom, ConnectTo, Params};
 use std::sync::Arc;
 use std::time::Duration;
-
-pub fn start(devices: &Devices, link: &Link, params: &Params) -> (Arc<Outgoing>, Arc<Incoming>) {
-    let (near, far) = link.connect_all(params.channels as usize);
-    let (out, inc) = (
-        outgoing(&devices.pair, params),
-        incoming(&devices.pair, params),
-    );
-    inc.start(AcceptFrom::ConnectedAll(far)).unwrap();
-    out.start(ConnectTo::ConnectedAll(near)).unwrap();
-    (out, inc)
-}
 
 const KIB: u64 = 1 << 10;
 
@@ -53,7 +42,7 @@ fn all_state_arrives_in_the_order_that_the_trait_says() {
             verify,
             ..patient()
         };
-        let (out, inc) = start(&devices, &link, &params);
+        let (out, inc) = start_over(&devices.pair, &link, &params);
         out.wait(Some(LONG)).unwrap();
         inc.wait(Some(LONG)).unwrap();
         let what = format!("{channels} channels: {:?}", out.stats());
@@ -129,7 +118,7 @@ fn initial_state_is_loaded_before_the_pause() {
         downtime_limit: Duration::from_secs(60),
         ..Params::default()
     };
-    let (out, inc) = start(&devices, &link, &params);
+    let (out, inc) = start_over(&devices.pair, &link, &params);
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     devices.assert_moved("initial");
@@ -181,7 +170,7 @@ fn initial_state_that_begins_anew_after_an_aborted_pause_is_loaded_before_the_ne
 fn a_guest_without_devices_says_nothing_of_them() {
     let devices = Devices::new(64, &[]);
     let link = Link::of(400_000_000, Duration::ZERO, 1 << 20);
-    let (out, inc) = start(&devices, &link, &patient());
+    let (out, inc) = start_over(&devices.pair, &link, &patient());
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     devices.assert_moved("none");

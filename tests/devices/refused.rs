@@ -1,9 +1,9 @@
 //! Devices that the two sides do not have alike are refused by name, before the guest is paused.
 
 use super::model::{Log, Model, Size};
-use super::order::start;
 use super::sides::{patient, Devices};
 use crate::support::link::Link;
+use crate::support::sides::start_over;
 use crate::support::time::LONG;
 use brant::error::Kind;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ fn one(change: impl FnOnce(&Devices), expected: &str) {
     let devices = Devices::new(64, &[size, size]);
     change(&devices);
     let link = Link::of(400_000_000, Duration::ZERO, 1 << 20);
-    let (out, inc) = start(&devices, &link, &patient());
+    let (out, inc) = start_over(&devices.pair, &link, &patient());
     let here = out.wait(Some(LONG)).unwrap_err();
     let there = inc.wait(Some(LONG)).unwrap_err();
     for error in [&here, &there] {
@@ -83,7 +83,7 @@ fn devices_are_neither_added_nor_removed_during_a_migration_and_may_be_after_it(
     );
     let hold = devices.pair.from.hold_at("pause");
     let link = Link::of(400_000_000, Duration::ZERO, 1 << 20);
-    let (out, inc) = start(&devices, &link, &patient());
+    let (out, inc) = start_over(&devices.pair, &link, &patient());
     hold.reached();
     for memory in [
         &devices.pair.source.memory,

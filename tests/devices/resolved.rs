@@ -1,9 +1,9 @@
 //! A guest with devices that was handed over without an answer, and the VMM's decision.
 
 use super::model::{Model, Size};
-use super::order::start;
 use super::sides::{patient, Devices};
 use crate::support::link::Link;
+use crate::support::sides::start_over;
 use crate::support::time::LONG;
 use brant::error::Kind;
 use brant::migrate::{Incoming, Outgoing, Resolution};
@@ -20,7 +20,7 @@ fn unanswered() -> (Devices, Arc<Outgoing>, Arc<Incoming>) {
     let devices = Devices::new(64, &[size, size, size]);
     devices.there[0].fails_at("run");
     let link = Link::of(400_000_000, Duration::ZERO, 1 << 20);
-    let (out, inc) = start(&devices, &link, &patient());
+    let (out, inc) = start_over(&devices.pair, &link, &patient());
     assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Unanswered);
     inc.wait(Some(LONG)).unwrap_err();
     // As long as nobody knows where the guest is, its devices stay.

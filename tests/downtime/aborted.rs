@@ -1,10 +1,10 @@
 //! A pause that would exceed the limit is aborted: the guest runs on, and the destination notices
 //! nothing.
 
-use super::over::{migrate, start};
 use crate::support::link::Link;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
+use crate::support::sides::{migrate_over, start_over};
 use crate::support::time::{LONG, MS};
 use crate::support::vmm::{blob, failure};
 use brant::dirty::tracker::StartWith;
@@ -68,7 +68,7 @@ fn a_pause_in_which_too_much_was_written_is_aborted_and_the_migration_goes_on() 
     for (operation, saves) in [("pause", 1), ("save", 2)] {
         let link = link();
         let pair = written_in(operation, 1);
-        let (out, inc) = start(&pair, &link, &params());
+        let (out, inc) = start_over(&pair, &link, &params());
         // While the guest is resumed, the destination still waits for memory.
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (there, states) = (Arc::downgrade(&inc), Arc::clone(&seen));
@@ -114,7 +114,7 @@ fn slack_lets_a_longer_pause_go_through() {
         downtime_slack: Duration::from_secs(20),
         ..params()
     };
-    let (out, ended) = migrate(&pair, &link(), &params);
+    let (out, ended) = migrate_over(&pair, &link(), &params);
     ended.unwrap();
     let stats = out.stats();
     assert_eq!((stats.aborted_pauses, pair.from.calls("resume")), (0, 0));
@@ -125,7 +125,7 @@ fn slack_lets_a_longer_pause_go_through() {
 #[test]
 fn after_three_aborted_pauses_the_migration_fails_and_the_guest_runs_on() {
     let pair = written_in("pause", usize::MAX);
-    let (out, ended) = migrate(&pair, &link(), &params());
+    let (out, ended) = migrate_over(&pair, &link(), &params());
     let error = ended.unwrap_err();
     assert_eq!(error.kind(), Kind::NotConverged, "{error}");
     let message = error.message();
@@ -149,7 +149,7 @@ fn who_carries_on_is_switched_over_at_the_fourth_pause_and_told_how_much_longer_
         overrun: Overrun::CarryOn,
         ..params()
     };
-    let (out, ended) = migrate(&pair, &link(), &params);
+    let (out, ended) = migrate_over(&pair, &link(), &params);
     ended.unwrap();
     let stats = out.stats();
     assert_eq!((stats.aborted_pauses, pair.from.calls("pause")), (3, 4));
@@ -163,7 +163,7 @@ fn state_whose_size_only_save_tells_aborts_one_pause_and_is_then_refused_by_name
     let pair = Pair::new(&[ram("ram", 4 * MIB)]);
     pair.source.fill(1);
     *pair.from.state.lock().unwrap() = vec![blob("gpu", 0, &vec![7; 8_000_000])];
-    let (out, ended) = migrate(&pair, &link(), &params());
+    let (out, ended) = migrate_over(&pair, &link(), &params());
     let error = ended.unwrap_err();
     assert_eq!(error.kind(), Kind::NotConverged, "{error}");
     let message = error.message();
@@ -184,7 +184,7 @@ fn a_guest_that_cannot_be_resumed_after_an_aborted_pause_ends_the_migration() {
     let pair = written_in("save", 1);
     pair.from.at("resume", || Err(failure()));
     let link = link();
-    let (out, inc) = start(&pair, &link, &params());
+    let (out, inc) = start_over(&pair, &link, &params());
     out.wait(Some(LONG)).unwrap_err();
     let _ = inc.wait(Some(LONG));
     assert_eq!(out.state(), SourceState::ResumeFailed);
@@ -202,7 +202,7 @@ fn a_guest_that_cannot_be_resumed_after_an_aborted_pause_ends_the_migration() {
 fn a_cancel_while_a_pause_is_aborted_leaves_the_guest_running() {
     let pair = written_in("pause", 1);
     let link = link();
-    let (out, inc) = start(&pair, &link, &params());
+    let (out, inc) = start_over(&pair, &link, &params());
     let weak = Arc::downgrade(&out);
     pair.from.at("resume", move || {
         // A cancel inside an operation does not wait for the end.
@@ -233,7 +233,7 @@ fn what_another_consumer_finds_while_a_pause_is_aborted_arrives_too() {
         source.tracker.mark_block(block, at, PAGE_SIZE);
         other.sync(When::Running).map(drop)
     });
-    let (out, inc) = start(&pair, &link, &params());
+    let (out, inc) = start_over(&pair, &link, &params());
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     assert_eq!(out.stats().aborted_pauses, 1);

@@ -1,10 +1,10 @@
 //! Downtimes that were seen, each far beyond its limit and its promise, and the migration that made
 //! passes without end.
 
-use super::over::migrate;
 use crate::support::link::{Link, Way};
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
+use crate::support::sides::migrate_over;
 use crate::support::time::MS;
 use crate::support::vmm::blob;
 use brant::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
@@ -32,7 +32,7 @@ fn an_idle_guest_does_not_stand_still_while_a_buffer_on_the_way_empties() {
         let link = Link::of(rate, Duration::ZERO, buffer);
         let pair = Pair::new(&[ram("ram", buffer / 4096 * 3 / 2)]);
         pair.source.fill(1);
-        let (out, ended) = migrate(&pair, &link, &limited(MS * 300));
+        let (out, ended) = migrate_over(&pair, &link, &limited(MS * 300));
         ended.unwrap();
         let stats = out.stats();
         let stood = stats.downtime.unwrap();
@@ -56,7 +56,7 @@ fn a_working_set_in_a_buffer_is_not_delivered() {
         total_timeout: Some(MS * 3000),
         ..limited(MS * 100)
     };
-    let (out, ended) = migrate(&pair, &link, &params);
+    let (out, ended) = migrate_over(&pair, &link, &params);
     match ended {
         // A busy machine may leave the writer so little that the rest fits.
         Ok(()) => assert!(out.stats().downtime.unwrap() < FAULT, "{:?}", out.stats()),
@@ -78,7 +78,7 @@ fn device_state_that_alone_exceeds_the_limit_is_refused_by_name_and_size() {
         },
         ..limited(MS * 300)
     };
-    let (_, ended) = migrate(&pair, &link, &params);
+    let (_, ended) = migrate_over(&pair, &link, &params);
     let error = ended.unwrap_err();
     assert_eq!(error.kind(), Kind::NotConverged);
     let message = error.message();
@@ -108,7 +108,7 @@ fn far_away() -> (Link, Pair) {
 fn a_limit_below_the_round_trips_is_refused_before_the_first_page() {
     // 100 ms of round trip and a limit of 50: promised were 0.01 ms, and 213 taken.
     let (link, pair) = far_away();
-    let (out, ended) = migrate(&pair, &link, &limited(MS * 50));
+    let (out, ended) = migrate_over(&pair, &link, &limited(MS * 50));
     let error = ended.unwrap_err();
     assert_eq!(error.kind(), Kind::NotConverged);
     let message = error.message();
@@ -128,7 +128,7 @@ fn who_carries_on_over_a_long_way_is_promised_how_long_it_takes_and_told_that_it
         overrun: Overrun::CarryOn,
         ..limited(MS * 50)
     };
-    let (out, ended) = migrate(&pair, &link, &params);
+    let (out, ended) = migrate_over(&pair, &link, &params);
     ended.unwrap();
     let stats = out.stats();
     assert!(stats.promised_downtime.unwrap() >= MS * 200, "{stats:?}");

@@ -1,9 +1,9 @@
 //! Limits of 50 and 300 ms, over buffers of 0, 1 and 8 MiB and round trips of 0, 10 and 100 ms.
 
-use super::over::migrate;
 use crate::support::link::Link;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
+use crate::support::sides::migrate_over;
 use crate::support::time::MS;
 use brant::error::Kind;
 use brant::migrate::Params;
@@ -23,7 +23,7 @@ fn kept(buffer: usize, round_trip: u32, limit: u32, channels: u32) {
         ..Params::default()
     };
     let what = format!("{buffer} bytes, {round_trip} ms, limit {limit} ms");
-    let (out, ended) = migrate(&pair, &link, &params);
+    let (out, ended) = migrate_over(&pair, &link, &params);
     let stats = out.stats();
     if 2 * round_trip > limit {
         let error = ended.unwrap_err();

@@ -9,5 +9,4 @@ mod aborted;
 mod faults;
 mod kept;
 mod kvm;
-pub mod over;
 mod promise;

@@ -1,9 +1,9 @@
 //! The promise, made before the pause and part by part, and what happened.
 
-use super::over::migrate;
 use crate::support::link::Link;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
+use crate::support::sides::migrate_over;
 use crate::support::time::MS;
 use crate::support::vmm::blob;
 use brant::migrate::{Operations, Params};
@@ -43,7 +43,7 @@ fn every_part_of_a_downtime_is_promised_and_measured() {
         },
         ..Params::default()
     };
-    let (out, ended) = migrate(&pair, &link, &params);
+    let (out, ended) = migrate_over(&pair, &link, &params);
     ended.unwrap();
     let stats = out.stats();
     let promised = stats.promised;
@@ -112,7 +112,7 @@ fn what_was_measured_and_what_was_used_of_the_bandwidth_are_both_told() {
             downtime_limit: MS * 3000,
             ..Params::default()
         };
-        let (out, ended) = migrate(&pair, &link, &params);
+        let (out, ended) = migrate_over(&pair, &link, &params);
         ended.unwrap();
         let stats = out.stats();
         let measured = stats.bandwidth.expect("it was measured");

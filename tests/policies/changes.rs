@@ -2,9 +2,8 @@
 //! and the switchover now.
 
 use super::{auto_converge, dirtying, link, policy};
-use crate::downtime::over::start;
 use crate::support::pair::Pair;
-use crate::support::sides::outgoing;
+use crate::support::sides::{outgoing, start_over};
 use crate::support::time::{LONG, MS};
 use brant::error::Kind;
 use brant::migrate::{OnDeadline, Outgoing, Params, Policy, SourceState};
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant};
 /// own, ends well.
 fn changed(pair: &Pair, change: impl FnOnce(&Outgoing) + Send + 'static) -> Arc<Outgoing> {
     let link = link();
-    let (out, inc) = start(pair, &link, &policy(Policy::default()));
+    let (out, inc) = start_over(pair, &link, &policy(Policy::default()));
     pair.from.wait_passes(2);
     let other = Arc::clone(&out);
     std::thread::spawn(move || change(&other)).join().unwrap();
@@ -84,7 +83,7 @@ fn a_cap_that_is_lifted_ends_the_migration() {
         max_bandwidth: Some(1 << 20),
         ..policy(Policy::default())
     };
-    let (out, inc) = start(&pair, &link, &params);
+    let (out, inc) = start_over(&pair, &link, &params);
     pair.from.wait_state("copying");
     out.set_max_bandwidth(None).unwrap();
     out.wait(Some(LONG)).unwrap();
@@ -118,7 +117,7 @@ fn a_limit_that_is_raised_during_a_pause_keeps_it_from_being_aborted() {
     pair.source.fill(1);
     pair.source.track();
     let link = link();
-    let (out, inc) = start(&pair, &link, &policy(Policy::default()));
+    let (out, inc) = start_over(&pair, &link, &policy(Policy::default()));
     let (source, weak) = (Arc::clone(&pair.source), Arc::downgrade(&out));
     pair.from.at("pause", move || {
         for page in 0..1024 {
@@ -177,7 +176,7 @@ fn changes_out_of_range_say_the_range_and_change_nothing() {
 fn an_order_is_heard_at_once() {
     let pair = dirtying(1.5);
     let link = link();
-    let (out, inc) = start(&pair, &link, &policy(Policy::default()));
+    let (out, inc) = start_over(&pair, &link, &policy(Policy::default()));
     pair.from.wait_passes(1);
     let asked = Instant::now();
     out.switch_over().unwrap();

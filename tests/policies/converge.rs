@@ -1,10 +1,10 @@
 //! Each policy ends a migration that would not end by itself, in its own way.
 
 use super::{auto_converge, dirtying, link, policy, LINK};
-use crate::downtime::over::{migrate, start};
 use crate::support::link::Link;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
+use crate::support::sides::{migrate_over, start_over};
 use crate::support::time::{LONG, MS};
 use brant::error::Kind;
 use brant::migrate::steering::stall::Cause;
@@ -16,7 +16,7 @@ use std::time::Duration;
 #[test]
 fn auto_converge_makes_a_guest_converge_that_dirties_one_and_a_half_times_what_the_link_carries() {
     let pair = dirtying(1.5);
-    let (out, ended) = migrate(&pair, &link(), &policy(auto_converge()));
+    let (out, ended) = migrate_over(&pair, &link(), &policy(auto_converge()));
     ended.unwrap();
     let stats = out.stats();
     let most = pair.from.most.load(Ordering::SeqCst);
@@ -35,7 +35,7 @@ fn at_the_deadline_a_migration_that_has_not_converged_is_cancelled_and_says_what
         deadline: Some(MS * 2500),
         ..Policy::default()
     });
-    let (_, ended) = migrate(&pair, &link(), &params);
+    let (_, ended) = migrate_over(&pair, &link(), &params);
     let error = ended.unwrap_err();
     assert_eq!(error.kind(), Kind::NotConverged, "{error}");
     assert!(error.message().contains("deadline of 2.5 s"), "{error}");
@@ -51,7 +51,7 @@ fn a_deadline_is_kept_although_the_link_stands_still() {
         ..Policy::default()
     });
     let link = link();
-    let (out, inc) = start(&pair, &link, &params);
+    let (out, inc) = start_over(&pair, &link, &params);
     pair.from.wait_state("copying");
     link.stop();
     let error = out.wait(Some(LONG)).unwrap_err();
@@ -75,7 +75,7 @@ fn a_pause_to_finish_keeps_its_deadline_and_is_not_aborted() {
         on_deadline: OnDeadline::PauseToFinish,
         ..Policy::default()
     });
-    let (out, ended) = migrate(&pair, &link(), &params);
+    let (out, ended) = migrate_over(&pair, &link(), &params);
     ended.unwrap();
     let stats = out.stats();
     println!(
@@ -102,7 +102,7 @@ fn who_carries_on_is_told_that_the_deadline_has_passed() {
         ..Policy::default()
     });
     let link = link();
-    let (out, inc) = start(&pair, &link, &params);
+    let (out, inc) = start_over(&pair, &link, &params);
     pair.from.wait_passes(2);
     let mut told = pair.from.events(EventKind::Warning);
     told.retain(|text| text.contains("deadline"));
@@ -121,7 +121,7 @@ fn the_limit_rises_until_the_rest_fits_and_not_above_its_ceiling() {
         ceiling: Some(ceiling),
         ..Policy::default()
     });
-    let (out, ended) = migrate(&pair, &link(), &params);
+    let (out, ended) = migrate_over(&pair, &link(), &params);
     ended.unwrap();
     let stats = out.stats();
     let limit = stats.downtime_limit.unwrap();
@@ -150,14 +150,14 @@ fn a_limit_below_the_round_trips_rises_for_an_idle_guest_and_fails_above_its_cei
         ..Params::default()
     };
     let pair = idle();
-    let (out, ended) = migrate(&pair, &far(), &params(Duration::from_secs(2)));
+    let (out, ended) = migrate_over(&pair, &far(), &params(Duration::from_secs(2)));
     ended.unwrap();
     assert!(
         out.stats().downtime_limit.unwrap() >= MS * 160,
         "{:?}",
         out.stats()
     );
-    let (_, ended) = migrate(&idle(), &far(), &params(MS * 100));
+    let (_, ended) = migrate_over(&idle(), &far(), &params(MS * 100));
     let error = ended.unwrap_err();
     assert_eq!(error.kind(), Kind::NotConverged, "{error}");
     assert!(error.message().contains("ceiling of 100 ms"), "{error}");
@@ -171,7 +171,7 @@ fn a_stall_is_told_with_its_cause_and_ends_at_a_local_minimum_when_the_policy_fi
         on_deadline: OnDeadline::PauseToFinish,
         ..Policy::default()
     });
-    let (out, ended) = migrate(&pair, &link(), &params);
+    let (out, ended) = migrate_over(&pair, &link(), &params);
     ended.unwrap();
     let told = pair.from.events(EventKind::Stalled);
     assert!(!told.is_empty());
@@ -197,7 +197,7 @@ fn what_a_guest_writes_during_a_slow_pause_ends_the_migration_with_an_error_that
         },
         ..Params::default()
     };
-    let (_, ended) = migrate(&pair, &link(), &params);
+    let (_, ended) = migrate_over(&pair, &link(), &params);
     let error = ended.unwrap_err();
     assert_eq!(error.kind(), Kind::NotConverged, "{error}");
     let message = error.message();

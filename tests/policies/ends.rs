@@ -2,8 +2,8 @@
 //! and a panic. `TestVmm` also notes every `pause` of a guest that is still slowed.
 
 use super::{auto_converge, dirtying, link, policy};
-use crate::downtime::over::start;
 use crate::support::pair::Pair;
+use crate::support::sides::start_over;
 use crate::support::time::LONG;
 use crate::support::vmm::failure;
 use brant::error::Kind;
@@ -24,7 +24,7 @@ fn hopeless() -> Params {
 /// A migration whose guest is slowed by now. `end` ends it.
 fn slowed(pair: &Pair, end: impl FnOnce(&Arc<Outgoing>, &Arc<Incoming>)) -> brant::Result<()> {
     let link = link();
-    let (out, inc) = start(pair, &link, &hopeless());
+    let (out, inc) = start_over(pair, &link, &hopeless());
     pair.from.wait_event(EventKind::Throttle);
     assert!(pair.from.throttle.load(Ordering::SeqCst) > 0);
     let shown = Instant::now();
@@ -103,7 +103,7 @@ fn a_policy_that_is_switched_off_lets_the_guest_go_before_the_pass_ends() {
         }
         Ok(())
     });
-    let (out, inc) = start(&pair, &link, &hopeless());
+    let (out, inc) = start_over(&pair, &link, &hopeless());
     migration.set(Arc::downgrade(&out)).unwrap();
     let begun = Instant::now();
     while passes.lock().unwrap().len() < 2 {
@@ -154,7 +154,7 @@ fn a_guest_whose_pause_is_aborted_is_slowed_again_and_not_in_between() {
         Ok(())
     });
     let link = link();
-    let (out, inc) = start(&pair, &link, &policy(auto_converge()));
+    let (out, inc) = start_over(&pair, &link, &policy(auto_converge()));
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     pair.assert_sound("aborted");
@@ -173,7 +173,7 @@ fn a_throttle_that_fails_is_one_warning_and_the_migration_goes_on() {
     let pair = dirtying(1.5);
     pair.from.at("throttle", || Err(failure()));
     let link = link();
-    let (out, inc) = start(&pair, &link, &hopeless());
+    let (out, inc) = start_over(&pair, &link, &hopeless());
     pair.from.wait_event(EventKind::Warning);
     let passes = pair.from.events(EventKind::Pass).len();
     pair.from.wait_passes(passes + 3);
@@ -200,7 +200,7 @@ fn a_throttle_that_panics_is_a_failure_of_the_operation_only() {
     let pair = dirtying(1.5);
     pair.from.at("throttle", || panic!("a defect of the VMM's"));
     let link = link();
-    let (out, inc) = start(&pair, &link, &hopeless());
+    let (out, inc) = start_over(&pair, &link, &hopeless());
     pair.from.wait_event(EventKind::Warning);
     out.switch_over().unwrap();
     out.wait(Some(LONG)).unwrap();

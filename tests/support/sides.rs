@@ -1,7 +1,9 @@
 //! The two sides of a migration of a [`Pair`], made and started.
 
+use super::link::Link;
 use super::pair::Pair;
 use super::time::{LONG, MS};
+use brant::error::Result;
 use brant::migrate::{
     AcceptFrom, Blockers, ConnectTo, Decider, Decision, Facts, Incoming, Moment, Next, Outgoing,
     Params, Verdict,
@@ -46,6 +48,27 @@ pub fn start(pair: &Pair, params: &Params) -> (Arc<Outgoing>, Arc<Incoming>) {
     inc.start(AcceptFrom::Connected(b)).unwrap();
     out.start(ConnectTo::Connected(a)).unwrap();
     (out, inc)
+}
+
+/// Both sides, started over `link`.
+pub fn start_over(pair: &Pair, link: &Link, params: &Params) -> (Arc<Outgoing>, Arc<Incoming>) {
+    let (near, far) = link.connect_all(params.channels as usize);
+    let (out, inc) = (outgoing(pair, params), incoming(pair, params));
+    inc.start(AcceptFrom::ConnectedAll(far)).unwrap();
+    out.start(ConnectTo::ConnectedAll(near)).unwrap();
+    (out, inc)
+}
+
+/// Migrates over `link`. Returns the source's side and how it ended.
+pub fn migrate_over(pair: &Pair, link: &Link, params: &Params) -> (Arc<Outgoing>, Result<()>) {
+    let (out, inc) = start_over(pair, link, params);
+    let ended = out.wait(Some(LONG));
+    let there = inc.wait(Some(LONG));
+    pair.assert_sound("over a link");
+    assert_eq!(ended.is_ok(), there.is_ok(), "{ended:?}, {there:?}");
+    let runs = (ended.is_err(), ended.is_ok());
+    assert_eq!(pair.world.who(), runs, "{ended:?}");
+    (out, ended)
 }
 
 /// Pauses at once, and aborts the first pause.
