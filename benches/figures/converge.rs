@@ -5,7 +5,7 @@
 //! destination and link are one process. A migration that does not converge ends at a timeout, and its
 //! row says why. The rows of QEMU in the same table come from `scripts/bench-peers`.
 
-use crate::busy::{has_rings, migrate, Machine, Moved, Shape};
+use crate::busy::{has_rings, migrate, pair, Moved, Shape};
 use crate::link::Link;
 use crate::machine::kvm;
 use crate::report::Report;
@@ -70,10 +70,7 @@ fn run(kvm: &Kvm, writes: f64, policy: Policy, rings: bool) -> Moved {
         rings,
         state: 100_000,
     };
-    let (source, destination) = (Machine::new(kvm, shape, 3), Machine::new(kvm, shape, 0));
-    destination.hold();
-    let tracker = source.tracker();
-    source.go();
+    let ([source, destination], tracker) = pair(kvm, shape);
     let params = Params {
         downtime_limit: LIMIT,
         total_timeout: Some(TOTAL),

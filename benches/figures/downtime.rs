@@ -6,7 +6,7 @@
 //! for: a shorter one is refused, which the tests show. An aborted pause is a switchover too, with its
 //! own length. Overruns of runs in which the host took the processor away (steal) are reported apart.
 
-use crate::busy::{self, has_rings, Machine, Shape};
+use crate::busy::{self, has_rings, Shape};
 use crate::link::Link;
 use crate::machine::kvm;
 use crate::report::{Report, Runs};
@@ -72,10 +72,7 @@ fn migrate(kvm: &Kvm, case: &Case) -> (Option<Stats>, bool) {
         rings: case.rings,
         state: STATE,
     };
-    let (source, destination) = (Machine::new(kvm, shape, 3), Machine::new(kvm, shape, 0));
-    destination.hold();
-    let tracker = source.tracker();
-    source.go();
+    let ([source, destination], tracker) = busy::pair(kvm, shape);
     let params = Params {
         downtime_limit: case.limit,
         total_timeout: Some(LONG),

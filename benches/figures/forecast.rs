@@ -15,7 +15,7 @@ mod scenarios;
 #[path = "../../examples/simulate/trace.rs"]
 mod trace;
 
-use crate::busy::{Machine, Shape};
+use crate::busy::{pair, Shape};
 use crate::link::Link;
 use crate::machine::kvm;
 use crate::report::{Report, Runs};
@@ -85,10 +85,7 @@ fn real(kvm: &Kvm, dirties: f64) -> [f64; 3] {
         rings: false,
         state: 10_000,
     };
-    let (source, destination) = (Machine::new(kvm, shape, 3), Machine::new(kvm, shape, 0));
-    destination.hold();
-    let tracker = source.tracker();
-    source.go();
+    let ([source, destination], tracker) = pair(kvm, shape);
     let mut params = Params {
         downtime_limit: LIMIT,
         total_timeout: Some(LONG),

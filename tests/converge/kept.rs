@@ -2,7 +2,7 @@
 //! at once. `make test` plays one round of the shortest form; `make test-downtime` plays 100
 //! switchovers for each limit, and there no switchover may exceed its limit.
 
-use crate::support::busy::{has_rings, migrate, Machine, Moved, Shape};
+use crate::support::busy::{has_rings, migrate, pair, Moved, Shape};
 use crate::support::link::Link;
 use crate::support::time::MS;
 use brant::error::Kind;
@@ -65,10 +65,7 @@ fn play(kvm: &Kvm, case: &Case) -> Moved {
         rings: case.rings,
         state: STATE,
     };
-    let (here, there) = (Machine::new(kvm, shape, 3), Machine::new(kvm, shape, 0));
-    there.hold();
-    let tracker = here.tracker();
-    here.go();
+    let ([here, there], tracker) = pair(kvm, shape);
     let params = Params {
         downtime_limit: MS * case.limit,
         // Fewer than 30 passes.

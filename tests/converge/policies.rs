@@ -1,6 +1,6 @@
 //! A guest that writes one and a half times what the link carries, under each policy.
 
-use crate::support::busy::{has_rings, migrate, Machine, Moved, Shape};
+use crate::support::busy::{has_rings, migrate, pair, Moved, Shape};
 use crate::support::link::Link;
 use crate::support::time::MS;
 use brant::error::Kind;
@@ -35,10 +35,7 @@ fn under(policy: Policy, limit: Duration, rings: bool, total: Duration) -> Optio
         }
     };
     let shape = Shape { rings, ..SHAPE };
-    let (here, there) = (Machine::new(&kvm, shape, 3), Machine::new(&kvm, shape, 0));
-    there.hold();
-    let tracker = here.tracker();
-    here.go();
+    let ([here, there], tracker) = pair(&kvm, shape);
     let params = Params {
         downtime_limit: limit,
         total_timeout: Some(total),

@@ -1,6 +1,6 @@
 //! A guest whose one vCPU writes and whose other one reads: the dirty limit slows the writer alone.
 
-use crate::support::busy::{has_rings, migrate, Machine, Shape};
+use crate::support::busy::{has_rings, migrate, pair, Shape};
 use crate::support::link::Link;
 use crate::support::time::MS;
 use brant::kvm_ioctls::Kvm;
@@ -28,10 +28,7 @@ fn the_dirty_limit_slows_the_writer_and_leaves_the_reader_alone() {
         rings: true,
         state: 1000,
     };
-    let (here, there) = (Machine::new(&kvm, shape, 3), Machine::new(&kvm, shape, 0));
-    there.hold();
-    let tracker = here.tracker();
-    here.go();
+    let ([here, there], tracker) = pair(&kvm, shape);
     let params = Params {
         downtime_limit: MS * 400,
         policy: Policy {

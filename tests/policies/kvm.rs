@@ -2,7 +2,7 @@
 //! carries. Its vCPU thread keeps the throttle. Auto-converge makes it converge, and it arrives whole.
 
 use super::{auto_converge, policy, LINK};
-use crate::support::busy::{migrate, Machine, Shape};
+use crate::support::busy::{migrate, pair, Machine, Shape};
 use crate::support::link::Link;
 use brant::kvm_ioctls::Kvm;
 use brant::migrate::{OnDeadline, Params, Policy, Stats};
@@ -26,11 +26,7 @@ fn moved(params: &Params) -> Option<(Arc<Machine>, Stats)> {
         println!("skipped: no /dev/kvm");
         return None;
     };
-    let (here, there) = (Machine::new(&kvm, SHAPE, 7), Machine::new(&kvm, SHAPE, 0));
-    // It stands still there, so that its memory can be compared.
-    there.hold();
-    let tracker = here.tracker();
-    here.go();
+    let ([here, there], tracker) = pair(&kvm, SHAPE);
     let link = Link::of(LINK, Duration::ZERO, 256 << 10);
     let moved = migrate(tracker, [&here, &there], &link, params);
     // A pause of a guest that is still slowed fails.

@@ -97,8 +97,7 @@ pub struct Machine {
     /// Ends sleeps: the guest is paused, or is slowed otherwise.
     wake: Condvar,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// `run` and `resume` start no vCPU.
-    held: AtomicBool,
+    /// It was told to run.
     ran: AtomicBool,
     /// The largest throttle so far.
     most: AtomicU8,
@@ -117,7 +116,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Machine {
     /// A guest that stands still. Each word of its memory is `fill` times its number.
-    pub fn new(kvm: &Kvm, shape: Shape, fill: u64) -> Arc<Machine> {
+    fn new(kvm: &Kvm, shape: Shape, fill: u64) -> Arc<Machine> {
         assert!(shape.region + FROM <= shape.pages, "{shape:?}");
         let length = (shape.pages * PAGE) as usize;
         let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), length)]).unwrap();
@@ -160,7 +159,6 @@ impl Machine {
             runs: Mutex::new(false),
             wake: Condvar::new(),
             threads: Mutex::default(),
-            held: AtomicBool::new(false),
             ran: AtomicBool::new(false),
             most: AtomicU8::new(0),
             events: Mutex::default(),
@@ -176,7 +174,7 @@ impl Machine {
     }
 
     /// A tracker with KVM's log. Called once, before the guest runs.
-    pub fn tracker(&self) -> Arc<Tracker> {
+    fn tracker(&self) -> Arc<Tracker> {
         let tracker = Tracker::new(self.memory(), Clearing::default()).unwrap();
         let opened = Request::default().open(&self.vm).unwrap();
         assert_eq!(opened.used.rings.is_some(), self.shape.rings);
@@ -188,11 +186,6 @@ impl Machine {
         }
         tracker.add_log(opened.log).unwrap();
         tracker
-    }
-
-    /// From now on `run` and `resume` start no vCPU.
-    pub fn hold(&self) {
-        self.held.store(true, Ordering::SeqCst);
     }
 
     /// Whether it was told to run.
@@ -232,7 +225,7 @@ impl Machine {
     }
 
     /// Starts the vCPUs' threads.
-    pub fn go(&self) {
+    fn go(&self) {
         *lock(&self.runs) = true;
         let mut threads = lock(&self.threads);
         for number in 0..self.vcpus.len() {
@@ -366,13 +359,12 @@ impl Vmm for Machine {
         }
     }
     fn resume(&self) -> Result<()> {
-        self.run()
+        self.go();
+        Ok(())
     }
+    /// Starts no vCPU, so that the memory that arrived can be compared.
     fn run(&self) -> Result<()> {
         self.ran.store(true, Ordering::SeqCst);
-        if !self.held.load(Ordering::SeqCst) {
-            self.go();
-        }
         Ok(())
     }
     fn throttle(&self, vcpu: Option<u32>, percent: u8) -> Result<()> {
@@ -430,6 +422,15 @@ impl Vmm for Machine {
     fn event(&self, event: &Event) {
         lock(&self.events).push(event.clone());
     }
+}
+
+/// A guest that runs, its tracker, and a machine of the same shape that it can move to. There it stands
+/// still.
+pub fn pair(kvm: &Kvm, shape: Shape) -> ([Arc<Machine>; 2], Arc<Tracker>) {
+    let machines = [3, 0].map(|fill| Machine::new(kvm, shape, fill));
+    let tracker = machines[0].tracker();
+    machines[0].go();
+    (machines, tracker)
 }
 
 /// A migration that is over.
