@@ -15,17 +15,15 @@ mod scenarios;
 #[path = "../../examples/simulate/trace.rs"]
 mod trace;
 
-use crate::busy::{pair, Shape};
+use crate::busy::{migrate_watched, pair, Moved, Shape};
 use crate::link::Link;
 use crate::machine::kvm;
 use crate::report::{Report, Runs};
-use brant::error::Kind;
 use brant::kvm_ioctls::Kvm;
 use brant::migrate::steering::policies::Slowing;
-use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Forecast, Incoming, Outgoing, Params};
+use brant::migrate::{Forecast, Outgoing, Params};
 use brant::units::PAGE_SIZE;
 use scenarios::GBIT;
-use std::sync::Arc;
 use std::time::Duration;
 use trace::Trace;
 
@@ -94,28 +92,14 @@ fn real(kvm: &Kvm, dirties: f64) -> [f64; 3] {
     params.policy.slowing = Slowing::AutoConverge;
     params.policy.sync = Duration::from_millis(100);
     let link = Link::of(RATE, Duration::from_millis(1), 64 << 10);
-    let (near, far) = link.connect();
-    let (here, there) = (Arc::clone(&source) as _, Arc::clone(&destination) as _);
-    let incoming = Incoming::new(destination.memory(), there, Params::default()).unwrap();
-    let outgoing = Outgoing::new(tracker, Blockers::new(), here, params).unwrap();
-    incoming.start(AcceptFrom::Connected(far)).unwrap();
-    outgoing.start(ConnectTo::Connected(near)).unwrap();
     let mut issued: Vec<(Duration, Forecast)> = Vec::new();
-    let ended = loop {
-        match outgoing.wait(Some(Duration::from_millis(20))) {
-            Err(error) if error.kind() == Kind::Pending => {
-                let at = outgoing.stats().elapsed;
-                issued.extend(outgoing.forecast().map(|forecast| (at, forecast)));
-            }
-            ended => break ended,
-        }
+    let look = |outgoing: &Outgoing| {
+        let at = outgoing.stats().elapsed;
+        issued.extend(outgoing.forecast().map(|forecast| (at, forecast)));
     };
-    if ended.is_err() {
-        link.cut();
-    }
-    let _ = incoming.wait(Some(LONG));
+    let machines = [&source, &destination];
+    let Moved { stats, ended, .. } = migrate_watched(tracker, machines, &link, &params, look);
     source.halt();
-    let stats = outgoing.stats();
     let early = issued.iter().rev().find(|(at, _)| *at <= stats.elapsed / 4);
     let early = early.filter(|(_, forecast)| forecast.converges && ended.is_ok());
     let Some((_, forecast)) = early else {

@@ -451,6 +451,35 @@ const LONG: Duration = Duration::from_secs(120);
 /// Migrates a guest that runs already over `link`. Nobody is halted afterwards.
 pub fn migrate(
     tracker: Arc<Tracker>,
+    machines: [&Arc<Machine>; 2],
+    link: &Link,
+    params: &Params,
+) -> Moved {
+    let wait = |outgoing: &Outgoing| outgoing.wait(Some(LONG));
+    migrate_and(wait, tracker, machines, link, params)
+}
+
+/// [`migrate`], with a look at the source's side each 20 ms until it is over.
+pub fn migrate_watched(
+    tracker: Arc<Tracker>,
+    machines: [&Arc<Machine>; 2],
+    link: &Link,
+    params: &Params,
+    mut look: impl FnMut(&Outgoing),
+) -> Moved {
+    let wait = |outgoing: &Outgoing| loop {
+        match outgoing.wait(Some(Duration::from_millis(20))) {
+            Err(error) if error.kind() == Kind::Pending => look(outgoing),
+            ended => return ended,
+        }
+    };
+    migrate_and(wait, tracker, machines, link, params)
+}
+
+/// [`migrate`], whose end `wait` waits for.
+fn migrate_and(
+    wait: impl FnOnce(&Outgoing) -> Result<()>,
+    tracker: Arc<Tracker>,
     [source, destination]: [&Arc<Machine>; 2],
     link: &Link,
     params: &Params,
@@ -465,7 +494,7 @@ pub fn migrate(
     incoming.start(AcceptFrom::Connected(far)).unwrap();
     let begun = Instant::now();
     outgoing.start(ConnectTo::Connected(near)).unwrap();
-    let ended = outgoing.wait(Some(LONG));
+    let ended = wait(&outgoing);
     let took = begun.elapsed();
     let after = [0, 1].map(|vcpu| source.work(vcpu));
     if ended.is_err() {
