@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 const LENGTH: usize = 4 << 20;
 /// Longer than a child takes from fork to exec on any machine.
 const LONG: Duration = Duration::from_secs(30);
-const REGISTER_MODE_MINOR: u64 = 4;
 /// Missing and minor faults of shared memory and of huge pages, write protection of them.
 const FEATURES: u64 = 1 << 4 | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 12;
 
@@ -44,7 +43,7 @@ fn memfd(flags: libc::c_uint) -> Option<OwnedFd> {
 }
 
 fn other(features: u64) -> OwnedFd {
-    let fd = new_fd().unwrap();
+    let fd = new_fd(false).unwrap();
     api(&fd, features).unwrap();
     fd
 }
