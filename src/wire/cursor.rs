@@ -96,6 +96,22 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(head).into_owned())
     }
 
+    /// All that is left, at most `limit` bytes.
+    pub(super) fn rest(&mut self, field: &str, limit: usize) -> Result<Vec<u8>> {
+        let rest = self.bytes(field, self.rest.len(), limit)?;
+        let mut owned = Vec::new();
+        owned.try_reserve_exact(rest.len()).map_err(|_| {
+            Error::no_memory(format_args!("{}: {field}", self.record), rest.len() as u64)
+        })?;
+        owned.extend_from_slice(rest);
+        Ok(owned)
+    }
+
+    /// Whether all of the payload was read.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     fn bytes(&mut self, field: &str, length: usize, limit: usize) -> Result<&'a [u8]> {
         if length > limit {
             return Err(self.refuse(format_args!(

@@ -37,6 +37,13 @@ pub(super) const DELTA_ENTRY: usize = 10;
 /// The most checksums in one DIGEST.
 pub const DIGEST_SUMS_MAX: usize = 512;
 
+/// The most pages in one MISSING, missing or not, and in one run of a REQUEST: 1 GiB.
+pub const MISSING_PAGES_MAX: u32 = 1 << 18;
+/// The most bytes of runs or bits in one MISSING: a bit for each page.
+pub(super) const MISSING_BYTES_MAX: usize = MISSING_PAGES_MAX as usize / 8;
+/// The most runs in one REQUEST.
+pub const REQUEST_RUNS_MAX: u32 = 256;
+
 /// Bytes before the encodings in a DELTA of so many pages: a checksum, and the table.
 pub const fn delta_table_len(pages: u32) -> usize {
     4 + pages as usize * DELTA_ENTRY
@@ -117,6 +124,11 @@ const PACKED_LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32 + CHECKSUM + LIST_P
 /// Device, flags, offset; and a mebibyte of state.
 const PIECE_LEAST: u32 = 16;
 pub(super) const PIECE_MOST: u32 = PIECE_LEAST + (1 << 20);
+/// First page, pages, missing, form; and at least one byte.
+const MISSING_LEAST: u32 = 18;
+const MISSING_MOST: u32 = MISSING_LEAST - 1 + MISSING_BYTES_MAX as u32;
+/// First page, pages.
+const REQUEST_RUN: u32 = 12;
 const RUN_MOST: u32 = PAGE * STRETCH_PAGES as u32 + CHECKSUM;
 
 record_types! {
@@ -182,6 +194,18 @@ record_types! {
     DeviceLoaded = 30, "DEVICE_LOADED", ToSource, 12, 12;
     /// Announces one device of the source whose state is streamed.
     DeviceNamed = 31, "DEVICE_NAMED", ToDestination, 14, 141;
+    /// Pages of a piece of a block that the destination does not have.
+    Missing = 32, "MISSING", Either, MISSING_LEAST, MISSING_MOST;
+    /// Closes a description of missing pages.
+    MissingEnd = 33, "MISSING_END", Either, 12, 12;
+    /// Pages that the destination waits for.
+    Request = 34, "REQUEST", ToSource, REQUEST_RUN, REQUEST_RUN * REQUEST_RUNS_MAX;
+    /// The destination has every page.
+    Complete = 35, "COMPLETE", ToSource, 12, 12;
+    /// A new connection of a session that was interrupted after the hand-over.
+    Recover = 36, "RECOVER", ToDestination, 4, 4;
+    /// The destination takes the recovery.
+    RecoverReply = 37, "RECOVER_REPLY", ToSource, 12, 12;
 }
 
 impl RecordType {
@@ -237,6 +261,8 @@ impl RecordType {
                     | RecordType::BlockAdded
                     | RecordType::BlockRemoved
                     | RecordType::Digest
+                    | RecordType::Missing
+                    | RecordType::Request
             )
     }
 }

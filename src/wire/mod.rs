@@ -31,6 +31,7 @@ mod digest;
 mod header;
 mod kind;
 mod list;
+mod missing;
 mod negotiate;
 mod records;
 #[cfg(test)]
@@ -46,20 +47,24 @@ pub use digest::{Digest, DIGEST_PAGES_MAX};
 pub use header::{Header, FLAG_SKIPPABLE, HEADER_LEN, MAGIC};
 pub use kind::{
     delta_table_len, list_len, Direction, RecordType, CHECKSUM_LEN, DELTA_PAGES_MAX,
-    DIGEST_SUMS_MAX, LIST_PAGES_MAX, LIST_RUNS_MAX, PAYLOAD_MAX, SKIPPED_PAYLOAD_MAX,
+    DIGEST_SUMS_MAX, LIST_PAGES_MAX, LIST_RUNS_MAX, MISSING_PAGES_MAX, PAYLOAD_MAX,
+    REQUEST_RUNS_MAX, SKIPPED_PAYLOAD_MAX,
 };
 pub use list::{
     decode_list, encode_checked_list, encode_compressed_list, encode_list, encode_zeros_list,
     listed_pages,
 };
+pub use missing::{
+    describe, Complete, Described, Missing, MissingEnd, MissingRuns, Recover, RecoverReply, Request,
+};
 pub use negotiate::{
     check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_BALLOONED,
-    FEATURE_DELTA, FEATURE_DEVICE_STREAMS, FEATURE_PAGE_CHECKSUMS, FEATURE_VERIFY,
-    FEATURE_ZERO_RUNS, FEATURE_ZSTD, VERSION_MAX, VERSION_MIN,
+    FEATURE_DELTA, FEATURE_DEVICE_STREAMS, FEATURE_PAGE_CHECKSUMS, FEATURE_POSTCOPY,
+    FEATURE_VERIFY, FEATURE_ZERO_RUNS, FEATURE_ZSTD, VERSION_MAX, VERSION_MIN,
 };
 pub use records::{
     Abort, Ack, Blob, BlobEnd, Block, Handover, Hello, HelloReply, LayoutEnd, Marker, Ready,
     Record, Running, StateEnd, Token, BLOBS_MAX, BLOB_PREFIX_MAX, BLOCKS_MAX, BLOCK_FLAG_ROM,
-    CHANNELS_MAX, HANDOVER_MILLIS_MAX, MARKER_FLAG_FINAL, MARKER_FLAG_PAGES_END, ROLE_BULK,
-    ROLE_URGENT,
+    CHANNELS_MAX, HANDOVER_MILLIS_MAX, MARKER_FLAG_FINAL, MARKER_FLAG_PAGES_END,
+    MARKER_FLAG_POSTCOPY, ROLE_BULK, ROLE_URGENT,
 };

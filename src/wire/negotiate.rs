@@ -35,6 +35,9 @@ pub const FEATURE_PAGE_CHECKSUMS: u64 = 1 << 5;
 /// Bit of "device-streams": DEVICE records bring the state of devices.
 pub const FEATURE_DEVICE_STREAMS: u64 = 1 << 6;
 
+/// Bit of "postcopy": the guest may run at the destination before all of its pages are there.
+pub const FEATURE_POSTCOPY: u64 = 1 << 7;
+
 /// A feature with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Feature {
@@ -74,6 +77,10 @@ pub const FEATURES: &[Feature] = &[
         bit: 6,
         name: "device-streams",
     },
+    Feature {
+        bit: 7,
+        name: "postcopy",
+    },
 ];
 
 /// What one side can use, and what it requires.
@@ -101,7 +108,8 @@ impl Default for Ours {
                 | FEATURE_DELTA
                 | FEATURE_VERIFY
                 | FEATURE_PAGE_CHECKSUMS
-                | FEATURE_DEVICE_STREAMS,
+                | FEATURE_DEVICE_STREAMS
+                | FEATURE_POSTCOPY,
             required: FEATURE_ZERO_RUNS,
         }
     }

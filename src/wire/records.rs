@@ -11,6 +11,7 @@ use super::device::{DeviceLoaded, NamedDevice};
 use super::digest::Digest;
 use super::header::{Header, HEADER_LEN};
 use super::kind::{RecordType, PAYLOAD_MAX};
+use super::missing::{Complete, Missing, MissingEnd, Recover, RecoverReply, Request};
 use super::text::{check_name, read_u8_text, write_u8_text};
 use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
@@ -36,6 +37,9 @@ pub const MARKER_FLAG_FINAL: u32 = 1;
 /// Marker flag bit 1, only with the feature "device-streams": no page run follows on this channel,
 /// and no piece of a running part. Pieces of stopped parts follow, and then the final marker.
 pub const MARKER_FLAG_PAGES_END: u32 = 2;
+/// Marker flag bit 2, only with the feature "postcopy": the pages of a guest that ran at the source end
+/// here. Pages behind the marker are sent once each, and the first that arrives counts.
+pub const MARKER_FLAG_POSTCOPY: u32 = 4;
 
 const SOFTWARE_MAX: usize = 64;
 const BLOCK_NAME_MAX: usize = 255;
@@ -43,9 +47,6 @@ const BLOB_NAME_MAX: usize = 128;
 const REASON_MAX: usize = 1024;
 /// Length of name, instance, version, length of data.
 const BLOB_FIXED_LEN: usize = 1 + 4 + 4 + 8;
-/// The longest payload of a control record, that of DIGEST.
-const CONTROL_PAYLOAD_MAX: usize = RecordType::Digest.payload_limits().1 as usize;
-
 /// [`Hello::role`]: pages in the order of the walk and, on channel 0, everything that steers the
 /// session.
 pub const ROLE_BULK: u8 = 0;
@@ -279,7 +280,7 @@ pub struct Marker {
     pub number: u64,
     /// The pass that the source is in.
     pub pass: u32,
-    /// [`MARKER_FLAG_FINAL`], [`MARKER_FLAG_PAGES_END`] or nothing.
+    /// [`MARKER_FLAG_FINAL`], [`MARKER_FLAG_PAGES_END`], [`MARKER_FLAG_POSTCOPY`] or nothing.
     pub flags: u32,
     /// PAGES, ZEROS and BALLOONED records sent on this channel since it was opened.
     pub records: u64,
@@ -293,6 +294,11 @@ impl Marker {
     /// Whether it ends the channel's pages, and pieces of stopped devices follow.
     pub fn ends_pages(&self) -> bool {
         self.flags & MARKER_FLAG_PAGES_END != 0
+    }
+
+    /// Whether it ends the pages of a guest that ran at the source.
+    pub fn begins_postcopy(&self) -> bool {
+        self.flags & MARKER_FLAG_POSTCOPY != 0
     }
 
     /// Whether it is the last of its channel.
@@ -326,10 +332,17 @@ impl Body for Marker {
         if self.number == 0 {
             return Err("expected markers to be numbered from 1, found 0".into());
         }
-        if ![0, MARKER_FLAG_FINAL, MARKER_FLAG_PAGES_END].contains(&self.flags) {
+        let flags = [
+            0,
+            MARKER_FLAG_FINAL,
+            MARKER_FLAG_PAGES_END,
+            MARKER_FLAG_POSTCOPY,
+        ];
+        if !flags.contains(&self.flags) {
             return Err(format!(
-                "expected no flags, or one of {MARKER_FLAG_FINAL:#x} (final) and \
-                 {MARKER_FLAG_PAGES_END:#x} (end of the pages), found {:#x}",
+                "expected no flags, or one of {MARKER_FLAG_FINAL:#x} (final), \
+                 {MARKER_FLAG_PAGES_END:#x} (end of the pages) and {MARKER_FLAG_POSTCOPY:#x} \
+                 (postcopy begins), found {:#x}",
                 self.flags
             ));
         }
@@ -571,6 +584,18 @@ pub enum Record {
     DeviceLoaded(DeviceLoaded),
     /// DEVICE_NAMED.
     DeviceNamed(NamedDevice),
+    /// MISSING.
+    Missing(Missing),
+    /// MISSING_END.
+    MissingEnd(MissingEnd),
+    /// REQUEST.
+    Request(Request),
+    /// COMPLETE.
+    Complete(Complete),
+    /// RECOVER.
+    Recover(Recover),
+    /// RECOVER_REPLY.
+    RecoverReply(RecoverReply),
 }
 
 impl Record {
@@ -597,6 +622,12 @@ impl Record {
             Record::Digest(_) => RecordType::Digest,
             Record::DeviceLoaded(_) => RecordType::DeviceLoaded,
             Record::DeviceNamed(_) => RecordType::DeviceNamed,
+            Record::Missing(_) => RecordType::Missing,
+            Record::MissingEnd(_) => RecordType::MissingEnd,
+            Record::Request(_) => RecordType::Request,
+            Record::Complete(_) => RecordType::Complete,
+            Record::Recover(_) => RecordType::Recover,
+            Record::RecoverReply(_) => RecordType::RecoverReply,
         }
     }
 
@@ -621,6 +652,12 @@ impl Record {
             Record::Digest(body) => self.put(body, body.block, out),
             Record::DeviceLoaded(body) => self.put(body, 0, out),
             Record::DeviceNamed(body) => self.put(body, 0, out),
+            Record::Missing(body) => self.put(body, body.block, out),
+            Record::MissingEnd(body) => self.put(body, 0, out),
+            Record::Request(body) => self.put(body, body.block, out),
+            Record::Complete(body) => self.put(body, 0, out),
+            Record::Recover(body) => self.put(body, 0, out),
+            Record::RecoverReply(body) => self.put(body, 0, out),
             Record::BlockRemoved { id } => append(out, self.record_type(), *id, |_| None),
             Record::LayoutOk | Record::EarlyOk | Record::Keepalive => {
                 append(out, self.record_type(), 0, |_| None)
@@ -694,6 +731,19 @@ impl Record {
             }),
             RecordType::DeviceLoaded => Record::DeviceLoaded(read(kind, payload)?),
             RecordType::DeviceNamed => Record::DeviceNamed(read(kind, payload)?),
+            RecordType::Missing => {
+                let mut missing: Missing = read(kind, payload)?;
+                missing.block = header.block;
+                Record::Missing(missing)
+            }
+            RecordType::MissingEnd => Record::MissingEnd(read(kind, payload)?),
+            RecordType::Request => Record::Request(Request {
+                block: header.block,
+                ..read(kind, payload)?
+            }),
+            RecordType::Complete => Record::Complete(read(kind, payload)?),
+            RecordType::Recover => Record::Recover(read(kind, payload)?),
+            RecordType::RecoverReply => Record::RecoverReply(read(kind, payload)?),
             RecordType::Pages
             | RecordType::Zeros
             | RecordType::Ballooned
@@ -850,8 +900,13 @@ fn append(
     block: u32,
     write: impl FnOnce(&mut Vec<u8>) -> Option<(u64, u32)>,
 ) -> Result<()> {
-    // Every record that is written here is shorter than this, so no step below allocates.
-    let room = HEADER_LEN + CONTROL_PAYLOAD_MAX;
+    // No record is longer than its type's limit, and of a blob only the prefix is written here: so no
+    // step below allocates.
+    let most = match kind.is_blob() {
+        true => BLOB_PREFIX_MAX,
+        false => kind.payload_limits().1 as usize,
+    };
+    let room = HEADER_LEN + most;
     out.try_reserve(room)
         .map_err(|_| Error::no_memory(kind.name(), room as u64))?;
     let start = out.len();

@@ -11,6 +11,7 @@ mod fields;
 mod fixtures;
 mod headers;
 mod lists;
+mod missing;
 mod negotiation;
 mod properties;
 
@@ -390,7 +391,62 @@ fn examples() -> Vec<(&'static str, Any)> {
                 name: "gpu".into(),
             })),
         ),
+        ("missing", missing(5, &[(3, 2), (900, 1)])),
+        (
+            "missing_bits",
+            missing(5, &[(1, 1), (3, 1), (5, 1), (7, 1), (9, 1)]),
+        ),
+        (
+            "missing_end",
+            Any::Control(Record::MissingEnd(MissingEnd {
+                pages: Pages(0x0102_0304_0506),
+                epoch: 2,
+            })),
+        ),
+        (
+            "request",
+            Any::Control(Record::Request(Request {
+                block: 5,
+                runs: vec![(Pages(0x1_0000_0200), 1), (Pages(9), 512)],
+            })),
+        ),
+        (
+            "complete",
+            Any::Control(Record::Complete(Complete {
+                pages: Pages(0x0102_0304_0506),
+                epoch: 2,
+            })),
+        ),
+        (
+            "recover",
+            Any::Control(Record::Recover(Recover { epoch: 2 })),
+        ),
+        (
+            "recover_reply",
+            Any::Control(Record::RecoverReply(RecoverReply {
+                epoch: 2,
+                pages: Pages(0x0102_0304_0506),
+            })),
+        ),
     ]
+}
+
+/// The description of these missing pages of a block of 1000 pages: bits, if those are shorter than
+/// runs.
+fn missing(block: u32, runs: &[(usize, usize)]) -> Any {
+    let last = runs.last().map_or(0, |(first, count)| first + count);
+    let pages = if runs.len() > 2 { last } else { 1000 };
+    let mut bits = crate::bits::Bitmap::new(pages).unwrap();
+    for (first, count) in runs {
+        bits.set_range(*first, *count);
+    }
+    let mut made = None;
+    describe(block, bits.words(), Pages(pages as u64), |missing| {
+        made = Some(missing.clone());
+        Ok(())
+    })
+    .unwrap();
+    Any::Control(Record::Missing(made.unwrap()))
 }
 
 fn refused(result: Result<impl std::fmt::Debug>, parts: &[&str]) {

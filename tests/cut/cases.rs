@@ -148,8 +148,21 @@ pub fn all(cases: Vec<Case>, threads: usize) -> Sum {
 }
 
 /// The record types that an undisturbed migration of these tests does not send: ABORT, that of a
-/// migration that is verified, and those of a guest with devices. `verify` and `devices` cut those.
-pub const NEVER_SENT: [&str; 5] = ["ABORT", "DIGEST", "DEVICE", "DEVICE_LOADED", "DEVICE_NAMED"];
+/// migration that is verified, those of a guest with devices, and those of postcopy. `verify`, `devices`
+/// and `postcopy` cut those.
+pub const NEVER_SENT: [&str; 11] = [
+    "ABORT",
+    "DIGEST",
+    "DEVICE",
+    "DEVICE_LOADED",
+    "DEVICE_NAMED",
+    "MISSING",
+    "MISSING_END",
+    "REQUEST",
+    "COMPLETE",
+    "RECOVER",
+    "RECOVER_REPLY",
+];
 
 /// The records of undisturbed migrations: the longest of a few.
 pub fn undisturbed() -> Log {

@@ -108,7 +108,40 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
             version: 1,
             name: "gpu".into(),
         }),
+        R::Missing => return missing_bytes(4, 600, &[(1, 2), (9, 1)]),
+        R::MissingEnd => Record::MissingEnd(wire::MissingEnd {
+            pages: Pages(3),
+            epoch: 0,
+        }),
+        R::Request => Record::Request(wire::Request {
+            block: 4,
+            runs: vec![(Pages(1), 2)],
+        }),
+        R::Complete => Record::Complete(wire::Complete {
+            pages: Pages(3),
+            epoch: 0,
+        }),
+        R::Recover => Record::Recover(wire::Recover { epoch: 1 }),
+        R::RecoverReply => Record::RecoverReply(wire::RecoverReply {
+            epoch: 1,
+            pages: Pages(3),
+        }),
     })
+}
+
+/// The description of these missing pages of a block of at most 2^18 pages.
+pub fn missing_bytes(block: u32, pages: u64, runs: &[(u64, u64)]) -> Vec<u8> {
+    let mut words = vec![0u64; pages.div_ceil(64) as usize];
+    for page in runs.iter().flat_map(|(first, count)| *first..first + count) {
+        words[page as usize / 64] |= 1 << (page % 64);
+    }
+    let mut record = Vec::new();
+    wire::describe(block, &words, Pages(pages), |missing| {
+        record = bytes(&Record::Missing(missing.clone()));
+        Ok(())
+    })
+    .unwrap();
+    record
 }
 
 /// A piece of a device's state.

@@ -146,6 +146,12 @@ impl Receiver {
 
     /// Refuses a marker that ends the pages or the lane out of turn.
     fn check_end(&self, marker: &Marker) -> Result<()> {
+        if marker.begins_postcopy() {
+            return Err(Error::new(
+                Kind::Protocol,
+                "expected no MARKER where postcopy begins, without postcopy",
+            ));
+        }
         let ended = self.pages_ended();
         let expected = match (self.pieces.is_some(), marker.ends_pages()) {
             (false, true) => "no MARKER that ends the pages, without devices",

@@ -197,7 +197,8 @@ fn invalid_fields_are_refused_both_ways() {
         state_end(0, HANDOVER_MILLIS_MAX + 1),
         marker(0, 0),
         marker(1, 3),
-        marker(1, 4),
+        marker(1, 5),
+        marker(1, 8),
         Record::Ack(Ack { number: 0 }),
     ] {
         let mut out = vec![1, 2, 3];

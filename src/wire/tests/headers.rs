@@ -19,11 +19,14 @@ fn every_truncation_of_every_record_is_refused() {
 /// The payload is cut, and the header changed to agree with it.
 #[test]
 fn every_truncation_that_the_header_owns_up_to_is_refused() {
-    // A piece of a device's state is as long as its payload says: one that is cut is a shorter piece.
+    // A piece of a device's state is as long as its payload says: one that is cut is a shorter piece. And
+    // a request of fewer runs is a request.
     let whole = |(name, _): &(&str, Any)| *name != "device";
+    let runs =
+        |name: &str, payload: usize| name == "request" && payload > 0 && payload.is_multiple_of(12);
     for (name, value) in examples().into_iter().filter(whole) {
         let bytes = encode(&value);
-        for length in HEADER_LEN..bytes.len() {
+        for length in (HEADER_LEN..bytes.len()).filter(|n| !runs(name, n - HEADER_LEN)) {
             let mut cut = bytes[..length].to_vec();
             let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
             let payload = (length - HEADER_LEN) as u32;
@@ -148,7 +151,7 @@ fn an_unknown_type_is_skipped_with_the_flag_and_refused_without() {
             ..unknown
         }
         .classify(),
-        &["999", "1 to 31"],
+        &["999", "1 to 37"],
     );
     refused(
         Header {

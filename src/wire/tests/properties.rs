@@ -98,6 +98,30 @@ fn any_control() -> impl Strategy<Value = Record> {
                 name,
             })
         ),
+        any::<(u64, u32)>().prop_map(|(pages, epoch)| Record::MissingEnd(MissingEnd {
+            pages: Pages(pages),
+            epoch
+        })),
+        any::<(u64, u32)>().prop_map(|(pages, epoch)| Record::Complete(Complete {
+            pages: Pages(pages),
+            epoch
+        })),
+        (1u32..).prop_map(|epoch| Record::Recover(Recover { epoch })),
+        (1u32.., any::<u64>()).prop_map(|(epoch, pages)| Record::RecoverReply(RecoverReply {
+            epoch,
+            pages: Pages(pages)
+        })),
+        (
+            any::<u32>(),
+            prop::collection::vec((0..1u64 << 40, 1..=MISSING_PAGES_MAX), 1..40)
+        )
+            .prop_map(|(block, runs)| Record::Request(Request {
+                block,
+                runs: runs
+                    .into_iter()
+                    .map(|(first, n)| (Pages(first), n))
+                    .collect(),
+            })),
     ]
 }
 
