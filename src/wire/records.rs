@@ -67,9 +67,10 @@ pub struct Hello {
     pub features_required: u64,
     /// The token of the session to which the connection belongs.
     pub token: Token,
-    /// The number of this connection in the session, from 0.
+    /// The number of this connection in the session, from 0. The urgent connection has the number
+    /// behind the last channel's: `channels`.
     pub channel: u16,
-    /// How many connections the session has, 1 to [`CHANNELS_MAX`].
+    /// How many channels the session has, 1 to [`CHANNELS_MAX`]. The urgent connection is none of them.
     pub channels: u16,
     /// log2 of the source's tracking page.
     pub page_shift: u8,
@@ -123,7 +124,12 @@ impl Body for Hello {
                 super::feature_names(unoffered)
             ));
         }
-        if self.channels == 0 || self.channels > CHANNELS_MAX || self.channel >= self.channels {
+        // The urgent connection is none of the channels: its number is the one behind theirs.
+        let beyond = match self.role {
+            ROLE_BULK => self.channel >= self.channels,
+            _ => self.channel > self.channels,
+        };
+        if self.channels == 0 || self.channels > CHANNELS_MAX || beyond {
             return Err(format!(
                 "expected a channel below 1 to {CHANNELS_MAX} channels, found channel {} of {}",
                 self.channel, self.channels
