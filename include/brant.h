@@ -770,6 +770,13 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
 #define BRANT_GUEST_SAVE_PAUSED 12
 /** In `brant_guest_get_state`: a restore from an image is in progress. */
 #define BRANT_GUEST_RESTORING 13
+/**
+ * In `brant_guest_get_state`: the guest is here and may run, and some of its memory has not
+ * arrived. A thread that touches such a page waits until the page is here. Until the guest's memory
+ * is whole, migrations, saves, restores, trackers, measurements of the dirty rate, and changes of
+ * blocks and of the balloon are refused with BRANT_E_BUSY.
+ */
+#define BRANT_GUEST_INCOMPLETE 14
 
 /**
  * Puts the guest state, which says who has the guest, into `*state`: BRANT_GUEST_*. Any thread,
@@ -1047,6 +1054,13 @@ typedef struct brant_event {
  * `thread_start`.
  */
 #define BRANT_ROLE_REAPER 5
+/**
+ * A thread that serves page faults of a guest whose memory has not arrived whole
+ * (BRANT_GUEST_INCOMPLETE). Such a guest has one. The thread calls no operation but `thread_start`,
+ * and must never touch the guest's memory: a page that it waits for would never come. While it does
+ * not run, threads that touch absent pages wait, vCPUs among them.
+ */
+#define BRANT_ROLE_FAULT 6
 /** A thread that saves a guest to an image, or restores one from it, and calls the operations. */
 #define BRANT_ROLE_SNAPSHOT 7
 /**
@@ -3974,7 +3988,7 @@ void brant_rate_free(struct brant_rate *rate);
 /**
  * Measures, and returns when the period is over (`brant_rate_finish` ends it early). The calling
  * thread waits, and the guest runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY
- * while another thread measures with `rate`. By log the measurement is one more consumer of the
+ * while another thread measures with `rate`, and for a guest in BRANT_GUEST_INCOMPLETE. By log the measurement is one more consumer of the
  * tracker (see brant_consumer), also beside a migration. Its start restores the protection of all
  * of the guest's memory, and its three syncs end rounds of free-page hints.
  */

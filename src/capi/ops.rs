@@ -100,6 +100,11 @@ pub const BRANT_ROLE_PREFAULT: u32 = 4;
 /// Besides the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no operation but
 /// `thread_start`.
 pub const BRANT_ROLE_REAPER: u32 = 5;
+/// A thread that serves page faults of a guest whose memory has not arrived whole
+/// (BRANT_GUEST_INCOMPLETE). Such a guest has one. The thread calls no operation but `thread_start`,
+/// and must never touch the guest's memory: a page that it waits for would never come. While it does
+/// not run, threads that touch absent pages wait, vCPUs among them.
+pub const BRANT_ROLE_FAULT: u32 = 6;
 /// A thread that saves a guest to an image, or restores one from it, and calls the operations.
 pub const BRANT_ROLE_SNAPSHOT: u32 = 7;
 /// A thread that writes pages to an image, or reads them from it. It calls no operation but
@@ -676,6 +681,7 @@ mod tests {
         assert_eq!(Role::Channel.number(), BRANT_ROLE_CHANNEL);
         assert_eq!(Role::Prefault.number(), BRANT_ROLE_PREFAULT);
         assert_eq!(Role::Reaper.number(), BRANT_ROLE_REAPER);
+        assert_eq!(Role::Fault.number(), BRANT_ROLE_FAULT);
         assert_eq!(Role::Snapshot.number(), BRANT_ROLE_SNAPSHOT);
         assert_eq!(Role::Image.number(), BRANT_ROLE_IMAGE);
         assert_eq!(Role::Digest.number(), BRANT_ROLE_DIGEST);

@@ -42,6 +42,11 @@ pub const BRANT_GUEST_SAVING: u32 = 11;
 pub const BRANT_GUEST_SAVE_PAUSED: u32 = 12;
 /// In `brant_guest_get_state`: a restore from an image is in progress.
 pub const BRANT_GUEST_RESTORING: u32 = 13;
+/// In `brant_guest_get_state`: the guest is here and may run, and some of its memory has not
+/// arrived. A thread that touches such a page waits until the page is here. Until the guest's memory
+/// is whole, migrations, saves, restores, trackers, measurements of the dirty rate, and changes of
+/// blocks and of the balloon are refused with BRANT_E_BUSY.
+pub const BRANT_GUEST_INCOMPLETE: u32 = 14;
 
 /// Puts the guest state, which says who has the guest, into `*state`: BRANT_GUEST_*. Any thread,
 /// also inside callbacks.
@@ -139,6 +144,7 @@ mod tests {
             (Whose::Saving, BRANT_GUEST_SAVING),
             (Whose::SavePaused, BRANT_GUEST_SAVE_PAUSED),
             (Whose::Restoring, BRANT_GUEST_RESTORING),
+            (Whose::Incomplete, BRANT_GUEST_INCOMPLETE),
         ];
         for (whose, number) in numbers {
             assert_eq!(whose as u32, number);

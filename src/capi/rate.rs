@@ -163,7 +163,7 @@ pub unsafe extern "C" fn brant_rate_free(rate: *mut brant_rate) {
 
 /// Measures, and returns when the period is over (`brant_rate_finish` ends it early). The calling
 /// thread waits, and the guest runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY
-/// while another thread measures with `rate`. By log the measurement is one more consumer of the
+/// while another thread measures with `rate`, and for a guest in BRANT_GUEST_INCOMPLETE. By log the measurement is one more consumer of the
 /// tracker (see brant_consumer), also beside a migration. Its start restores the protection of all
 /// of the guest's memory, and its three syncs end rounds of free-page hints.
 #[no_mangle]

@@ -176,7 +176,14 @@ impl Consumer {
     ///
     /// With [`StartWith::Nothing`] beside other consumers, the call first harvests the logs for the
     /// others, and then restores the protection of every chunk that waits for it.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] while some of the guest's memory has not arrived
+    /// ([`Incomplete`](crate::memory::Whose::Incomplete)): a page that arrives enters no log, and one
+    /// that has not looks like a hole. Those of the logs.
     pub fn start(&self, with: StartWith) -> Result<()> {
+        let memory = self.lease.tracker.memory();
+        memory.ownership().is_whole("tracking its writes")?;
         if with == StartWith::Nothing {
             let mut inner = self.lock();
             inner.check_stopped(self.seat())?;

@@ -31,6 +31,8 @@ pub mod poisoned;
 mod present;
 mod recall;
 mod regions;
+#[doc(hidden)]
+pub mod served;
 mod slot;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -18,6 +18,7 @@
 //! reports each `Stage` that it comes to. Dirty logs that kick vCPUs ask here too.
 
 use crate::error::{Error, Kind, Result};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
 /// Who has the guest, as far as this process knows. The numbers are part of the C ABI.
@@ -55,6 +56,9 @@ pub enum Whose {
     SavePaused = 12,
     /// A restore fills the guest's memory from an image.
     Restoring = 13,
+    /// The guest runs here, or may run, and some of its memory has not arrived: it comes from the
+    /// source of a postcopy migration, or from an image.
+    Incomplete = 14,
 }
 
 /// What the state of a migration means for the guest.
@@ -90,6 +94,15 @@ pub(crate) enum Stage {
     PausedByVmm,
     /// Restore: the guest's memory is being written.
     Restoring,
+    /// The guest runs here, and some of its memory has not arrived.
+    #[cfg_attr(not(test), allow(dead_code))]
+    Incomplete,
+    /// The guest is here and stands still, and some of its memory has not arrived.
+    #[cfg_attr(not(test), allow(dead_code))]
+    IncompleteStands,
+    /// All of an incomplete guest's memory is here.
+    #[cfg_attr(not(test), allow(dead_code))]
+    Whole,
 }
 
 /// Who has one guest, and the rules by which that changes, without a lock.
@@ -130,6 +143,7 @@ const LEAVING: &str = "an outgoing migration of this guest is in progress";
 const ARRIVING: &str = "an incoming migration fills this guest's memory";
 const SAVING: &str = "this guest is being saved to an image";
 const RESTORING: &str = "this guest is being restored from an image";
+const INCOMPLETE: &str = "some of this guest's memory has not arrived";
 
 impl Guest {
     /// Why a guest that was given up may not run on here.
@@ -185,6 +199,7 @@ impl Guest {
             }),
             Whose::Saving | Whose::SavePaused => no(Kind::Busy, SAVING),
             Whose::Restoring => no(Kind::Busy, RESTORING),
+            Whose::Incomplete => no(Kind::Busy, INCOMPLETE),
             Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
             Whose::Arriving => no(Kind::Busy, ARRIVING),
             Whose::HandedOver => no(Kind::State, HANDED_OVER),
@@ -214,6 +229,7 @@ impl Guest {
             }),
             Whose::Saving | Whose::SavePaused => no(Kind::Busy, SAVING),
             Whose::Restoring => no(Kind::Busy, RESTORING),
+            Whose::Incomplete => no(Kind::Busy, INCOMPLETE),
             Whose::Arriving => no(Kind::Busy, ARRIVING),
             Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
             Whose::Unanswered => no(Kind::State, UNANSWERED),
@@ -275,6 +291,15 @@ impl Guest {
                 overwritten: true,
                 ..to(Whose::Restoring)
             },
+            Stage::Incomplete => Guest {
+                before: Whose::Here,
+                ..whole(Whose::Incomplete)
+            },
+            Stage::IncompleteStands => Guest {
+                before: Whose::Stands,
+                ..whole(Whose::Incomplete)
+            },
+            Stage::Whole => to(self.before),
         }
     }
 
@@ -288,6 +313,8 @@ impl Guest {
             Whose::Unanswered | Whose::HandingOver => Whose::HandedOver,
             // The guest was paused, and nobody resumed it.
             Whose::Paused | Whose::SavePaused => Whose::Stands,
+            // What did not arrive is lost, and raises a signal. The rest of the guest is here.
+            Whose::Incomplete => self.before,
             whose => whose,
         };
         Guest { whose, ..self }
@@ -303,6 +330,10 @@ impl Guest {
                 ..self
             }),
             Whose::Leaving | Whose::Saving => Ok(Guest {
+                before: Whose::Here,
+                ..self
+            }),
+            Whose::Incomplete => Ok(Guest {
                 before: Whose::Here,
                 ..self
             }),
@@ -336,6 +367,7 @@ impl Guest {
                 ..self
             }),
             Whose::Unknown | Whose::Empty | Whose::Here | Whose::Stands => self.runs_here(),
+            Whose::Incomplete => no(Kind::Busy, INCOMPLETE),
             Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
             Whose::Arriving => no(Kind::Busy, ARRIVING),
             Whose::Saving | Whose::SavePaused => no(Kind::Busy, SAVING),
@@ -363,6 +395,7 @@ impl Guest {
             Whose::Arriving => no(Kind::Busy, ARRIVING),
             Whose::Saving | Whose::SavePaused => no(Kind::Busy, SAVING),
             Whose::Restoring => no(Kind::Busy, RESTORING),
+            Whose::Incomplete => no(Kind::Busy, INCOMPLETE),
             Whose::Unanswered => no(Kind::State, UNANSWERED),
         }
     }
@@ -390,6 +423,8 @@ pub struct Ownership {
     inner: Mutex<Inner>,
     /// A kick has ended.
     kicked: Condvar,
+    /// Pages that have not arrived.
+    left: AtomicU64,
     keep_waiting: Mutex<Vec<Weak<dyn KeepsWaiting>>>,
 }
 
@@ -431,7 +466,7 @@ impl Ownership {
     fn claim(self: &Arc<Self>, begin: impl FnOnce(Guest) -> Result<Guest>) -> Result<Claim> {
         let mut number = 0;
         self.change(|inner| {
-            inner.guest = begin(inner.guest)?;
+            inner.guest = begin(inner.guest).map_err(|e| self.with_left(inner.guest, e))?;
             inner.claims += 1;
             number = inner.claims;
             Ok(())
@@ -479,9 +514,40 @@ impl Ownership {
 
     fn say(&self, word: impl FnOnce(Guest) -> Result<Guest>) -> Result<()> {
         self.change(|inner| {
-            inner.guest = word(inner.guest)?;
+            inner.guest = word(inner.guest).map_err(|e| self.with_left(inner.guest, e))?;
             Ok(())
         })
+    }
+
+    /// So many pages of the guest's memory have not arrived, for messages.
+    pub(crate) fn set_left(&self, pages: u64) {
+        self.left.store(pages, Relaxed);
+    }
+
+    /// Whether all of the guest's memory is here. `what` is what needs it.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] with the number of pages that are missing.
+    pub(crate) fn is_whole(&self, what: &str) -> Result<()> {
+        let guest = self.lock().guest;
+        match guest.whose() {
+            Whose::Incomplete => Err(self.with_left(guest, refused(Kind::Busy, what, INCOMPLETE))),
+            _ => Ok(()),
+        }
+    }
+
+    /// `error` with the number of pages that are missing, if that is its reason.
+    fn with_left(&self, guest: Guest, error: Error) -> Error {
+        match guest.whose() {
+            Whose::Incomplete => {
+                let left = self.left.load(Relaxed);
+                Error::new(
+                    error.kind(),
+                    format!("{}; {left} pages are left", error.message()),
+                )
+            }
+            _ => error,
+        }
     }
 
     /// Whether a vCPU's thread may be kept waiting: the guest is not being paused or kicked. Ask this

@@ -181,8 +181,11 @@ impl Probe {
 
     /// Measures, and returns when the period is over. [`Probe::finish`] ends the period early;
     /// [`Probe::cancel`] ends the measurement with [`Kind::Cancelled`]. [`Kind::Busy`] while
-    /// another thread measures with this probe.
+    /// another thread measures with this probe, and while some of the guest's memory has not arrived
+    /// ([`Incomplete`](crate::memory::Whose::Incomplete)).
     pub fn measure(&self) -> Result<Rate> {
+        let ownership = self.tracker.memory().ownership();
+        ownership.is_whole("measuring how fast it dirties")?;
         let mut state = self.state();
         if state.measuring {
             return Err(Error::new(

@@ -111,6 +111,20 @@ pub fn is_write_only(fd: BorrowedFd<'_>) -> bool {
     flags >= 0 && flags & libc::O_ACCMODE == libc::O_WRONLY
 }
 
+/// Whether a descriptor gives the right to read and write its file.
+pub fn is_writable(fd: BorrowedFd<'_>) -> bool {
+    let flags = status_flags(fd);
+    flags >= 0 && flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR
+}
+
+/// Whether a memfd is sealed so that it can be written through mappings at most. `false` for a file
+/// that takes no seals.
+pub fn is_sealed_for_writing(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: F_GET_SEALS takes no pointer.
+    let seals = unsafe { kernel::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS, 0) };
+    seals >= 0 && seals & (libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE) != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

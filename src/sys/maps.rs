@@ -225,6 +225,49 @@ pub fn served_by_userfault(range: Range<u64>) -> Result<Vec<Range<u64>>> {
     Ok(found)
 }
 
+/// Calls `each` with every mapping of this process, and with the VMM's advice on transparent huge pages
+/// there: to use them, not to, or none. Walks all page tables of the process.
+///
+/// # Errors
+/// Those of `each`, and when smaps cannot be read.
+pub fn huge_page_advice(
+    mut each: impl FnMut(Range<u64>, Option<bool>) -> Result<()>,
+) -> Result<()> {
+    let mut area = None;
+    let mut result = Ok(());
+    lines("/proc/self/smaps", |line| {
+        if let Some(next) = parse(line) {
+            area = Some(next.range());
+        } else if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+            let has = |wanted: &[u8]| {
+                flags
+                    .split(|c| c.is_ascii_whitespace())
+                    .any(|f| f == wanted)
+            };
+            let advice = match (has(b"hg"), has(b"nh")) {
+                (true, _) => Some(true),
+                (_, true) => Some(false),
+                _ => None,
+            };
+            if let Some(area) = area.take() {
+                result = each(area, advice);
+            }
+        }
+        result.is_ok()
+    })?;
+    result
+}
+
+/// Whether the system uses transparent huge pages wherever it can, unasked.
+pub fn huge_pages_always() -> bool {
+    let mut always = false;
+    let _ = lines("/sys/kernel/mm/transparent_hugepage/enabled", |line| {
+        always |= line.windows(8).any(|word| word == b"[always]");
+        true
+    });
+    always
+}
+
 /// `um`: missing pages. `ui`: pages that are only in the page cache.
 fn is_served(flags: &[u8]) -> bool {
     flags

@@ -55,6 +55,43 @@ pub unsafe fn discard_private(address: *mut u8, length: usize) -> Result<()> {
     Ok(())
 }
 
+/// Drops the entries of shared memory from this process's page tables. Its contents stay in the file
+/// (`MADV_DONTNEED`), and the next access is a fault.
+///
+/// # Safety
+/// `address..address+length` is page-aligned, and is a shared mapping of the VMM's.
+pub unsafe fn drop_entries(address: *mut u8, length: usize) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { discard_private(address, length) }
+}
+
+/// Punches a hole into the file behind shared memory (`MADV_REMOVE`), which need not have a
+/// descriptor: the range reads as zero afterwards, in every mapping.
+///
+/// # Safety
+/// `address..address+length` is page-aligned, and is a shared mapping of the VMM's whose contents
+/// there nobody needs.
+pub unsafe fn remove_shared(address: *mut u8, length: usize) -> Result<()> {
+    // SAFETY: the caller's promise.
+    if unsafe { kernel::madvise(address.cast(), length, libc::MADV_REMOVE) } != 0 {
+        return Err(Error::last_os("MADV_REMOVE"));
+    }
+    Ok(())
+}
+
+/// Forbids every access of memory: each raises SIGSEGV from now on.
+///
+/// # Safety
+/// `address..address+length` is page-aligned memory of the VMM's, and an access there would find
+/// something worse than a signal.
+pub unsafe fn forbid(address: *mut u8, length: usize) -> Result<()> {
+    // SAFETY: the caller's promise.
+    if unsafe { kernel::mprotect(address.cast(), length, libc::PROT_NONE) } != 0 {
+        return Err(Error::last_os("mprotect"));
+    }
+    Ok(())
+}
+
 /// Punches a hole into a file: the range reads as zero afterwards, in every mapping of it.
 pub fn punch_hole(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()> {
     let (Ok(at), Ok(len)) = (i64::try_from(offset), i64::try_from(length)) else {
@@ -98,6 +135,12 @@ pub fn populate_write(address: *mut u8, length: usize) -> io::Result<()> {
 /// comes of it where the kernel has none to give, so there is no error.
 pub fn prefer_huge_pages(address: *const u8, length: usize) {
     let _ = advise(address, length, libc::MADV_HUGEPAGE);
+}
+
+/// Has the kernel make no transparent huge pages there (`MADV_NOHUGEPAGE`). Kernels without such
+/// pages refuse the advice, and need it not.
+pub fn forbid_huge_pages(address: *const u8, length: usize) {
+    let _ = advise(address, length, libc::MADV_NOHUGEPAGE);
 }
 
 fn advise(address: *const u8, length: usize, advice: libc::c_int) -> io::Result<()> {

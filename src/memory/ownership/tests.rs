@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 use Whose as W;
 
-const ALL: [Whose; 14] = [
+const ALL: [Whose; 15] = [
     W::Unknown,
     W::Here,
     W::Stands,
@@ -21,6 +21,7 @@ const ALL: [Whose; 14] = [
     W::Saving,
     W::SavePaused,
     W::Restoring,
+    W::Incomplete,
 ];
 
 fn guest(whose: Whose) -> Guest {
@@ -67,6 +68,7 @@ fn an_outgoing_migration_begins_only_where_the_guest_is_here_and_nothing_else_go
             (W::Saving, Err(Kind::Busy)),
             (W::SavePaused, Err(Kind::Busy)),
             (W::Restoring, Err(Kind::Busy)),
+            (W::Incomplete, Err(Kind::Busy)),
         ],
     );
     let error = guest(W::HandedOver).leaves().unwrap_err();
@@ -95,6 +97,7 @@ fn an_incoming_migration_begins_only_where_no_guest_is_and_nothing_else_goes_on(
             (W::Saving, Err(Kind::Busy)),
             (W::SavePaused, Err(Kind::Busy)),
             (W::Restoring, Err(Kind::Busy)),
+            (W::Incomplete, Err(Kind::Busy)),
         ],
     );
 }
@@ -118,6 +121,7 @@ fn a_guest_runs_here_by_the_vmms_word_only_where_no_other_copy_may_run() {
             (W::Saving, Ok(W::Saving)),
             (W::SavePaused, Err(Kind::Busy)),
             (W::Restoring, Err(Kind::Busy)),
+            (W::Incomplete, Ok(W::Incomplete)),
         ],
     );
 }
@@ -141,6 +145,7 @@ fn a_guest_that_is_gone_is_reclaimed_and_one_that_may_be_resolved_is_not() {
             (W::Saving, Err(Kind::Busy)),
             (W::SavePaused, Err(Kind::Busy)),
             (W::Restoring, Err(Kind::Busy)),
+            (W::Incomplete, Err(Kind::Busy)),
         ],
     );
 }
@@ -164,6 +169,7 @@ fn a_guest_that_has_ended_is_given_up_and_then_another_may_arrive() {
             (W::Saving, Err(Kind::Busy)),
             (W::SavePaused, Err(Kind::Busy)),
             (W::Restoring, Err(Kind::Busy)),
+            (W::Incomplete, Err(Kind::Busy)),
         ],
     );
     let ended = guest(W::Here).given_up().unwrap();
@@ -423,4 +429,20 @@ fn a_kick_that_panics_does_not_hold_up_a_pause() {
         });
         is_paused.recv_timeout(Duration::from_secs(20)).unwrap();
     });
+}
+
+#[test]
+fn an_incomplete_guest_is_at_the_end_as_it_runs_or_stands() {
+    let restoring = guest(W::Restoring);
+    let stands = restoring.comes_to(Stage::IncompleteStands);
+    let runs = restoring.comes_to(Stage::Incomplete);
+    assert_eq!([stands.whose(), runs.whose()], [W::Incomplete; 2]);
+    assert_eq!(stands.comes_to(Stage::Whole).whose(), W::Stands);
+    assert_eq!(stands.let_go().whose(), W::Stands);
+    assert_eq!(runs.comes_to(Stage::Whole).whose(), W::Here);
+    assert_eq!(runs.let_go().whose(), W::Here);
+    let started = stands.runs_here().unwrap();
+    assert_eq!(started.whose(), W::Incomplete);
+    assert_eq!(started.comes_to(Stage::Whole).whose(), W::Here);
+    assert!(runs.comes_to(Stage::Whole).leaves().is_ok());
 }

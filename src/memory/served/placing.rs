@@ -1,0 +1,575 @@
+//! Contents into memory, and the waking of the threads that wait for them.
+
+use super::kind::{Kind, Way};
+use super::marks::{Arrived, Found, Marks};
+use super::meter::Meter;
+use super::staging::{Piece, Staging};
+use crate::bits::Stretches;
+use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::fallible;
+use crate::memory::block::{Block, BlockId, BlockPin};
+use crate::memory::map::Memory;
+use crate::sys::own::OwnMemory;
+use crate::sys::uffd::{Fault, Faults, Fill, Filled, Stopped};
+use crate::sys::{disk, mem};
+use crate::units::{Pages, PAGE_SIZE};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
+use std::time::Instant;
+
+/// Pages from a fault on that are mapped with it where they are in the file already: a fault for
+/// each page of a guest that is mostly here would cost more than all others together.
+const AROUND: u64 = 64;
+
+/// Pages of a block that are not here.
+#[derive(Debug)]
+pub struct Absent {
+    /// The block.
+    pub block: Arc<Block>,
+    /// A bit for each of its pages.
+    pub pages: Stretches,
+}
+
+/// Who brings absent pages.
+pub trait Supplier: Send + Sync {
+    /// A thread waits for these pages. Called once for a page, on the thread that serves faults, also
+    /// before [`Served::begin`](super::Served::begin) has returned; and by
+    /// [`Served::ask_again`](super::Served::ask_again). Must not block, touch guest memory, or call
+    /// the [`Served`](super::Served).
+    fn wanted(&self, block: &Arc<Block>, pages: Range<Pages>);
+
+    /// All pages are here or given up. Called once, on the thread that placed or gave up the last
+    /// one. Not called where no page was absent from the beginning, nor when the
+    /// [`Served`](super::Served) is dropped.
+    fn all_here(&self) {}
+
+    /// A fault cannot be answered at this moment. The thread that serves faults goes on trying.
+    fn failed(&self, error: &Error) {
+        let _ = error;
+    }
+}
+
+/// Where another process maps a part of a block that its userfaultfd watches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Theirs {
+    /// Addresses in that process.
+    pub addresses: Range<u64>,
+    /// The block.
+    pub block: BlockId,
+    /// The block's page at the first address.
+    pub first: Pages,
+}
+
+/// A userfaultfd of another process, and what it watches.
+#[derive(Debug)]
+pub(super) struct Other {
+    pub(super) faults: Faults,
+    /// In order of addresses; the number is that of the block here.
+    pub(super) map: Vec<(Theirs, usize)>,
+}
+
+impl Other {
+    /// The addresses in that process of some pages of a block.
+    fn addresses(&self, block: usize, pages: &Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let pages = pages.clone();
+        let maps = self.map.iter().filter(move |(_, number)| *number == block);
+        maps.filter_map(move |(theirs, _)| {
+            let length = theirs.addresses.end - theirs.addresses.start;
+            let first = theirs.first.0;
+            let from = pages.start.max(first);
+            let to = pages.end.min(first + length / PAGE_SIZE);
+            let at = |page: u64| theirs.addresses.start + Pages(page - first).bytes().0;
+            (from < to).then(|| at(from)..at(to))
+        })
+    }
+}
+
+/// One block that is served.
+#[derive(Debug)]
+pub(super) struct Watched {
+    /// Keeps the block mapped, and its removal refused.
+    pub(super) block: BlockPin,
+    pub(super) shared: Arc<Block>,
+    pub(super) marks: Marks,
+    pub(super) kind: Kind,
+    /// Zeros of a huge page, for memory that knows no page of zeros.
+    zeros: OnceLock<OwnMemory>,
+}
+
+impl Watched {
+    pub(super) fn new(block: BlockPin, marks: Marks, kind: Kind) -> Watched {
+        Watched {
+            shared: block.shared(),
+            block,
+            marks,
+            kind,
+            zeros: OnceLock::new(),
+        }
+    }
+
+    /// The block's addresses here.
+    pub(super) fn addresses(&self) -> Range<u64> {
+        let host = self.block.host() as u64;
+        host..host + self.block.length().0
+    }
+
+    fn at(&self, pages: &Range<u64>) -> Range<u64> {
+        let host = self.block.host() as u64;
+        host + Pages(pages.start).bytes().0..host + Pages(pages.end).bytes().0
+    }
+
+    /// The host page that has a page.
+    pub(super) fn unit(&self, page: u64) -> Range<u64> {
+        let unit = self.kind.unit.0;
+        let first = page / unit * unit;
+        first..first + unit
+    }
+}
+
+/// What all threads share.
+pub(super) struct Inner {
+    pub(super) memory: Arc<Memory>,
+    /// By address.
+    pub(super) blocks: Vec<Watched>,
+    pub(super) numbers: HashMap<BlockId, usize>,
+    pub(super) own: Faults,
+    pub(super) others: RwLock<Arc<Vec<Arc<Other>>>>,
+    pub(super) left: AtomicU64,
+    /// Our own addresses are watched no longer.
+    pub(super) ended: AtomicBool,
+    pub(super) meter: Meter,
+    pub(super) supplier: Arc<dyn Supplier>,
+    staging: Staging,
+}
+
+impl Inner {
+    pub(super) fn new(
+        memory: Arc<Memory>,
+        blocks: Vec<Watched>,
+        own: Faults,
+        left: u64,
+        supplier: Arc<dyn Supplier>,
+    ) -> Result<Inner> {
+        let mut numbers = HashMap::new();
+        for (number, watched) in blocks.iter().enumerate() {
+            fallible::insert(&mut numbers, watched.block.id(), number, "blocks")?;
+        }
+        memory.ownership().set_left(left);
+        Ok(Inner {
+            memory,
+            blocks,
+            numbers,
+            own,
+            others: RwLock::default(),
+            left: AtomicU64::new(left),
+            ended: AtomicBool::new(false),
+            meter: Meter::new(),
+            supplier,
+            staging: Staging::default(),
+        })
+    }
+
+    pub(super) fn others(&self) -> Arc<Vec<Arc<Other>>> {
+        Arc::clone(&self.others.read().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// The number of a block that is served, and the block.
+    pub(super) fn watched(&self, block: BlockId) -> Option<(usize, &Watched)> {
+        let number = *self.numbers.get(&block)?;
+        Some((number, &self.blocks[number]))
+    }
+
+    /// Puts what has arrived for `pages` where nothing has arrived yet. Returns how many pages are
+    /// here by this call.
+    pub(super) fn arrive(&self, number: usize, pages: Range<u64>, piece: Piece<'_>) -> Result<u64> {
+        let watched = &self.blocks[number];
+        let unit = watched.kind.unit.0;
+        if unit == 1 {
+            return self.whole(number, pages.start, &pages, piece);
+        }
+        let mut new = 0;
+        let mut at = pages.start;
+        while at < pages.end {
+            let whole = watched.unit(at);
+            if at == whole.start && pages.end >= whole.end {
+                let run = at..pages.end / unit * unit;
+                at = run.end;
+                new += self.whole(number, run.start, &run, piece.part(pages.start, &run))?;
+                let mut units = run.step_by(unit as usize);
+                units
+                    .by_ref()
+                    .for_each(|first| self.staging.forget(number, first));
+                continue;
+            }
+            let part = at..pages.end.min(whole.end);
+            at = part.end;
+            if !watched.marks.is_absent(whole.start) {
+                continue;
+            }
+            let piece = piece.part(pages.start, &part);
+            if let Some(contents) = self.staging.gather(number, &whole, &part, piece)? {
+                new += self.whole(number, whole.start, &whole, Piece::Data(&contents))?;
+            }
+        }
+        Ok(new)
+    }
+
+    /// [`Inner::arrive`] for whole host pages. `piece` begins with page `first`.
+    fn whole(
+        &self,
+        number: usize,
+        first: u64,
+        pages: &Range<u64>,
+        piece: Piece<'_>,
+    ) -> Result<u64> {
+        let watched = &self.blocks[number];
+        let mut new = 0;
+        // A page of zeros is nowhere in private memory and in holes. It need not be made before
+        // somebody touches it.
+        if matches!(piece, Piece::Zeros) && watched.kind.way != Way::Overwrite {
+            let arrived = watched.marks.skip(pages.clone())?;
+            for run in &arrived.waited {
+                self.zeros(number, run)?;
+            }
+            return self.arrived(number, pages, &arrived, true);
+        }
+        let mut claimed = Vec::new();
+        watched.marks.claim(pages.clone(), &mut claimed)?;
+        let mut runs = claimed.into_iter();
+        while let Some(run) = runs.next() {
+            let placed = match piece.part(first, &run) {
+                Piece::Data(bytes) => self.data(number, &run, bytes),
+                // Old contents may be in the file.
+                Piece::Zeros => {
+                    let at = watched.at(&run);
+                    // SAFETY: the block's shared memory; by its marks nothing in it is newer.
+                    unsafe { mem::remove_shared(at.start as *mut u8, (at.end - at.start) as usize) }
+                }
+            };
+            if let Err(error) = placed {
+                watched.marks.give_back(run);
+                runs.for_each(|run| watched.marks.give_back(run));
+                return Err(error);
+            }
+            let arrived = watched.marks.placed(run.clone())?;
+            let zero = matches!(piece, Piece::Zeros);
+            if zero {
+                for run in &arrived.waited {
+                    self.zeros(number, run)?;
+                }
+            }
+            new += self.arrived(number, &run, &arrived, zero)?;
+        }
+        Ok(new)
+    }
+
+    /// Pages that this thread has claimed get contents.
+    fn data(&self, number: usize, run: &Range<u64>, bytes: &[u8]) -> Result<()> {
+        let watched = &self.blocks[number];
+        let at = watched.at(run);
+        let how = Fill {
+            protect: false,
+            wake: true,
+        };
+        if watched.kind.way != Way::Overwrite {
+            return self.each(number, at.clone(), |rest| {
+                let from = (rest.start - at.start) as usize;
+                self.own.copy(rest.start, &bytes[from..], how)
+            });
+        }
+        let filled = self.own.copy(at.start, bytes, how)?;
+        if filled.stopped != Some(Stopped::Present) {
+            return done(&at, filled);
+        }
+        // The file has old contents from there on.
+        let from = filled.bytes as usize;
+        let Some(file) = watched.block.file() else {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "a file that was here is gone",
+            ));
+        };
+        let mut offset = file.offset + Pages(run.start).bytes().0 + filled.bytes;
+        let mut rest = &bytes[from..];
+        while !rest.is_empty() {
+            let put = disk::write_some(file.fd.as_fd(), rest, offset).map_err(|e| {
+                let name = watched.block.name();
+                Error::os(
+                    format_args!("block `{name}`: writing to its file at {offset}"),
+                    e,
+                )
+            })?;
+            (rest, offset) = (&rest[put..], offset + put as u64);
+        }
+        self.each(number, at.start + filled.bytes..at.end, |rest| {
+            self.own.resume(rest, true)
+        })
+    }
+
+    /// Pages of zeros, for threads that wait for them. Pages that are there are left alone.
+    fn zeros(&self, number: usize, run: &Range<u64>) -> Result<()> {
+        let watched = &self.blocks[number];
+        let at = watched.at(run);
+        if watched.kind.can.zero {
+            return self.each(number, at, |rest| self.own.zero(rest, true));
+        }
+        let unit = watched.kind.unit.bytes().0;
+        let zeros = match watched.zeros.get() {
+            Some(zeros) => zeros,
+            None => {
+                let zeros = OwnMemory::new(unit as usize, "a huge page of zeros")?;
+                watched.zeros.get_or_init(|| zeros)
+            }
+        };
+        let how = Fill {
+            protect: false,
+            wake: true,
+        };
+        let mut start = at.start;
+        while start < at.end {
+            self.each(number, start..start + unit, |rest| {
+                let length = (rest.end - rest.start) as usize;
+                self.own.copy(rest.start, &zeros[..length], how)
+            })?;
+            start += unit;
+        }
+        Ok(())
+    }
+
+    /// Fills addresses of a block by `fill`. Pages that are there already are left alone, and whoever
+    /// waits for them is woken: `fill` does not do that.
+    fn each(
+        &self,
+        number: usize,
+        addresses: Range<u64>,
+        mut fill: impl FnMut(Range<u64>) -> Result<Filled>,
+    ) -> Result<()> {
+        let unit = self.blocks[number].kind.unit.bytes().0;
+        let mut at = addresses.start;
+        while at < addresses.end {
+            let filled = fill(at..addresses.end)?;
+            at += filled.bytes;
+            match filled.stopped {
+                None => {}
+                Some(Stopped::Present) => {
+                    self.own.wake(at..at + unit)?;
+                    at += unit;
+                }
+                // The kernel tells of changes only those who have asked for it.
+                Some(Stopped::Changing) => std::thread::yield_now(),
+                // Nobody waits where nobody watches.
+                Some(Stopped::Unwatched) if self.ended.load(Ordering::Acquire) => return Ok(()),
+                Some(_) => return done(&(at..addresses.end), filled),
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages are here: figures, other processes, trackers, the end.
+    fn arrived(
+        &self,
+        number: usize,
+        pages: &Range<u64>,
+        arrived: &Arrived,
+        zero: bool,
+    ) -> Result<u64> {
+        if arrived.pages == 0 {
+            return Ok(0);
+        }
+        let watched = &self.blocks[number];
+        let now = Instant::now();
+        let mut waited = 0;
+        for run in &arrived.waited {
+            waited += run.end - run.start;
+            self.meter.ends(number, run, now);
+            for other in self.others().iter() {
+                for theirs in other.addresses(number, run) {
+                    // A process that has ended waits for nothing.
+                    let _ = other.faults.wake(theirs);
+                }
+            }
+        }
+        let count = |counter: &AtomicU64, n: u64| counter.fetch_add(n, Ordering::Relaxed);
+        count(&self.meter.urgent, waited);
+        count(&self.meter.bulk, arrived.pages - waited);
+        if zero {
+            count(&self.meter.zero, arrived.pages);
+        }
+        watched.block.ballooned().arrived(pages.clone());
+        watched.block.poisoned().arrived(pages.clone());
+        watched.block.zeroed_no_more();
+        self.memory.tell_written(watched.block.id(), pages.clone());
+        self.gone(arrived.pages, true);
+        Ok(arrived.pages)
+    }
+
+    /// So many pages are no longer absent. `tell`: the supplier hears when they were the last.
+    fn gone(&self, pages: u64, tell: bool) {
+        let before = self.left.fetch_sub(pages, Ordering::AcqRel);
+        self.memory.ownership().set_left(before - pages);
+        if before == pages && tell {
+            self.supplier.all_here();
+        }
+    }
+
+    /// Gives absent pages up: an access raises a signal from now on. Returns how many there were.
+    /// `tell`: the supplier hears when they were the last.
+    pub(super) fn lose(&self, number: usize, pages: Range<u64>, tell: bool) -> Result<u64> {
+        let watched = &self.blocks[number];
+        let mut claimed = Vec::new();
+        watched.marks.claim(pages, &mut claimed)?;
+        let mut lost = 0;
+        for run in claimed {
+            let at = watched.at(&run);
+            let (start, length) = (at.start as *mut u8, (at.end - at.start) as usize);
+            if watched.kind.way != Way::Private {
+                // Other processes must not find the old contents either.
+                // SAFETY: the block's shared memory; by its marks nothing in it is of use.
+                let _ = unsafe { mem::remove_shared(start, length) };
+            }
+            let poisoned = match watched.kind.can.poison {
+                true => self.each(number, at, |rest| self.own.poison(rest)),
+                // SAFETY: the block's own memory, where any access would find wrong contents.
+                false => unsafe { mem::forbid(start, length) },
+            };
+            if let Err(error) = poisoned {
+                watched.marks.give_back(run);
+                return Err(error);
+            }
+            let _ = watched.block.poisoned().set(&run, true);
+            let arrived = watched.marks.placed(run.clone())?;
+            for run in &arrived.waited {
+                self.meter.ends(number, run, Instant::now());
+                // A forbidden page wakes nobody by itself.
+                let _ = self.own.wake(watched.at(run));
+            }
+            let pages = arrived.pages;
+            self.meter.lost.fetch_add(pages, Ordering::Relaxed);
+            lost += pages;
+            self.gone(pages, tell);
+        }
+        Ok(lost)
+    }
+
+    /// A thread of this process waits. Returns the pages to ask for, if it is the first.
+    pub(super) fn fault(&self, fault: &Fault, now: Instant) -> Result<Option<(usize, Range<u64>)>> {
+        let number = self
+            .blocks
+            .partition_point(|it| it.addresses().end <= fault.address);
+        let found = self
+            .blocks
+            .get(number)
+            .filter(|it| it.addresses().start <= fault.address);
+        let Some(watched) = found else {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("a fault at {:#x}, where no block is", fault.address),
+            ));
+        };
+        let page = (fault.address - watched.addresses().start) / PAGE_SIZE;
+        let unit = watched.unit(page);
+        self.meter.begins(fault.thread, number, unit.start, now);
+        match watched.marks.fault(unit.clone()) {
+            Found::First => return Ok(Some((number, unit))),
+            Found::Coming => return Ok(None),
+            Found::Here => {}
+        }
+        // Before the thread is woken: figures that it looks at have its fault.
+        self.meter.answered_here();
+        self.here(number, &unit, fault.minor)?;
+        self.meter.ends(number, &unit, Instant::now());
+        Ok(None)
+    }
+
+    /// A thread waits for a page that is not absent.
+    fn here(&self, number: usize, unit: &Range<u64>, minor: bool) -> Result<()> {
+        let watched = &self.blocks[number];
+        if !minor {
+            return self.zeros(number, unit);
+        }
+        let at = watched.at(unit);
+        match self.own.resume(at.clone(), true) {
+            Ok(Filled { stopped: None, .. }) => {}
+            // It is there meanwhile, or was punched out. The thread looks again.
+            _ => return self.own.wake(at),
+        }
+        // As many of the pages behind it as are here.
+        let end = (unit.end + AROUND).min(watched.block.pages().0);
+        let absent = watched.marks.next_absent(unit.end..end);
+        let around = unit.end..absent.map_or(end, |run| run.start);
+        if !around.is_empty() {
+            // It stops at the first page that the file has not, or that is mapped.
+            let _ = self.own.resume(watched.at(&around), true);
+        }
+        Ok(())
+    }
+
+    /// A thread of another process waits.
+    pub(super) fn fault_of(
+        &self,
+        other: &Other,
+        fault: &Fault,
+        now: Instant,
+    ) -> Result<Option<(usize, Range<u64>)>> {
+        let has = |it: &(Theirs, usize)| it.0.addresses.end <= fault.address;
+        let found = other.map.get(other.map.partition_point(has));
+        let Some((theirs, number)) = found.filter(|it| it.0.addresses.start <= fault.address)
+        else {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "another process faults at {:#x}, which the map of its userfaultfd does not have",
+                    fault.address
+                ),
+            ));
+        };
+        let number = *number;
+        let watched = &self.blocks[number];
+        let page = theirs.first.0 + (fault.address - theirs.addresses.start) / PAGE_SIZE;
+        let unit = watched.unit(page);
+        self.meter.begins(fault.thread, number, unit.start, now);
+        match watched.marks.fault(unit.clone()) {
+            Found::First => return Ok(Some((number, unit))),
+            Found::Coming => return Ok(None),
+            Found::Here => {}
+        }
+        self.meter.answered_here();
+        // The file gets the page, if it has none. Then their thread finds it there.
+        let at = watched.at(&unit);
+        if self.ended.load(Ordering::Acquire) {
+            let made = mem::populate_write(at.start as *mut u8, (at.end - at.start) as usize);
+            made.map_err(|e| Error::os("a page for another process", e))?;
+        } else {
+            self.zeros(number, &unit)?;
+        }
+        for theirs in other.addresses(number, &unit) {
+            if fault.minor {
+                let _ = other.faults.resume(theirs.clone(), true);
+            }
+            let _ = other.faults.wake(theirs);
+        }
+        self.meter.ends(number, &unit, Instant::now());
+        Ok(None)
+    }
+}
+
+/// An error if a fill came to no end.
+fn done(addresses: &Range<u64>, filled: Filled) -> Result<()> {
+    let Some(stopped) = filled.stopped else {
+        return Ok(());
+    };
+    let at = addresses.start + filled.bytes;
+    let why = match stopped {
+        Stopped::Present => "the page is there already",
+        Stopped::Changing => "the mappings are changing",
+        Stopped::Unwatched => "no userfaultfd of brant's watches it any more",
+        Stopped::Gone => "the process has ended",
+    };
+    Err(Error::new(
+        ErrorKind::Memory,
+        format!("the page at {at:#x} cannot be filled: {why}"),
+    ))
+}
