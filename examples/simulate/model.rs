@@ -348,7 +348,8 @@ fn probe(guest: &Guest) -> WorkingSet {
 pub fn migrate(guest: &Guest, plan: &Plan) -> Outcome {
     let mut policies = Policies::new(plan.policy.clone(), plan.limit).expect("a policy of ours");
     let mut decider = FitsDowntime::new(policies.limit(), None);
-    let mut limit = policies.limit();
+    let mut bounds = policies.bounds();
+    decider.set_bounds(&bounds);
     let (mut curve, mut first) = (probe(guest), FirstPass::default());
     let mut run = Run {
         guest,
@@ -454,9 +455,9 @@ pub fn migrate(guest: &Guest, plan: &Plan) -> Outcome {
             pass.time = seconds(time);
             pass
         });
-        if policies.limit() != limit {
-            limit = policies.limit();
-            decider = FitsDowntime::new(limit, None);
+        if policies.bounds() != bounds {
+            bounds = policies.bounds();
+            decider.set_bounds(&bounds);
         }
         let fits = decider.decide(&facts).next;
         let steer = policies.steer(&facts, &fits, &vcpus, 0.0).expect("memory");
@@ -525,8 +526,7 @@ fn issue(
         last_pass: seconds(last_pass),
         working_set: curve,
     };
-    let at_work = (run.plan.policy != Policy::default()).then_some(policies);
-    forecast(&outlook, decider, at_work, 1.0)
+    forecast(&outlook, decider, policies, 1.0)
 }
 
 /// A policy that slows the guest.

@@ -1,9 +1,9 @@
 //! The forecast of a migration that has not begun, from a measured dirty rate. Pure.
 
 use super::steering::forecast::{forecast, remedies, Forecast, Outlook};
-use super::steering::policies::Policies;
+use super::steering::policies::{Policies, Policy};
 use super::steering::working_set::WorkingSet;
-use super::steering::{Facts, FitsDowntime};
+use super::steering::Facts;
 use super::Params;
 use crate::rate::Rate;
 use crate::units::Bytes;
@@ -70,13 +70,15 @@ pub fn forecast_from(rate: &Rate, memory: Bytes, bandwidth: u64, params: &Params
         last_pass: Duration::ZERO,
         working_set: &curve,
     };
-    let decider = |limit| FitsDowntime::new(limit, params.total_timeout);
-    let limit = params.downtime_limit;
-    let policies = Policies::new(params.policy.clone(), limit).ok();
-    let policies = policies.as_ref().and_then(Policies::at_work);
-    let mut found = forecast(&outlook, &decider(limit), policies, 1.0);
+    let decider = params.decider();
+    let policies = Policies::new(params.policy.clone(), params.downtime_limit)
+        .or_else(|_| Policies::new(Policy::default(), params.downtime_limit));
+    let Ok(policies) = policies else {
+        return Forecast::default();
+    };
+    let mut found = forecast(&outlook, &decider, &policies, 1.0);
     if !found.converges {
-        found.remedies = remedies(&outlook, limit, decider);
+        found.remedies = remedies(&outlook, &decider, &policies);
     }
     found
 }

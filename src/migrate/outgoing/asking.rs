@@ -5,8 +5,26 @@
 //! reader would look for the defect in brant.
 
 use crate::error::{Error, Kind, Result};
-use crate::migrate::steering::{Decider, Decision, Facts, Verdict};
+use crate::migrate::steering::{Decider, Decision, Facts, FitsDowntime, Verdict};
 use crate::runtime::thread::catch;
+
+/// The decider of a migration.
+pub(super) enum Asked {
+    /// brant's own. A forecast asks a copy of it.
+    Own(FitsDowntime),
+    /// One of the VMM's.
+    Vmm(Box<dyn Decider>),
+}
+
+impl Asked {
+    /// The decider to ask.
+    pub(super) fn asked(&mut self) -> &mut dyn Decider {
+        match self {
+            Asked::Own(own) => own,
+            Asked::Vmm(vmm) => &mut **vmm,
+        }
+    }
+}
 
 /// The decider's answer to `facts`. When the decider panics, the error is [`Kind::Vmm`].
 pub(super) fn ask(decider: &mut dyn Decider, facts: &Facts) -> Result<Decision> {

@@ -10,6 +10,7 @@ mod verify;
 
 use super::advance::Advance;
 use super::announced::Announced;
+use super::asking::Asked;
 use super::course::Course;
 use super::devices::Streams;
 use super::lane::Lane;
@@ -31,7 +32,7 @@ use crate::migrate::report::{LaneState, LaneStats, ZeroCopyState, RENEW};
 use crate::migrate::steering::budget::millis;
 use crate::migrate::steering::forecast::Forecast;
 use crate::migrate::steering::operations::Measured;
-use crate::migrate::steering::{Decider, Moment, Operations, Verdict};
+use crate::migrate::steering::{Moment, Operations, Verdict};
 use crate::migrate::switchover::source::{Action, Event, State};
 use crate::migrate::switchover::window::MARGIN;
 use crate::migrate::work::Work;
@@ -388,7 +389,7 @@ impl Driver {
     pub(super) fn new(
         shared: Arc<Migration<Leaving, State>>,
         to: ConnectTo,
-        decider: Box<dyn Decider>,
+        decider: Asked,
     ) -> Result<Self> {
         let route = to.route(shared.params.channels)?;
         let walk = Walk::over(shared.guest.tracker.memory())?;

@@ -31,10 +31,9 @@ pub(super) struct Seen {
     /// How long the pass before this one took.
     pub(super) last_pass: Duration,
     pub(super) working_set: WorkingSet,
-    /// The downtime limit in use, and the time for the whole migration.
-    pub(super) limit: Duration,
-    pub(super) total: Option<Duration>,
-    pub(super) policies: Option<Policies>,
+    /// The decider of the migration as it is now, with the policy's bounds.
+    pub(super) decider: FitsDowntime,
+    pub(super) policies: Policies,
 }
 
 impl Seen {
@@ -53,14 +52,9 @@ impl Seen {
         }
     }
 
-    fn decider(&self, limit: Duration) -> FitsDowntime {
-        FitsDowntime::new(limit, self.total)
-    }
-
     /// The forecast at `now`, without remedies. Its `bytes` are those of uncompressed pages.
     fn of_pages(&self, now: Instant) -> Forecast {
-        let decider = self.decider(self.limit);
-        forecast(&self.outlook(now), &decider, self.policies.as_ref(), 1.0)
+        forecast(&self.outlook(now), &self.decider, &self.policies, 1.0)
     }
 
     /// The forecast at `now`.
@@ -81,7 +75,7 @@ impl Seen {
     }
 
     fn remedies(&self, now: Instant) -> Remedies {
-        remedies(&self.outlook(now), self.limit, |limit| self.decider(limit))
+        remedies(&self.outlook(now), &self.decider, &self.policies)
     }
 
     /// Bytes of pages that will be sent after the current pass.
@@ -149,6 +143,7 @@ impl Foresight {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migrate::steering::policies::Policy;
     use crate::migrate::steering::Moment;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -174,9 +169,8 @@ mod tests {
             data: 0.5,
             last_pass: Duration::ZERO,
             working_set: WorkingSet::default(),
-            limit: SECOND / 10,
-            total: None,
-            policies: None,
+            decider: FitsDowntime::new(SECOND / 10, None),
+            policies: Policies::new(Policy::default(), SECOND / 10).unwrap(),
         }
     }
 

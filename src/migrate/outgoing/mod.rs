@@ -50,6 +50,7 @@ use crate::migrate::Blockers;
 use crate::runtime::thread::{spawn, Role};
 use crate::vmm::held::Held;
 use crate::vmm::Vmm;
+use asking::Asked;
 use driver::Driver;
 use foresight::Foresight;
 use leaving::Leaving;
@@ -182,11 +183,15 @@ impl Outgoing {
     /// [`Kind::State`] when the guest was handed over and not taken back, or has to be resolved.
     /// [`Kind::Busy`] when another migration of the same guest is in progress, in either direction.
     pub fn start(&self, to: ConnectTo) -> Result<()> {
-        self.start_with(to, Box::new(self.shared.params.decider()))
+        self.start_asking(to, Asked::Own(self.shared.params.decider()))
     }
 
     /// As [`Outgoing::start`], with a decider of the caller's.
     pub fn start_with(&self, to: ConnectTo, decider: Box<dyn Decider>) -> Result<()> {
+        self.start_asking(to, Asked::Vmm(decider))
+    }
+
+    fn start_asking(&self, to: ConnectTo, decider: Asked) -> Result<()> {
         let shared = &self.shared;
         self.check_policy(&shared.guest.orders.lock().policy)?;
         let claim = || {

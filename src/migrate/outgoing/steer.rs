@@ -7,7 +7,7 @@
 //! every state but the one in which memory is copied, and it lets go when it is dropped, also by a
 //! panic.
 
-use super::asking;
+use super::asking::{self, Asked};
 use super::leaving::Leaving;
 use super::orders::Order;
 use crate::dirty::vcpus::VcpuLimit;
@@ -18,7 +18,7 @@ use crate::migrate::common::Migration;
 use crate::migrate::steering::budget::millis;
 use crate::migrate::steering::policies::{OnDeadline, Policies, Policy, Slowing};
 use crate::migrate::steering::stall::Stalled;
-use crate::migrate::steering::{Bounds, Decider, Facts, Moment, Next, Verdict};
+use crate::migrate::steering::{Bounds, Decider, Facts, FitsDowntime, Moment, Next, Verdict};
 use crate::migrate::switchover::source::State;
 use crate::runtime::{Limit, Timeout};
 use crate::vmm::{EventKind, Vmm};
@@ -69,7 +69,7 @@ impl Told {
 pub(super) struct Steer {
     shared: Arc<Migration<Leaving, State>>,
     vmm: Callbacks,
-    decider: Box<dyn Decider>,
+    decider: Asked,
     policies: Policies,
     /// The orders that the policies are set by.
     order: Order,
@@ -108,10 +108,7 @@ pub(super) fn check(policy: &Policy, guest: &Leaving, vmm: &dyn Vmm) -> Result<(
 }
 
 impl Steer {
-    pub(super) fn new(
-        shared: &Arc<Migration<Leaving, State>>,
-        decider: Box<dyn Decider>,
-    ) -> Result<Self> {
+    pub(super) fn new(shared: &Arc<Migration<Leaving, State>>, decider: Asked) -> Result<Self> {
         let order = shared.guest.orders.lock().clone();
         Ok(Steer {
             vmm: shared.callbacks(),
@@ -164,9 +161,21 @@ impl Steer {
         self.told.slowed() + self.told.in_rings
     }
 
-    /// The policy at work, when there is one.
-    pub(super) fn at_work(&self) -> Option<Policies> {
-        self.policies.at_work().cloned()
+    /// The policy at work.
+    pub(super) fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// The decider of forecasts: brant's own as it is now. Where the VMM has one of its own, brant's
+    /// with the migration's parameters and the policy's bounds.
+    pub(super) fn forecaster(&self) -> FitsDowntime {
+        let bounds = self.policies.bounds();
+        let mut decider = match &self.decider {
+            Asked::Own(own) => own.clone(),
+            Asked::Vmm(_) => self.shared.params.decider(),
+        };
+        decider.set_bounds(&bounds);
+        decider
     }
 
     /// The stall that the migration is in.
@@ -180,7 +189,7 @@ impl Steer {
         self.take_orders()?;
         self.tell_deadline(facts);
         self.knowingly = None;
-        let fits = asking::ask(&mut *self.decider, facts)?.next;
+        let fits = asking::ask(self.decider.asked(), facts)?.next;
         let Some(fresh) = fresh else {
             return Ok(match (self.order.now, facts.expected_downtime()) {
                 (true, Some(_)) => Next::Sync,
@@ -219,7 +228,7 @@ impl Steer {
         if self.knowingly.is_some() || self.order.now {
             return Ok(Verdict::GoThrough);
         }
-        asking::judge(&mut *self.decider, facts)
+        asking::judge(self.decider.asked(), facts)
     }
 
     /// After an aborted pause: slows the guest as before the pause, until the next sync shows more.
@@ -274,19 +283,9 @@ impl Steer {
             self.policies.set(order.policy.clone(), order.limit)?;
             self.order = order;
         }
-        let policy = self.policies.policy();
-        let acts = policy.on_deadline != OnDeadline::CarryOn;
-        let bounds = Bounds {
-            limit: self.limit(),
-            ceiling: match self.finishes() {
-                true => None,
-                false => Some(policy.ceiling.unwrap_or(self.limit())),
-            },
-            deadline: policy.deadline.filter(|_| acts),
-            patience: policy.patience,
-        };
+        let bounds = self.policies.bounds();
         if self.bounds.replace(bounds) != Some(bounds) {
-            self.decider.set_bounds(&bounds);
+            self.decider.asked().set_bounds(&bounds);
         }
         Ok(())
     }

@@ -22,6 +22,8 @@ use std::time::Duration;
 const PASSES: u32 = 300;
 /// The most bandwidth that is looked for, as a multiple of what there is.
 const BANDWIDTH: f64 = 64.0;
+/// The end of a pass that is cut short is found to this many binary digits of the pass's time.
+const HALVINGS: u32 = 12;
 /// The highest limit that is looked for.
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -132,16 +134,69 @@ fn left_by(pool: &Pool, pending: f64, time: f64) -> f64 {
     clean + pool.rate * (time * time - from * from) / (2.0 * time)
 }
 
+/// A pass to come, whose end the deciders may bring forward.
+struct PassEnds<'a> {
+    facts: &'a Facts,
+    /// The time since the migration's beginning, and seconds since the pass began, at the walk's
+    /// place.
+    elapsed: Duration,
+    before: f64,
+    /// Seconds from there until all of the pass is sent, and the pages.
+    whole: f64,
+    to_send: f64,
+}
+
+impl PassEnds<'_> {
+    /// Seconds after which the pass ends: when all is sent, or when the deciders end it with a sync.
+    /// `None` when they end the migration in its middle.
+    fn after<D: Decider + Clone>(&self, decider: &D, policies: &Policies) -> Option<f64> {
+        let answer = |after: f64| {
+            let share = if self.whole > 0.0 {
+                1.0 - after / self.whole
+            } else {
+                0.0
+            };
+            let facts = Facts {
+                moment: Moment::Walking,
+                elapsed: self.elapsed.saturating_add(seconds(after)),
+                since_sync: seconds(self.before + after),
+                remaining: Bytes((self.to_send * share * 4096.0) as u64),
+                ..*self.facts
+            };
+            let fits = decider.clone().decide(&facts).next;
+            policies.walking(&facts, &fits)
+        };
+        let (mut early, mut late) = (0.0, self.whole);
+        match answer(late) {
+            Next::GoOn => return Some(late),
+            // What ends the migration by its end may have ended the pass before.
+            Next::GiveUp(_) | Next::Sync | Next::SwitchOver { .. } => {}
+        }
+        for _ in 0..HALVINGS {
+            let middle = (early + late) / 2.0;
+            match answer(middle) {
+                Next::GoOn => early = middle,
+                _ => late = middle,
+            }
+        }
+        match answer(late) {
+            Next::GiveUp(_) => None,
+            _ => Some(late),
+        }
+    }
+}
+
 /// Walks through the passes to come. `decider` is the one that will judge the downtime, as it is
-/// now; `policies` the policy at work. Both are clones that the walk uses up. `speed` is the guest's
-/// speed beside what it is now: 1 unless a throttle is tried out.
+/// now; `policies` the policy at work, whose bounds the decider is given. The walk uses copies of
+/// both. `speed` is the guest's speed beside what it is now: 1 unless a throttle is tried out.
 pub fn forecast<D: Decider + Clone>(
     outlook: &Outlook,
     decider: &D,
-    policies: Option<&Policies>,
+    policies: &Policies,
     speed: f64,
 ) -> Forecast {
-    let (mut decider, mut policies) = (decider.clone(), policies.map(Policies::lumped));
+    let (mut decider, mut policies) = (decider.clone(), policies.lumped());
+    decider.set_bounds(&policies.bounds());
     let mut facts = outlook.facts;
     let total = facts.total.0 as f64 / 4096.0;
     let carried = |rate: &f64| rate.is_finite() && *rate > 0.0;
@@ -162,7 +217,7 @@ pub fn forecast<D: Decider + Clone>(
     };
     let free: Vec<Pool> = outlook.working_set.pools(total);
     // The throttle that the pools were seen under.
-    let throttle = policies.as_ref().map_or(0, Policies::throttle);
+    let throttle = policies.throttle();
     let seen_at = 1.0 - f64::from(throttle) / 100.0;
     let slowed = |speed: f64| -> Vec<Pool> {
         let slower = |pool: &Pool| Pool {
@@ -206,22 +261,37 @@ pub fn forecast<D: Decider + Clone>(
     let mut on_the_way = facts.unacknowledged.0 as f64 / 4096.0;
     facts.unacknowledged = Bytes(0);
     loop {
-        let rest = (to_send + std::mem::take(&mut on_the_way)) / running;
+        let whole = (to_send + std::mem::take(&mut on_the_way)) / running;
+        let ends = PassEnds {
+            facts: &facts,
+            elapsed: forecast.time,
+            before,
+            whole,
+            to_send,
+        };
+        let Some(rest) = ends.after(&decider, &policies) else {
+            return forecast;
+        };
+        // A pass that is cut short leaves the pages that it has not come to.
+        let share = if whole > 0.0 { rest / whole } else { 1.0 };
+        let unsent = to_send * (1.0 - share);
         let time = before + rest + facts.sync_time.as_secs_f64();
-        let mut left = 0.0;
+        let mut left = unsent;
         for (pool, pending) in pools.iter().zip(&mut pending) {
-            *pending = left_by(pool, *pending, time);
-            left += *pending;
+            let clean = (pool.pages - *pending).max(0.0);
+            let again = pool.distinct(time).min(clean);
+            let of_sent = left_by(pool, *pending, time) - again;
+            let written = again + of_sent * share;
+            *pending = written + *pending * (1.0 - share);
+            left += written;
         }
-        forecast.bytes += to_send * 4096.0;
+        forecast.bytes += (to_send - unsent) * 4096.0;
         forecast.time = forecast.time.saturating_add(seconds(time - before));
         forecast.passes = number;
         // Rates are those since the last sync, and a policy that slows the guest has syncs in passes.
-        let window = match &policies {
-            Some(policies) if policies.wants_background_sync() => {
-                time.min(policies.policy().sync.as_secs_f64())
-            }
-            _ => time,
+        let window = match policies.wants_background_sync() {
+            true => time.min(policies.policy().sync.as_secs_f64()),
+            false => time,
         };
         let wrote: f64 = pools.iter().map(|pool| pool.distinct(window)).sum();
         let writes = wrote / window.max(1e-6);
@@ -233,25 +303,28 @@ pub fn forecast<D: Decider + Clone>(
         facts.dirty_rate = Some(writes);
         facts.last_pass = Some(PassFacts {
             number,
-            pages: Pages(pages.ceil() as u64),
-            data: Pages(pages.ceil() as u64),
+            pages: Pages((pages - unsent).ceil() as u64),
+            data: Pages((pages - unsent).ceil() as u64),
             time: seconds(before + rest),
         });
         let expected = facts.expected_downtime().unwrap_or_default();
         forecast.downtime = expected;
         let mut next = decider.decide(&facts).next;
-        if let Some(policies) = &mut policies {
-            // A dirty limit is tried out on one vCPU that writes for all.
-            if let Ok(steer) = policies.steer(&facts, &next, &[writes], 0.0) {
-                next = steer.next;
-                let unlimited: f64 = free.iter().map(|pool| pool.rate).sum::<f64>() * speed;
-                let limited = match policies.limits().next().flatten() {
-                    Some(limit) => (limit / unlimited.max(1.0)).min(1.0),
-                    None => 1.0,
-                };
-                let factor = (1.0 - f64::from(steer.throttle) / 100.0) / seen_at.max(0.01);
-                pools = slowed(speed * factor.min(limited));
-            }
+        let bounds = policies.bounds();
+        // A dirty limit is tried out on one vCPU that writes for all.
+        if let Ok(steer) = policies.steer(&facts, &next, &[writes], 0.0) {
+            next = steer.next;
+            let unlimited: f64 = free.iter().map(|pool| pool.rate).sum::<f64>() * speed;
+            let limited = match policies.limits().next().flatten() {
+                Some(limit) => (limit / unlimited.max(1.0)).min(1.0),
+                None => 1.0,
+            };
+            let factor = (1.0 - f64::from(steer.throttle) / 100.0) / seen_at.max(0.01);
+            pools = slowed(speed * factor.min(limited));
+        }
+        // A limit that rises counts from the next pass on.
+        if policies.bounds() != bounds {
+            decider.set_bounds(&policies.bounds());
         }
         match next {
             Next::SwitchOver { expected } => {
@@ -271,14 +344,14 @@ pub fn forecast<D: Decider + Clone>(
 }
 
 /// The smallest change of limit, throttle and bandwidth with which the migration converges.
-/// `decider` makes the downtime decider for a limit.
+/// `decider` and `policies` are those of [`forecast`].
 pub fn remedies<D: Decider + Clone>(
     outlook: &Outlook,
-    limit: Duration,
-    decider: impl Fn(Duration) -> D,
+    decider: &D,
+    policies: &Policies,
 ) -> Remedies {
-    let converges = |outlook: &Outlook, limit: Duration, speed: f64| {
-        forecast(outlook, &decider(limit), None, speed).converges
+    let converges = |outlook: &Outlook, policies: &Policies, speed: f64| {
+        forecast(outlook, decider, policies, speed).converges
     };
     if outlook.facts.bandwidth.is_none() {
         return Remedies::default();
@@ -291,16 +364,19 @@ pub fn remedies<D: Decider + Clone>(
         outlook
     };
     let limit_found = lowest(
-        limit.as_secs_f64().max(1e-3),
+        policies.limit().as_secs_f64().max(1e-3),
         LIMIT.as_secs_f64(),
-        |limit| converges(outlook, seconds(limit), 1.0),
+        |limit| converges(outlook, &policies.with_limit(seconds(limit)), 1.0),
     );
     let factor = lowest(1.0, BANDWIDTH, |factor| {
-        converges(&with_bandwidth(factor), limit, 1.0)
+        converges(&with_bandwidth(factor), policies, 1.0)
     });
+    // The throttle that is tried out replaces the policy's.
+    let mut unslowed = policies.clone();
+    unslowed.stop_slowing();
     let throttle = (0..=MOST).find(|percent| {
         let speed = 1.0 - f64::from(*percent) / 100.0;
-        converges(outlook, limit, speed)
+        converges(outlook, &unslowed, speed)
     });
     Remedies {
         limit: limit_found.map(seconds),
@@ -330,18 +406,24 @@ fn lowest(from: f64, to: f64, enough: impl Fn(f64) -> bool) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::FitsDowntime;
+    use super::super::policies::{OnDeadline, Policy, Slowing};
+    use super::super::{FitsDowntime, Overrun};
     use super::*;
     use proptest::prelude::*;
 
     const LIMIT_MS: u64 = 300;
 
-    fn decider(limit: Duration) -> FitsDowntime {
-        FitsDowntime::new(limit, None)
+    fn default_decider() -> FitsDowntime {
+        FitsDowntime::new(Duration::from_millis(LIMIT_MS), None)
     }
 
-    fn default_decider() -> FitsDowntime {
-        decider(Duration::from_millis(LIMIT_MS))
+    /// A policy that does nothing, with this downtime limit.
+    fn limited(limit: Duration) -> Policies {
+        Policies::new(Policy::default(), limit).unwrap()
+    }
+
+    fn none() -> Policies {
+        limited(Duration::from_millis(LIMIT_MS))
     }
 
     /// A guest that dirties `rate` MB/s in a working set of `set` MB.
@@ -376,7 +458,7 @@ mod tests {
 
     fn of(rate: f64, set: f64) -> Forecast {
         let curve = writes(rate, set);
-        forecast(&before(&curve), &default_decider(), None, 1.0)
+        forecast(&before(&curve), &default_decider(), &none(), 1.0)
     }
 
     #[test]
@@ -416,7 +498,7 @@ mod tests {
             data: 0.25,
             ..before(&curve)
         };
-        let forecast = forecast(&outlook, &default_decider(), None, 1.0);
+        let forecast = forecast(&outlook, &default_decider(), &none(), 1.0);
         assert_eq!(forecast.time.as_millis(), 2500);
     }
 
@@ -425,9 +507,9 @@ mod tests {
         let curve = writes(300.0, 5000.0);
         let mut outlook = before(&curve);
         outlook.facts.bandwidth = None;
-        assert!(!forecast(&outlook, &default_decider(), None, 1.0).converges);
-        let limit = Duration::from_millis(LIMIT_MS);
-        assert_eq!(remedies(&outlook, limit, decider), Remedies::default());
+        assert!(!forecast(&outlook, &default_decider(), &none(), 1.0).converges);
+        let found = remedies(&outlook, &default_decider(), &none());
+        assert_eq!(found, Remedies::default());
     }
 
     #[test]
@@ -435,7 +517,7 @@ mod tests {
         let curve = writes(1500.0, 5000.0);
         let outlook = before(&curve);
         let limit = Duration::from_millis(LIMIT_MS);
-        let found = remedies(&outlook, limit, decider);
+        let found = remedies(&outlook, &default_decider(), &none());
         let (Some(bandwidth), Some(throttle), Some(higher)) =
             (found.bandwidth, found.throttle, found.limit)
         else {
@@ -445,7 +527,7 @@ mod tests {
         let with = |change: &dyn Fn(&mut Outlook), limit, speed| {
             let mut outlook = outlook.clone();
             change(&mut outlook);
-            forecast(&outlook, &decider(limit), None, speed).converges
+            forecast(&outlook, &default_decider(), &limited(limit), speed).converges
         };
         let link = |rate: f64| move |outlook: &mut Outlook| outlook.facts.bandwidth = Some(rate);
         let speed = |percent: u8| 1.0 - f64::from(percent) / 100.0;
@@ -462,7 +544,6 @@ mod tests {
 
     #[test]
     fn a_policy_at_work_is_walked_through_too() {
-        use super::super::policies::{Policy, Slowing};
         let curve = writes(1500.0, 5000.0);
         let outlook = before(&curve);
         let policy = Policy {
@@ -470,7 +551,7 @@ mod tests {
             ..Policy::default()
         };
         let policies = Policies::new(policy, Duration::from_millis(300));
-        let forecast = forecast(&outlook, &default_decider(), Some(&policies.unwrap()), 1.0);
+        let forecast = forecast(&outlook, &default_decider(), &policies.unwrap(), 1.0);
         assert!(forecast.converges, "{forecast:?}");
         assert!(forecast.time < Duration::from_secs(40), "{forecast:?}");
     }
@@ -479,7 +560,7 @@ mod tests {
     fn a_pass_that_has_begun_is_counted_to_its_end() {
         let curve = writes(300.0, 5000.0);
         let start = before(&curve);
-        let whole = forecast(&start, &default_decider(), None, 1.0);
+        let whole = forecast(&start, &default_decider(), &none(), 1.0);
         // Four seconds later: 4 GB are sent.
         let mut outlook = start.clone();
         outlook.facts.moment = Moment::Walking;
@@ -488,7 +569,7 @@ mod tests {
         outlook.facts.pass = 1;
         outlook.facts.remaining = Bytes(6_000_000_000);
         (outlook.pass_sent, outlook.sent) = (Bytes(4_000_000_000), Bytes(4_000_000_000));
-        let later = forecast(&outlook, &default_decider(), None, 1.0);
+        let later = forecast(&outlook, &default_decider(), &none(), 1.0);
         assert_eq!(later.passes, whole.passes);
         assert!((later.time.as_secs_f64() / whole.time.as_secs_f64() - 1.0).abs() < 0.001);
         assert!((later.bytes / whole.bytes - 1.0).abs() < 0.001);
@@ -503,10 +584,138 @@ mod tests {
         outlook.facts.remaining = Bytes(5_000_000_000);
         outlook.facts.unacknowledged = Bytes(500_000_000);
         outlook.sent = Bytes(5_000_000_000);
-        let forecast = forecast(&outlook, &default_decider(), None, 1.0);
+        let forecast = forecast(&outlook, &default_decider(), &none(), 1.0);
         assert!(forecast.converges, "{forecast:?}");
         assert_eq!(forecast.time.as_millis(), 5500);
         assert!((forecast.bytes / 1e10 - 1.0).abs() < 1e-6);
+    }
+
+    fn with_policy(policy: Policy) -> Policies {
+        Policies::new(policy, Duration::from_millis(LIMIT_MS)).unwrap()
+    }
+
+    /// A guest that dirties one and a half times what the link carries.
+    fn of_policy(policy: Policy) -> Forecast {
+        let curve = writes(1500.0, 5000.0);
+        forecast(
+            &before(&curve),
+            &default_decider(),
+            &with_policy(policy),
+            1.0,
+        )
+    }
+
+    #[test]
+    fn a_pause_to_finish_is_forecast_by_its_deadline_and_in_the_middle_of_a_pass_too() {
+        // All of memory takes 10 s. Where there is less time, the guest is paused at once. In the
+        // first pass nobody knows what it writes, so it is not paused earlier.
+        for (deadline, least) in [(6, 10), (11, 15), (15, 15), (30, 30), (100, 100)] {
+            let deadline = Duration::from_secs(deadline);
+            let least = Duration::from_secs(least);
+            let found = of_policy(Policy {
+                deadline: Some(deadline),
+                on_deadline: OnDeadline::PauseToFinish,
+                ..Policy::default()
+            });
+            assert!(found.converges, "{deadline:?}: {found:?}");
+            assert!(found.time <= least.mul_f64(1.01), "{deadline:?}: {found:?}");
+            assert!(
+                found.downtime > Duration::from_millis(LIMIT_MS),
+                "{found:?}"
+            );
+            // All of memory was sent at least once.
+            assert!(found.bytes >= 0.99e10, "{deadline:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_that_cancels_is_one_by_which_the_migration_converges_or_does_not() {
+        let curve = writes(300.0, 5000.0);
+        let outlook = before(&curve);
+        let by = |seconds| {
+            let policy = Policy {
+                deadline: Some(Duration::from_secs(seconds)),
+                ..Policy::default()
+            };
+            forecast(&outlook, &default_decider(), &with_policy(policy), 1.0)
+        };
+        let free = forecast(&outlook, &default_decider(), &none(), 1.0);
+        let needs = free.time.as_secs();
+        assert!(by(needs + 2).converges);
+        // In the first pass, and in a later one.
+        for early in [5, needs - 1] {
+            let found = by(early);
+            assert!(!found.converges, "{early}: {found:?}");
+        }
+        let total = FitsDowntime::new(
+            Duration::from_millis(LIMIT_MS),
+            Some(Duration::from_secs(5)),
+        );
+        assert!(!forecast(&outlook, &total, &none(), 1.0).converges);
+    }
+
+    #[test]
+    fn a_limit_that_rises_is_the_deciders_too() {
+        let found = of_policy(Policy {
+            ceiling: Some(Duration::from_secs(20)),
+            ..Policy::default()
+        });
+        assert!(found.converges, "{found:?}");
+        let limit = Duration::from_millis(LIMIT_MS);
+        assert!(found.downtime > limit && found.downtime <= Duration::from_secs(20));
+        // Round trips that keep no limit of 300 ms keep one that may rise to 2 s.
+        let curve = WorkingSet::default();
+        let mut outlook = before(&curve);
+        outlook.facts.round_trip = Some(limit);
+        outlook.facts.round_trip_certain = true;
+        let to = |ceiling| {
+            let policy = Policy {
+                ceiling,
+                ..Policy::default()
+            };
+            forecast(&outlook, &default_decider(), &with_policy(policy), 1.0)
+        };
+        assert!(!to(None).converges);
+        let risen = to(Some(Duration::from_secs(2)));
+        assert!(risen.converges && risen.downtime >= limit * 2, "{risen:?}");
+    }
+
+    #[test]
+    fn a_migration_that_carries_on_beyond_its_limit_is_forecast_to_do_so() {
+        let curve = WorkingSet::default();
+        let mut outlook = before(&curve);
+        outlook.facts.operations.save = Some(Duration::from_secs(2));
+        let found = |overrun| {
+            let decider = default_decider().on_overrun(overrun);
+            forecast(&outlook, &decider, &none(), 1.0)
+        };
+        assert!(!found(Overrun::Fail).converges);
+        let over = found(Overrun::CarryOn);
+        assert!(
+            over.converges && over.downtime >= Duration::from_secs(2),
+            "{over:?}"
+        );
+    }
+
+    #[test]
+    fn what_would_help_a_guest_with_a_deadline_helps_by_then() {
+        let curve = writes(1500.0, 5000.0);
+        let outlook = before(&curve);
+        let policies = with_policy(Policy {
+            deadline: Some(Duration::from_secs(12)),
+            ..Policy::default()
+        });
+        let found = remedies(&outlook, &default_decider(), &policies);
+        let bandwidth = found.bandwidth.expect("more bandwidth helps");
+        let mut faster = outlook.clone();
+        faster.facts.bandwidth = Some(bandwidth);
+        let then = forecast(&faster, &default_decider(), &policies, 1.0);
+        assert!(
+            then.converges && then.time <= Duration::from_secs(12),
+            "{then:?}"
+        );
+        let free = remedies(&outlook, &default_decider(), &none());
+        assert!(found.bandwidth >= free.bandwidth, "{found:?} {free:?}");
     }
 
     proptest! {
@@ -518,7 +727,7 @@ mod tests {
             let at = |link: f64| {
                 let mut outlook = before(&curve);
                 outlook.facts.bandwidth = Some(link * 1e9);
-                forecast(&outlook, &default_decider(), None, 1.0)
+                forecast(&outlook, &default_decider(), &none(), 1.0)
             };
             let (slow, fast) = (at(link), at(link * more));
             prop_assert!(fast.time <= slow.time + Duration::from_secs(1) || fast.passes > slow.passes);

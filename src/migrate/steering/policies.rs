@@ -16,7 +16,7 @@
 //! than "go on" comes with a throttle of 0 and no limits.
 
 use super::dirty_limit::DirtyLimit;
-use super::facts::{Facts, Moment, Next};
+use super::facts::{Bounds, Facts, Moment, Next};
 use super::rising::RisingLimit;
 use super::stall::{PassEnd, StallDetector, Stalled};
 use super::throttle::{AutoConverge, Load, MOST};
@@ -69,7 +69,8 @@ pub struct Policy {
     pub deadline: Option<Duration>,
     /// What happens at the deadline. The migration is cancelled, by default.
     pub on_deadline: OnDeadline,
-    /// A migration without progress for this long has stalled: 1 ms to 1 day; 10 s.
+    /// A migration without progress for this long has stalled, and so has one in which nothing moves
+    /// for so long in the middle of a pass: 1 ms to 1 day; 10 s.
     pub patience: Duration,
     /// The time between two syncs in a long pass, 100 ms to 1 h; 2 s. Only a policy that slows the
     /// guest syncs in the middle of a pass.
@@ -223,6 +224,33 @@ impl Policies {
         self.rising.limit()
     }
 
+    /// The bounds of the downtime, for the decider that judges the rest.
+    pub fn bounds(&self) -> Bounds {
+        let limit = self.limit();
+        Bounds {
+            limit,
+            ceiling: match self.policy.on_deadline {
+                OnDeadline::PauseToFinish => None,
+                _ => Some(self.policy.ceiling.unwrap_or(limit)),
+            },
+            deadline: match self.policy.on_deadline {
+                OnDeadline::CarryOn => None,
+                _ => self.policy.deadline,
+            },
+            patience: self.policy.patience,
+        }
+    }
+
+    /// The same policies with another downtime limit. A ceiling below it rises to it.
+    pub(super) fn with_limit(&self, limit: Duration) -> Self {
+        let ceiling = self.policy.ceiling.unwrap_or(limit);
+        Policies {
+            limit,
+            rising: RisingLimit::new(limit, ceiling),
+            ..self.clone()
+        }
+    }
+
     /// The throttle of all vCPUs now, in percent.
     pub fn throttle(&self) -> u8 {
         if self.off {
@@ -263,11 +291,6 @@ impl Policies {
     /// the guest needs fresh rates, even before it first acts.
     pub fn wants_background_sync(&self) -> bool {
         self.policy.slowing != Slowing::Off
-    }
-
-    /// Itself, unless the policy is that of a migration that was given none.
-    pub fn at_work(&self) -> Option<&Self> {
-        (self.policy != Policy::default()).then_some(self)
     }
 
     /// The policy at work.

@@ -51,7 +51,6 @@ impl Driver {
 
     /// What is seen at `now`, in the middle of a pass, with `behind` bytes found behind the walk.
     fn seen(&self, now: Instant, facts: &Facts, behind: u64) -> Seen {
-        let params = &self.common.shared.params;
         let stats = &self.common.stats;
         let (pages, data) = self.course.pass_sent();
         let mut facts = *facts;
@@ -69,9 +68,8 @@ impl Driver {
             },
             last_pass: self.course.pass_took(),
             working_set: self.course.working_set.clone(),
-            limit: self.steer.limit(),
-            total: params.total_timeout,
-            policies: self.steer.at_work(),
+            decider: self.steer.forecaster(),
+            policies: self.steer.policies().clone(),
         }
     }
 }
