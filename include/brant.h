@@ -1011,10 +1011,12 @@ typedef struct brant_state_blob {
  */
 #define BRANT_EVENT_DOWNTIME 8
 /**
- * Source: the migration has stalled: for `brant_policy.stall_ms` no pass left less than every pass
- * before it. The message says for how long and why; `brant_stats.stall` is the cause. Told when a
- * stall begins and when its cause changes, also without a policy. Only the end of a pass tells it:
- * while the link stands still no pass ends, so there is no event, and `brant_stats.stall` shows it.
+ * Source: the migration has stalled, also without a policy. Either for `brant_policy.stall_ms` no pass
+ * left less than every pass before it: told at the end of a pass, when such a stall begins and when
+ * its cause changes. Or nothing has moved for so long in the middle of a pass: told then, once until
+ * something moves again, and `brant_outgoing_notify_fd` becomes readable. The message says for how long
+ * and why; `brant_stats.stall` is the cause. With `brant_params.zero_copy`, do not remove a block inside
+ * this event: the removal would wait for the link.
  */
 #define BRANT_EVENT_STALLED 9
 /**
@@ -2801,8 +2803,9 @@ typedef struct brant_policy {
      */
     uint64_t deadline_ms;
     /**
-     * A migration without a new lowest rest for so long has stalled, milliseconds: 1 to 86400000;
-     * default 10000. See BRANT_EVENT_STALLED.
+     * A migration without a new lowest rest for so long has stalled, and so has one in which nothing
+     * moves for so long in the middle of a pass. Milliseconds: 1 to 86400000; default 10000. See
+     * BRANT_EVENT_STALLED.
      */
     uint64_t stall_ms;
     /**
@@ -2862,8 +2865,10 @@ typedef struct brant_policy {
 
 /**
  * Sets the policy of a migration: before its start, the policy to begin with; while it runs, the
- * policy from the next batch of pages on. The new policy counts as if it had been in force from the
- * start; its deadline, too, is counted from the start of the migration. BRANT_E_INVALID for a field
+ * policy from the next batch of pages on. While the link takes nothing, no batch ends: then only
+ * `deadline_ms` with BRANT_DEADLINE_CANCEL and `stall_ms` count, within a fifth of a second. The new
+ * policy counts as if it had been in force from the start; its deadline, too, is counted from the
+ * start of the migration. BRANT_E_INVALID for a field
  * out of range (the message has the range), and for a policy that needs `throttle` where the VMM has
  * none. BRANT_E_UNSUPPORTED for BRANT_SLOWING_WRITERS where no log tells vCPUs apart. Before the
  * start, only the ranges are checked here, and the rest at the start. After an error the policy is as
@@ -3644,8 +3649,9 @@ typedef struct brant_stats {
     /** How many vCPUs the policy slows by a limit of their own now. Source only. */
     uint64_t limited_vcpus;
     /**
-     * BRANT_STALL_*: why the migration makes no progress now. A link that stands still for
-     * `brant_policy.stall_ms` is BRANT_STALL_LINK at once, in the middle of a pass too. Source only.
+     * BRANT_STALL_*: why the migration makes no progress now. When nothing moves for
+     * `brant_policy.stall_ms` in the middle of a pass, this is BRANT_STALL_LINK or
+     * BRANT_STALL_DESTINATION until something moves again. Source only.
      */
     uint64_t stall;
     /** Pages sent while the guest was paused. */

@@ -60,7 +60,10 @@ pub enum EventKind {
     /// aborted, after how long and why; the downtime was longer than the limit, and which parts took
     /// longer than promised; the limit rises; or the guest is paused however long that takes.
     Downtime = 8,
-    /// Source: the migration makes no progress. The message says for how long and why.
+    /// Source: the migration makes no progress: passes do not leave less, or nothing moves in the middle
+    /// of a pass. The message says for how long and why. With
+    /// [`Params::zero_copy`](crate::migrate::Params::zero_copy), do not remove a block inside this event:
+    /// the removal would wait for the link.
     Stalled = 9,
     /// Source: the guest is slowed by another percentage than before, or not any more.
     Throttle = 10,

@@ -64,10 +64,12 @@ pub const BRANT_EVENT_MISMATCH: u32 = 7;
 /// and which parts took longer than promised; the limit rises (`brant_policy.downtime_ceiling_ms`);
 /// or the guest is paused however long that takes, and why.
 pub const BRANT_EVENT_DOWNTIME: u32 = 8;
-/// Source: the migration has stalled: for `brant_policy.stall_ms` no pass left less than every pass
-/// before it. The message says for how long and why; `brant_stats.stall` is the cause. Told when a
-/// stall begins and when its cause changes, also without a policy. Only the end of a pass tells it:
-/// while the link stands still no pass ends, so there is no event, and `brant_stats.stall` shows it.
+/// Source: the migration has stalled, also without a policy. Either for `brant_policy.stall_ms` no pass
+/// left less than every pass before it: told at the end of a pass, when such a stall begins and when
+/// its cause changes. Or nothing has moved for so long in the middle of a pass: told then, once until
+/// something moves again, and `brant_outgoing_notify_fd` becomes readable. The message says for how long
+/// and why; `brant_stats.stall` is the cause. With `brant_params.zero_copy`, do not remove a block inside
+/// this event: the removal would wait for the link.
 pub const BRANT_EVENT_STALLED: u32 = 9;
 /// Source: the guest is slowed by another percentage than before, or other vCPUs are, or none
 /// (`brant_policy.slowing`).

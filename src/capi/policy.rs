@@ -25,8 +25,9 @@ pub struct brant_policy {
     /// total timeout ends the migration with an error, whatever the policy says, and a deadline later
     /// than it is BRANT_E_INVALID.
     pub deadline_ms: u64,
-    /// A migration without a new lowest rest for so long has stalled, milliseconds: 1 to 86400000;
-    /// default 10000. See BRANT_EVENT_STALLED.
+    /// A migration without a new lowest rest for so long has stalled, and so has one in which nothing
+    /// moves for so long in the middle of a pass. Milliseconds: 1 to 86400000; default 10000. See
+    /// BRANT_EVENT_STALLED.
     pub stall_ms: u64,
     /// The time between two syncs in the middle of a pass, milliseconds: 100 to 3600000; default
     /// 2000. Only a policy that slows the guest syncs there.
@@ -124,8 +125,10 @@ pub(super) unsafe fn policy(from: *const brant_policy) -> Result<Policy> {
 }
 
 /// Sets the policy of a migration: before its start, the policy to begin with; while it runs, the
-/// policy from the next batch of pages on. The new policy counts as if it had been in force from the
-/// start; its deadline, too, is counted from the start of the migration. BRANT_E_INVALID for a field
+/// policy from the next batch of pages on. While the link takes nothing, no batch ends: then only
+/// `deadline_ms` with BRANT_DEADLINE_CANCEL and `stall_ms` count, within a fifth of a second. The new
+/// policy counts as if it had been in force from the start; its deadline, too, is counted from the
+/// start of the migration. BRANT_E_INVALID for a field
 /// out of range (the message has the range), and for a policy that needs `throttle` where the VMM has
 /// none. BRANT_E_UNSUPPORTED for BRANT_SLOWING_WRITERS where no log tells vCPUs apart. Before the
 /// start, only the ranges are checked here, and the rest at the start. After an error the policy is as

@@ -252,8 +252,9 @@ pub struct brant_stats {
     pub throttle: u64,
     /// How many vCPUs the policy slows by a limit of their own now. Source only.
     pub limited_vcpus: u64,
-    /// BRANT_STALL_*: why the migration makes no progress now. A link that stands still for
-    /// `brant_policy.stall_ms` is BRANT_STALL_LINK at once, in the middle of a pass too. Source only.
+    /// BRANT_STALL_*: why the migration makes no progress now. When nothing moves for
+    /// `brant_policy.stall_ms` in the middle of a pass, this is BRANT_STALL_LINK or
+    /// BRANT_STALL_DESTINATION until something moves again. Source only.
     pub stall: u64,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,

@@ -30,7 +30,7 @@ mod tests;
 pub use connection::{Channel, Counters};
 pub use endpoint::Endpoint;
 pub use in_flight::{Copying, Keep, ZeroCopy};
-pub use io::Io;
+pub use io::{Io, Looked, Watch};
 pub use listener::Listener;
 pub use newcomer::Newcomer;
 pub use pacing::Pacer;

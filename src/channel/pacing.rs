@@ -11,10 +11,10 @@
 //! and `QUANTUM` together are less than 2 % of a second.
 //!
 //! **Standing still.** All connections share the pacer, so it also knows when any of them
-//! last moved a byte, and whether one waits for its peer.
+//! last moved a byte.
 
 use crate::runtime::Cancel;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -178,8 +178,6 @@ pub struct Pacer {
     shared: Mutex<Shared>,
     /// When a connection last moved a byte, in nanoseconds since `begun`.
     moved: AtomicU64,
-    /// How many transfers wait for their peer.
-    waiting: AtomicU32,
 }
 
 impl Pacer {
@@ -193,31 +191,23 @@ impl Pacer {
                 overridden: false,
             }),
             moved: AtomicU64::new(0),
-            waiting: AtomicU32::new(0),
         }
     }
 
     /// For how long no connection has sent or received a byte.
     pub fn still(&self) -> Duration {
-        let moved = Duration::from_nanos(self.moved.load(Ordering::Relaxed));
-        self.begun.elapsed().saturating_sub(moved)
+        self.begun.elapsed().saturating_sub(self.moved_at())
     }
 
-    /// Whether a transfer waits for its peer now.
-    pub fn is_waiting(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
+    /// When a connection last moved a byte: a time since this pacer was made. Zero before the first.
+    pub fn moved_at(&self) -> Duration {
+        Duration::from_nanos(self.moved.load(Ordering::Relaxed))
     }
 
     /// A connection has moved a byte.
     pub(super) fn moved(&self) {
         let now = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.moved.fetch_max(now, Ordering::Relaxed);
-    }
-
-    /// A transfer waits for its peer until the returned value is dropped.
-    pub(super) fn waits(&self) -> Waits<'_> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waits(self)
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -285,15 +275,6 @@ impl Pacer {
             pacer: self,
             place: Place::default(),
         }
-    }
-}
-
-/// A transfer that waits for its peer.
-pub(super) struct Waits<'a>(&'a Pacer);
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

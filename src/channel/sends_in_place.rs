@@ -116,6 +116,9 @@ impl Channel {
                 return Ok(());
             }
             self.heed(io)?;
+            if let Some(limit) = io.look_and_tell(|| Some(self.kind.unsent())) {
+                return Err(self.out_of(limit, io));
+            }
             if idle.expired() {
                 let what = format!(
                     "{idle} ran out: the kernel still sends memory to {}",
@@ -123,7 +126,7 @@ impl Channel {
                 );
                 return Err(Error::new(Kind::Timeout, what));
             }
-            let until = io.limit.earlier(idle).at();
+            let until = io.until_look(io.limit.earlier(idle).at());
             let woken = self.kind.wait(Interest::Errors, None, io.cancel, until)?;
             if woken == Wake::Ready && !self.reap() {
                 // The connection has failed, and a failed connection ends every poll at once.

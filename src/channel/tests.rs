@@ -467,7 +467,8 @@ fn after_a_recalled_send_nothing_but_its_rest_is_sent() {
     std::thread::scope(|s| {
         let reader = s.spawn(|| {
             let mut rest = vec![0; bytes.len() - 1 + 4];
-            peer.recv_exact(&[PartMut::bytes(&mut rest)], &io).unwrap();
+            peer.recv_exact(&[PartMut::bytes(&mut rest)], &Io::patient(LONG))
+                .unwrap();
             rest
         });
         let rest = [Part::bytes(&bytes[sent as usize..])];

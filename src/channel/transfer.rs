@@ -4,12 +4,12 @@
 
 use super::connection::Channel;
 use super::cursor::{Cursor, CALL_BYTES, CUT_PARTS};
-use super::io::Io;
+use super::io::{Io, Looked};
 use super::kind::{Directed, Direction};
 use super::pacing::{Grant, Pacer, Turn};
 use super::parts::PartMut;
 use crate::error::{Error, Kind, Result};
-use crate::runtime::{Cancel, Deadline, Recall, Wake};
+use crate::runtime::{Cancel, Deadline, Limit, Recall, Wake};
 use crate::sys::net::Manner;
 use crate::units::Bytes;
 use std::io;
@@ -52,6 +52,20 @@ impl Channel {
             if recall.is_some_and(Recall::is_raised) {
                 return Ok(());
             }
+            // Whoever is told something may remove the memory that is being sent. So a send that can
+            // be recalled ends first, and goes on from a copy.
+            let recallable = P::DIRECTION == Direction::Send && recall.is_some();
+            match io.look(|| Some(self.kind.unsent())) {
+                Looked::Nothing => {}
+                Looked::News if recallable => return Ok(()),
+                Looked::News => {
+                    io.watch.inspect(|watch| watch.tell());
+                }
+                Looked::Over(limit) => {
+                    let why = format!("{limit} ran out");
+                    return Err(self.stopped(Kind::Timeout, cursor, io, &why));
+                }
+            }
             match self.paced_step(cursor, io, turn.as_mut())? {
                 Step::Later(wait) => {
                     let start = Instant::now();
@@ -86,7 +100,7 @@ impl Channel {
                 };
                 return Err(self.stopped(Kind::Timeout, cursor, io, &why));
             }
-            let until = io.limit.earlier(idle).at();
+            let until = io.until_look(io.limit.earlier(idle).at());
             let start = Instant::now();
             let wake = if woken {
                 recall.inspect(|recall| recall.settle());
@@ -102,7 +116,6 @@ impl Channel {
                     1 => until,
                     _ => until.earlier(Deadline::after(TOGETHER)),
                 };
-                let _waits = self.pacer.as_deref().map(Pacer::waits);
                 let wake = self
                     .kind
                     .wait(P::DIRECTION.interest(), recall, io.cancel, until)?;
@@ -114,6 +127,13 @@ impl Channel {
             woken = !woken && wake == Wake::Ready;
         }
         Ok(())
+    }
+
+    /// The error of a wait that has run out of `limit`.
+    pub(super) fn out_of(&self, limit: Limit, io: &Io<'_>) -> Error {
+        let why = format!("{limit} ran out");
+        let at = Cursor::<PartMut<'_>>::new(&[]);
+        self.stopped(Kind::Timeout, &at, io, &why)
     }
 
     fn heed_at<P: Directed>(&self, at: &Cursor<'_, P>, io: &Io<'_>) -> Result<()> {

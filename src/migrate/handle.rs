@@ -6,8 +6,9 @@
 //! figures, the last event. A defect after the hand-over changes none of them.
 
 use super::callbacks::{check_not_inside, inside};
-use super::report::{LaneStats, Standing, Stats};
+use super::report::{LaneStats, Stats};
 use super::state::Side;
+use super::steering::stall::Cause;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::ownership::Claim;
@@ -43,13 +44,13 @@ struct Public<S> {
 impl<S: Side> Public<S> {
     /// The figures of this moment. The migration's thread may wait for a link that stalls: the time
     /// since the start goes on all the same, and nothing moves.
-    fn now(&mut self, link: Option<Standing>) -> Stats {
+    fn now(&mut self, still: Option<Cause>) -> Stats {
         let mut stats = self.stats;
         let age = self.renewed.map(|at| at.elapsed());
         if let Some(age) = age.filter(|_| !self.over && !self.state.is_over()) {
             stats.age(age);
-            if let Some(link) = link {
-                stats.judge_link(age, &link);
+            if let Some(cause) = still {
+                stats.stands_still(cause);
             }
         }
         self.told = self.told.max(stats.elapsed);
@@ -305,9 +306,9 @@ impl<S: Side> Handle<S> {
         self.lock().state
     }
 
-    /// The current figures. `link` is what a source's connections show.
-    pub(super) fn stats(&self, link: Option<Standing>) -> Stats {
-        self.lock().now(link)
+    /// The current figures. `still`: why nothing moves in the middle of a source's pass.
+    pub(super) fn stats(&self, still: Option<Cause>) -> Stats {
+        self.lock().now(still)
     }
 
     /// Has `fill` bring the figures of `channels` channels up to date.

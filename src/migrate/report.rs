@@ -188,11 +188,10 @@ pub struct Stats {
     pub throttle: u64,
     /// How many vCPUs the policy slows by a limit of their own now. Source only.
     pub limited_vcpus: u64,
-    /// Why the migration makes no progress now. In JSON a number, 0 without a stall. A link that
-    /// stands still for [`Policy::patience`](crate::migrate::Policy::patience) is [`Cause::Link`]
-    /// at once, in the middle of a pass too; no event
-    /// ([`EventKind::Stalled`](crate::vmm::EventKind::Stalled)) tells it before a pass ends. Source
-    /// only.
+    /// Why the migration makes no progress now. In JSON a number, 0 without a stall. When nothing
+    /// moves for [`Policy::patience`](crate::migrate::Policy::patience) in the middle of a pass, this
+    /// is [`Cause::Link`] or [`Cause::Destination`] until something moves again
+    /// ([`EventKind::Stalled`](crate::vmm::EventKind::Stalled)). Source only.
     #[serde(serialize_with = "as_cause")]
     pub stall: Option<Cause>,
     /// Pages sent while the guest was paused.
@@ -497,14 +496,10 @@ impl Stats {
         }
     }
 
-    /// Shows a link that stands still: figures that were renewed `age` ago are of a migration whose
-    /// thread waits. Passes that do not end judge nothing.
-    pub(super) fn judge_link(&mut self, age: Duration, link: &Standing) {
-        let awaited = link.awaited || self.unacknowledged_pages > 0;
-        let still = age.min(link.still) >= link.patience;
-        let copying = self.state == State::Source(source::State::Copying);
-        if copying && awaited && still {
-            self.stall = Some(Cause::Link);
+    /// Shows that nothing moves in the middle of a pass. Passes that do not end judge nothing.
+    pub(super) fn stands_still(&mut self, cause: Cause) {
+        if self.state == State::Source(source::State::Copying) {
+            self.stall = Some(cause);
         }
     }
 
@@ -529,17 +524,6 @@ impl Stats {
             self.time_left = Duration::try_from_secs_f64(excess / (link - dirty)).ok();
         }
     }
-}
-
-/// Whether a source's link stands still, as its connections show at any time.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Standing {
-    /// For how long no byte has been sent or received.
-    pub(super) still: Duration,
-    /// Whether a connection waits for its peer.
-    pub(super) awaited: bool,
-    /// A link that stands still for so long is a stall.
-    pub(super) patience: Duration,
 }
 
 /// What a lane is doing. The numbers are part of the C ABI.
@@ -723,32 +707,16 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_stands_still_is_a_stall_while_something_is_awaited_in_the_middle_of_a_pass() {
+    fn a_standstill_shows_only_while_memory_is_copied() {
         use source::State as S;
-        let ms = Duration::from_millis;
-        let judged = |state: S, age, still, awaited, unacknowledged_pages| {
+        for (state, shows) in [(S::Copying, true), (S::Pausing, false), (S::Failed, false)] {
             let mut stats = Stats {
                 state: state.into(),
-                unacknowledged_pages,
                 ..Stats::default()
             };
-            let patience = ms(2000);
-            let link = Standing {
-                still: ms(still),
-                awaited,
-                patience,
-            };
-            stats.judge_link(ms(age), &link);
-            stats.stall
-        };
-        let link = Some(Cause::Link);
-        assert_eq!(judged(S::Copying, 2000, 2000, true, 0), link);
-        assert_eq!(judged(S::Copying, 2000, 2000, false, 1), link);
-        // Nothing is awaited; bytes move; the figures are fresh; the guest stands still.
-        assert_eq!(judged(S::Copying, 9000, 9000, false, 0), None);
-        assert_eq!(judged(S::Copying, 9000, 1999, true, 1), None);
-        assert_eq!(judged(S::Copying, 1999, 9000, true, 1), None);
-        assert_eq!(judged(S::Pausing, 9000, 9000, true, 1), None);
+            stats.stands_still(Cause::Link);
+            assert_eq!(stats.stall.is_some(), shows, "{state:?}");
+        }
     }
 
     #[test]

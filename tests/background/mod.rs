@@ -3,6 +3,7 @@
 
 mod fresh;
 mod machine;
+mod still;
 
 use crate::support::sides::socketpair;
 use crate::support::time::{LONG, MS};

@@ -29,8 +29,9 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
 use crate::migrate::common::Migration;
 use crate::migrate::params::Params;
-use crate::migrate::report::{LaneState, LaneStats, Standing};
+use crate::migrate::report::{LaneState, LaneStats};
 use crate::migrate::steering::forecast::Forecast;
+use crate::migrate::steering::stall::Cause;
 use crate::migrate::switchover::destination::State;
 use crate::migrate::watching::watching;
 use crate::migrate::work;
@@ -81,7 +82,7 @@ watching!(Incoming, State);
 
 impl Incoming {
     /// Only a source has a link that it judges.
-    fn standing(&self) -> Option<Standing> {
+    fn standing(&self) -> Option<Cause> {
         None
     }
 

@@ -30,7 +30,7 @@ use crate::migrate::params::Params;
 use crate::migrate::report::{LaneState, LaneStats};
 use crate::migrate::steering::delivery::Carried;
 use crate::migrate::steering::timed::Span;
-use crate::runtime::{wait_ready_or, Cancel, Deadline, Interest, Recall, Wake};
+use crate::runtime::{wait_ready_or, Cancel, Deadline, Interest, Limit, Recall, Wake};
 use crate::walk::{Outlet, Put};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -391,8 +391,11 @@ impl Lanes {
             if !self.working().any(&awaited) {
                 return Ok(());
             }
+            if let Some(limit) = io.look_and_tell(|| None) {
+                return Err(self.ran_out(io, limit, &awaited));
+            }
             let stop = self.shared.failure.stop();
-            let mut until = io.limit.at();
+            let mut until = io.until_look(io.limit.at());
             // The thread that removes a block waits for the pages that lane 0 has sent in place,
             // and only this thread can let go of them.
             if self.first.reap() {
@@ -402,19 +405,18 @@ impl Lanes {
                 Wake::Ready => news.settle(),
                 Wake::Cancelled => self.check()?,
                 Wake::TimedOut if !io.limit.expired() => {}
-                Wake::TimedOut => {
-                    let left = self.working().filter(|worker| awaited(worker));
-                    let names: Vec<String> = left.map(|worker| worker.name().to_string()).collect();
-                    let message = format!(
-                        "{}: sending {}: {} ran out",
-                        names.join(", "),
-                        io.what,
-                        io.limit
-                    );
-                    return Err(Error::new(Kind::Timeout, message));
-                }
+                Wake::TimedOut => return Err(self.ran_out(io, io.limit, &awaited)),
             }
         }
+    }
+
+    /// The error of a wait that has run out of `limit`.
+    fn ran_out(&self, io: &Io<'_>, limit: Limit, awaited: impl Fn(&Worker) -> bool) -> Error {
+        let left = self.working().filter(|worker| awaited(worker));
+        let names: Vec<String> = left.map(|worker| worker.name().to_string()).collect();
+        let what = io.what;
+        let message = format!("{}: sending {what}: {limit} ran out", names.join(", "));
+        Error::new(Kind::Timeout, message)
     }
 
     /// Waits until each queue has room. Lane 0 has nothing to send during this wait.

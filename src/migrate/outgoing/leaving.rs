@@ -6,6 +6,7 @@ use super::orders::Orders;
 use crate::channel::Pacer;
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
+use crate::migrate::steering::standstill::Standstill;
 use crate::migrate::Blockers;
 use crate::vmm::held::Held;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,6 +27,8 @@ pub(super) struct Leaving {
     pub(super) lent: Mutex<Option<Arc<Consumer>>>,
     /// What forecasts are made of.
     pub(super) foresight: Foresight,
+    /// Whether the link stands still in the middle of a pass.
+    pub(super) standstill: Mutex<Standstill>,
     /// The guest's devices whose state is streamed.
     pub(super) devices: Held,
 }
@@ -39,6 +42,10 @@ impl Leaving {
 
     pub(super) fn paused_at(&self) -> MutexGuard<'_, Option<Instant>> {
         self.paused_at.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(super) fn standstill(&self) -> MutexGuard<'_, Standstill> {
+        self.standstill.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub(super) fn lent(&self) -> MutexGuard<'_, Option<Arc<Consumer>>> {

@@ -25,6 +25,7 @@ mod rates;
 mod replies;
 mod sent_pages;
 mod steer;
+mod still;
 mod unread;
 mod verify;
 mod waiting;
@@ -39,9 +40,10 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::callbacks::check_not_inside;
 use crate::migrate::common::Migration;
 use crate::migrate::params::{check_max_bandwidth, Params};
-use crate::migrate::report::{LaneStats, Standing};
+use crate::migrate::report::LaneStats;
 use crate::migrate::steering::forecast::Forecast;
 use crate::migrate::steering::policies::Policy;
+use crate::migrate::steering::stall::Cause;
 use crate::migrate::steering::Decider;
 use crate::migrate::switchover::source::{step, Action, Event, Resolution, State};
 use crate::migrate::watching::watching;
@@ -160,6 +162,7 @@ impl Outgoing {
             paused_at: Mutex::default(),
             lent: Mutex::new(lent),
             foresight: Foresight::default(),
+            standstill: Mutex::default(),
             devices: Held::default(),
         };
         Ok(Outgoing {
@@ -219,8 +222,9 @@ impl Outgoing {
     }
 
     /// Replaces [`Params::policy`] before the migration starts or while it runs. The new policy counts
-    /// from the next decision on: within one batch of pages. At the switchover and after the end, the
-    /// call changes nothing.
+    /// from the next decision on: within one batch of pages. While the link takes nothing, no batch
+    /// ends: then only a deadline that cancels, and the patience, count within a fifth of a second. At
+    /// the switchover and after the end, the call changes nothing.
     ///
     /// [`Kind::Invalid`] for a policy out of its range, and for one that needs [`Vmm::throttle`] where
     /// the VMM has none. [`Kind::Unsupported`] for limits of single vCPUs where no log tells them
@@ -328,13 +332,9 @@ impl Outgoing {
         self.shared.guest.foresight.forecast(Instant::now())
     }
 
-    fn standing(&self) -> Option<Standing> {
+    fn standing(&self) -> Option<Cause> {
         let guest = &self.shared.guest;
-        Some(Standing {
-            still: guest.pacer.still(),
-            awaited: guest.pacer.is_waiting(),
-            patience: guest.orders.lock().policy.patience,
-        })
+        guest.standstill().cause(guest.pacer.moved_at())
     }
 
     /// Waits until the migration is over, for at most `limit`. After `limit` the error is

@@ -20,10 +20,9 @@ use crate::migrate::steering::policies::{OnDeadline, Policies, Policy, Slowing};
 use crate::migrate::steering::stall::Stalled;
 use crate::migrate::steering::{Bounds, Decider, Facts, FitsDowntime, Moment, Next, Verdict};
 use crate::migrate::switchover::source::State;
-use crate::runtime::{Limit, Timeout};
 use crate::vmm::{EventKind, Vmm};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What a sync has shown beside the [`Facts`].
 #[derive(Debug, Default, Clone, Copy)]
@@ -139,16 +138,6 @@ impl Steer {
     pub(super) fn background_sync(&self) -> Option<Duration> {
         let wanted = self.policies.wants_background_sync();
         wanted.then(|| self.policies.policy().sync)
-    }
-
-    /// When the policy cancels a migration that began at `begun`.
-    pub(super) fn cancels_at(&self, begun: Instant) -> Limit {
-        let policy = self.policies.policy();
-        let cancels = policy.on_deadline == OnDeadline::Cancel;
-        match policy.deadline.filter(|_| cancels) {
-            Some(deadline) => Timeout::new("the policy's deadline", deadline).since(begun),
-            None => Limit::never(),
-        }
     }
 
     /// By how much all vCPUs are slowed, in percent.

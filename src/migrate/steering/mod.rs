@@ -19,6 +19,7 @@ pub(super) mod recent;
 pub mod rising;
 pub(super) mod round_trip;
 pub mod stall;
+pub mod standstill;
 #[cfg(test)]
 mod tests;
 pub mod throttle;

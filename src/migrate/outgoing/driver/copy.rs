@@ -10,6 +10,7 @@ use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::outgoing::course::{At, Synced};
 use crate::migrate::outgoing::lanes::Lanes;
+use crate::migrate::outgoing::still::StillWatch;
 use crate::migrate::steering::budget::{millis, ROUND_TRIPS};
 use crate::migrate::steering::timed::proven;
 use crate::migrate::steering::{Facts, Moment, Next};
@@ -170,8 +171,10 @@ impl Driver {
             total => total,
         };
         let stop = self.stop();
+        let watch = self.watch();
         let io = Io::until(&stop, shared.params.io())
             .within(total)
+            .watched(&watch)
             .of("pages");
         let mut cursor = Cursor::default();
         let mut any = false;
@@ -265,12 +268,14 @@ impl Driver {
     fn walk(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.common.shared);
         let params = &shared.params;
-        // A link that stalls does not keep the policy from ending the migration in time.
-        let total = self
-            .total()
-            .earlier(self.steer.cancels_at(self.common.begun));
+        let total = self.total();
         let stop = self.stop();
-        let io = Io::until(&stop, params.io()).within(total).of("pages");
+        // A link that stalls does not keep the policy from ending the migration in time.
+        let watch = self.watch();
+        let io = Io::until(&stop, params.io())
+            .within(total)
+            .watched(&watch)
+            .of("pages");
         let begun = Instant::now();
         self.course.begin_pass(begun);
         let walked = self.send_pass(&io).and_then(|all| {
@@ -290,11 +295,18 @@ impl Driver {
         });
         walked.map_err(|e| {
             let e = self.explain(e);
-            match (e.kind(), total.expired()) {
+            let over = total.expired() || watch.cancels().expired();
+            match (e.kind(), over) {
                 (Kind::Timeout, true) => self.out_of_time(e),
                 _ => e,
             }
         })
+    }
+
+    /// What this thread looks at in waits that begin now.
+    fn watch(&self) -> StillWatch {
+        let common = &self.common;
+        StillWatch::new(&common.shared, common.begun, common.stats.pass)
     }
 
     /// How long the last bytes that were sent need to reach the destination's host, and their
@@ -354,8 +366,10 @@ impl Driver {
             return Ok(());
         }
         let stop = self.stop();
+        let watch = self.watch();
         let io = Io::until(&stop, shared.params.io())
             .within(self.total())
+            .watched(&watch)
             .of("an acknowledgement");
         self.measure_round_trip(self.greeted, &io)
             .map_err(|e| self.explain(e))
