@@ -21,11 +21,12 @@ const SWITCHOVERS: usize = 100;
 /// Bytes a second of the link.
 const RATE: u64 = 40_000_000;
 const PAGES: u64 = 4096;
-/// The guest writes to these pages. 1 MiB takes 26 ms on the link, so that a guest which writes faster
-/// than the link converges all the same.
-const HOT: u64 = 256;
+/// The guest writes to these pages. They take 20 ms on the link. So a guest that writes faster than the
+/// link converges all the same, and beside a round trip of 10 ms they fit a limit of 50 ms.
+const HOT: u64 = 192;
 const STATE: usize = 200_000;
-const LONG: Duration = Duration::from_secs(60);
+/// A migration that takes so long does not converge, and is counted as refused.
+const LONG: Duration = Duration::from_secs(10);
 
 /// One kind of switchover.
 #[derive(Clone, Copy)]
