@@ -3071,6 +3071,109 @@ int32_t brant_incoming_get_stats_json(const struct brant_incoming *incoming,
 /** As `brant_outgoing_event_fd`. */
 int32_t brant_incoming_event_fd(const struct brant_incoming *incoming);
 
+/** Some pages of a block that have not arrived. Pages are 4 KiB. */
+typedef struct brant_missing_run {
+    /** The block, by the number that `brant_guest_add_block` gave. */
+    uint32_t block;
+    /** 0. */
+    uint32_t reserved;
+    /** The first page, counted from the beginning of the block. */
+    uint64_t first_page;
+    /** How many pages. */
+    uint64_t pages;
+} brant_missing_run;
+
+/** How long a thread has waited for pages that had not arrived. */
+typedef struct brant_blocked {
+    /**
+     * The thread's number in the kernel (gettid), by which the VMM knows its vCPU threads. 0: all
+     * threads beyond the first 1024, and those of other processes.
+     */
+    uint32_t thread;
+    /** 0. */
+    uint32_t reserved;
+    /** The thread's page faults on memory that was not here. */
+    uint64_t faults;
+    /** How long it waited, a wait in progress included; nanoseconds. */
+    uint64_t blocked_ns;
+} brant_blocked;
+
+/** Where another process has some of a block: a region of its memory. */
+typedef struct brant_uffd_region {
+    /** The address in the other process. */
+    uint64_t address;
+    /** Bytes. With `address` and `offset` a multiple of the block's page size. */
+    uint64_t length;
+    /** The block, by the number that `brant_guest_add_block` gave. */
+    uint32_t block;
+    /** 0. */
+    uint32_t reserved;
+    /** Where in the block the region begins, in bytes. */
+    uint64_t offset;
+} brant_uffd_region;
+
+/**
+ * The pages that have not arrived, of a guest that runs here since a switch to postcopy: up to
+ * `capacity` runs, ascending within each block, into `runs`. `*needed` (may be NULL) gets the number
+ * of all runs. None when nothing is missing, and before the guest was handed over. `runs` may be NULL
+ * when `capacity` is 0. While pages arrive, a run may have some that have just come; in
+ * BRANT_DESTINATION_INTERRUPTED the answer stands still. Takes about a read of a bit for each page of
+ * the guest. Any thread, also inside callbacks.
+ */
+int32_t brant_incoming_get_missing(const struct brant_incoming *incoming,
+                                   struct brant_missing_run *runs,
+                                   size_t capacity,
+                                   size_t *needed,
+                                   struct brant_error **error);
+
+/**
+ * How long each thread has waited for pages since the switch to postcopy: up to `capacity` threads,
+ * ascending by number, into `threads`. `*needed` (may be NULL) gets the number of all of them.
+ * `threads` may be NULL when `capacity` is 0. A wait counts from the moment at which brant reads of
+ * it. After the migration the figures stay. Any thread, also inside callbacks.
+ */
+int32_t brant_incoming_get_blocked(const struct brant_incoming *incoming,
+                                   struct brant_blocked *threads,
+                                   size_t capacity,
+                                   size_t *needed,
+                                   struct brant_error **error);
+
+/**
+ * Gives up the pages that are missing, in BRANT_DESTINATION_INTERRUPTED: the source is known to be
+ * gone for good, and the guest is to go on with what it has. The migration ends with
+ * BRANT_DESTINATION_INCOMPLETE. From then on an access of a missing page raises SIGBUS (SIGSEGV before
+ * Linux 6.6), as memory that the hardware has lost does; KVM_RUN and other system calls return EFAULT.
+ * Threads that wait for such a page are woken that way, so install a handler first. The pages count
+ * as declared lost (brant_guest_mark_poisoned): a later migration of the guest does not read them.
+ * `brant_incoming_get_missing` before this call says which pages these are. Any thread, also inside
+ * callbacks. BRANT_E_STATE in any other state.
+ */
+int32_t brant_incoming_give_up(struct brant_incoming *incoming,
+                               struct brant_error **error);
+
+/**
+ * Serves page faults of another process, such as a vhost-user back end, which shares memory of the
+ * guest and touches pages that have not arrived. That process makes a userfaultfd, calls UFFDIO_API
+ * on it, registers its mappings of the guest's memory for missing faults, and sends the descriptor to
+ * the VMM (VHOST_USER_POSTCOPY_ADVISE and _LISTEN). brant keeps a duplicate of `fd`. `regions` has
+ * `count` parts: what is where in that process. Each lies inside a block of shared memory.
+ *
+ * Call it after the start of the migration and before the end of `early_load`, and before the other
+ * process touches memory of the guest. At the switch to postcopy, old contents of missing pages are
+ * then punched out of the files of shared memory, so that the other process does not find them: 4
+ * microseconds a page. A call behind a switch at which no such descriptor was known is BRANT_E_STATE.
+ * Faults are served until the migration is freed. So have the other process unregister its mappings
+ * (VHOST_USER_POSTCOPY_END) when the migration has ended, and free the migration then.
+ *
+ * BRANT_E_INVALID for a region that is not inside a block of shared memory, or overlaps another.
+ * Any thread, also inside callbacks.
+ */
+int32_t brant_incoming_add_uffd(struct brant_incoming *incoming,
+                                int32_t fd,
+                                const struct brant_uffd_region *regions,
+                                size_t count,
+                                struct brant_error **error);
+
 /* =============================================================================================
  * Parameters of a migration
  * ============================================================================================= */
@@ -3429,6 +3532,16 @@ typedef struct brant_params {
 #define BRANT_DESTINATION_FAILED 42
 /** Destination: the guest was handed over and did not start. */
 #define BRANT_DESTINATION_START_FAILED 43
+/** Destination, postcopy: the guest runs here, and pages of its memory still arrive. */
+#define BRANT_DESTINATION_COMPLETING 44
+/**
+ * Destination, postcopy: the guest runs here, and the connections were lost before all of its memory
+ * came. Whoever needs a missing page waits for it. The VMM decides (`brant_incoming_recover`,
+ * `brant_incoming_give_up`).
+ */
+#define BRANT_DESTINATION_INTERRUPTED 45
+/** Destination, postcopy: the guest runs here, and the VMM has given up pages of its memory. */
+#define BRANT_DESTINATION_INCOMPLETE 46
 
 /** As the value of a time or a rate: not known yet. */
 #define BRANT_UNKNOWN 18446744073709551615ull
@@ -3454,8 +3567,8 @@ typedef struct brant_params {
  * Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
  * `unacknowledged_pages`, `unacknowledged_bytes`, `throughput`, `bandwidth`,
  * `switchover_bandwidth`, `round_trip_ns`, `dirty_pages_per_second`, `time_left_ns`,
- * `expected_downtime_ns`, `sync_ns`, `downtime_limit_ns`, `throttle`, `limited_vcpus`, `stall` and
- * `device_left_bytes`. All others only grow, until a pause is aborted: the figures of that pause
+ * `expected_downtime_ns`, `sync_ns`, `downtime_limit_ns`, `throttle`, `limited_vcpus`, `stall`,
+ * `device_left_bytes`, `missing_pages`, `fault_waiting`, `fault_p50_ns` and `fault_p99_ns`. All others only grow, until a pause is aborted: the figures of that pause
  * and its promise are 0 then. (`state` is a name and not a figure:
  * it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
  * BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
@@ -3771,6 +3884,40 @@ typedef struct brant_stats {
      * only.
      */
     uint64_t encoded_pages;
+    /** Postcopy: pages that have not arrived since the guest was handed over. Tells the present. */
+    uint64_t missing_pages;
+    /** Postcopy: pages that went (came) because somebody at the destination waited for them. */
+    uint64_t urgent_pages;
+    /** Postcopy: pages that went (came) after the switch before anybody waited for them. */
+    uint64_t bulk_pages;
+    /**
+     * Postcopy: page faults of the guest on memory that was not here. A fault that the kernel tells of
+     * twice counts twice. Destination only.
+     */
+    uint64_t faults;
+    /** Postcopy: threads that wait for a page now. Tells the present. Destination only. */
+    uint64_t fault_waiting;
+    /**
+     * Postcopy: half of the waits for a page were no longer, to an eighth. May fall. Destination only.
+     */
+    uint64_t fault_p50_ns;
+    /**
+     * Postcopy: 99 of 100 waits for a page were no longer, to an eighth. May fall. Destination only.
+     */
+    uint64_t fault_p99_ns;
+    /** Postcopy: the longest wait for a page that has ended. Destination only. */
+    uint64_t fault_max_ns;
+    /**
+     * Postcopy: how long threads have waited for pages, the sum over all threads
+     * (`brant_incoming_get_blocked` has each). Destination only.
+     */
+    uint64_t fault_blocked_ns;
+    /**
+     * Postcopy: faults on pages that were not missing, which were answered here. Destination only.
+     */
+    uint64_t local_faults;
+    /** Postcopy: pages that were given up (`brant_incoming_give_up`). Destination only. */
+    uint64_t lost_pages;
 } brant_stats;
 
 /**

@@ -24,6 +24,7 @@ mod limits;
 mod link;
 mod migration;
 mod policies;
+mod postcopy;
 mod proven;
 mod simulate;
 mod standstill;

@@ -129,6 +129,7 @@ static void args_fill(struct args *a)
     a->brant_image_save_params.size = sizeof a->brant_image_save_params;
     a->brant_image_restore_params.size = sizeof a->brant_image_restore_params;
     a->brant_image_stats.size = sizeof a->brant_image_stats;
+    a->region = (brant_uffd_region){ .address = PAGE, .length = PAGE };
 }
 
 /* A structure of another size, at the very end of readable memory. */

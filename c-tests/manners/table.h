@@ -70,6 +70,9 @@ struct args {
     brant_image_restore_params brant_image_restore_params;
     brant_image_stats brant_image_stats;
     brant_run runs[RUNS];
+    brant_missing_run missing[RUNS];
+    brant_blocked blocked[RUNS];
+    brant_uffd_region region;
     char buffer[64];
     uint64_t words[4];
     uint64_t outs[ARGS];

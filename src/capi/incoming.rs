@@ -32,7 +32,7 @@ use std::sync::Arc;
 /// on it have returned before it begins. Inside a callback of the same migration, waiting and
 /// freeing are BRANT_E_CALLBACK, and cancelling only asks.
 pub struct brant_incoming {
-    incoming: Incoming,
+    pub(super) incoming: Incoming,
 }
 
 /// Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. The

@@ -43,6 +43,7 @@ pub mod image;
 pub mod incoming;
 pub mod kvm;
 pub mod measure;
+pub mod missing;
 pub mod ops;
 pub mod outgoing;
 pub mod owner;

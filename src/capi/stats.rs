@@ -80,6 +80,14 @@ pub const BRANT_DESTINATION_RUNNING: u32 = 41;
 pub const BRANT_DESTINATION_FAILED: u32 = 42;
 /// Destination: the guest was handed over and did not start.
 pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
+/// Destination, postcopy: the guest runs here, and pages of its memory still arrive.
+pub const BRANT_DESTINATION_COMPLETING: u32 = 44;
+/// Destination, postcopy: the guest runs here, and the connections were lost before all of its memory
+/// came. Whoever needs a missing page waits for it. The VMM decides (`brant_incoming_recover`,
+/// `brant_incoming_give_up`).
+pub const BRANT_DESTINATION_INTERRUPTED: u32 = 45;
+/// Destination, postcopy: the guest runs here, and the VMM has given up pages of its memory.
+pub const BRANT_DESTINATION_INCOMPLETE: u32 = 46;
 
 /// In `brant_stats.stall`: the migration makes progress, or has not been without it for long enough.
 pub const BRANT_STALL_NONE: u64 = 0;
@@ -97,8 +105,8 @@ pub const BRANT_STALL_DIRTYING: u64 = 4;
 /// Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
 /// `unacknowledged_pages`, `unacknowledged_bytes`, `throughput`, `bandwidth`,
 /// `switchover_bandwidth`, `round_trip_ns`, `dirty_pages_per_second`, `time_left_ns`,
-/// `expected_downtime_ns`, `sync_ns`, `downtime_limit_ns`, `throttle`, `limited_vcpus`, `stall` and
-/// `device_left_bytes`. All others only grow, until a pause is aborted: the figures of that pause
+/// `expected_downtime_ns`, `sync_ns`, `downtime_limit_ns`, `throttle`, `limited_vcpus`, `stall`,
+/// `device_left_bytes`, `missing_pages`, `fault_waiting`, `fault_p50_ns` and `fault_p99_ns`. All others only grow, until a pause is aborted: the figures of that pause
 /// and its promise are 0 then. (`state` is a name and not a figure:
 /// it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
 /// BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
@@ -343,6 +351,30 @@ pub struct brant_stats {
     /// as a delta, or to keep them for later deltas. None of these can go without a copy. Source
     /// only.
     pub encoded_pages: u64,
+    /// Postcopy: pages that have not arrived since the guest was handed over. Tells the present.
+    pub missing_pages: u64,
+    /// Postcopy: pages that went (came) because somebody at the destination waited for them.
+    pub urgent_pages: u64,
+    /// Postcopy: pages that went (came) after the switch before anybody waited for them.
+    pub bulk_pages: u64,
+    /// Postcopy: page faults of the guest on memory that was not here. A fault that the kernel tells of
+    /// twice counts twice. Destination only.
+    pub faults: u64,
+    /// Postcopy: threads that wait for a page now. Tells the present. Destination only.
+    pub fault_waiting: u64,
+    /// Postcopy: half of the waits for a page were no longer, to an eighth. May fall. Destination only.
+    pub fault_p50_ns: u64,
+    /// Postcopy: 99 of 100 waits for a page were no longer, to an eighth. May fall. Destination only.
+    pub fault_p99_ns: u64,
+    /// Postcopy: the longest wait for a page that has ended. Destination only.
+    pub fault_max_ns: u64,
+    /// Postcopy: how long threads have waited for pages, the sum over all threads
+    /// (`brant_incoming_get_blocked` has each). Destination only.
+    pub fault_blocked_ns: u64,
+    /// Postcopy: faults on pages that were not missing, which were answered here. Destination only.
+    pub local_faults: u64,
+    /// Postcopy: pages that were given up (`brant_incoming_give_up`). Destination only.
+    pub lost_pages: u64,
 }
 
 /// In `brant_stats.zero_copy`, beside BRANT_ZERO_COPY_OFF (it was not asked for) and
@@ -523,6 +555,17 @@ impl From<&Stats> for brant_stats {
             first_mismatch_page: s.first_mismatch_page.unwrap_or(BRANT_UNKNOWN),
             verify_ns: s.verify.map_or(0, nanos),
             encoded_pages: s.encoded_pages,
+            missing_pages: s.missing_pages,
+            urgent_pages: s.urgent_pages,
+            bulk_pages: s.bulk_pages,
+            faults: s.faults,
+            fault_waiting: s.fault_waiting,
+            fault_p50_ns: nanos(s.fault_p50),
+            fault_p99_ns: nanos(s.fault_p99),
+            fault_max_ns: nanos(s.fault_max),
+            fault_blocked_ns: nanos(s.fault_blocked),
+            local_faults: s.local_faults,
+            lost_pages: s.lost_pages,
         }
     }
 }
@@ -612,6 +655,9 @@ mod tests {
             (D::Running as u32, BRANT_DESTINATION_RUNNING),
             (D::Failed as u32, BRANT_DESTINATION_FAILED),
             (D::StartFailed as u32, BRANT_DESTINATION_START_FAILED),
+            (D::Completing as u32, BRANT_DESTINATION_COMPLETING),
+            (D::Interrupted as u32, BRANT_DESTINATION_INTERRUPTED),
+            (D::Incomplete as u32, BRANT_DESTINATION_INCOMPLETE),
         ];
         for (ours, header) in all {
             assert_eq!(ours, header);

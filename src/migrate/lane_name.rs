@@ -18,6 +18,14 @@ impl LaneName {
         }))
     }
 
+    /// The name of the lane of pages that somebody waits for.
+    pub(super) fn urgent(socket: Option<SocketName>) -> LaneName {
+        LaneName(Some(match socket {
+            Some(socket) => format!("the urgent lane (descriptor {})", socket.descriptor()),
+            None => "the urgent lane".to_owned(),
+        }))
+    }
+
     /// The name of a connection whose channel is not known yet. A connection that brant accepted
     /// has none.
     pub(super) fn before_hello(socket: Option<SocketName>) -> LaneName {

@@ -51,3 +51,5 @@ pub use switchover::source::{Resolution, State as SourceState};
 pub use crate::channel::{Endpoint, Listener};
 #[doc(inline)]
 pub use crate::memory::blockers::{Blocker, Blockers};
+#[doc(inline)]
+pub use crate::memory::served::{Blocked, Theirs};

@@ -303,8 +303,11 @@ impl Params {
     /// The protocol versions and features of a side.
     /// `devices`: whether the source has devices whose state is streamed.
     pub(super) fn ours(&self, side: Side, devices: bool) -> wire::Ours {
-        // No side can do this yet.
-        let mut ours = wire::Ours::default().without(wire::FEATURE_POSTCOPY);
+        let mut ours = wire::Ours::default();
+        if let Side::Source = side {
+            // This side cannot do it yet.
+            ours = ours.without(wire::FEATURE_POSTCOPY);
+        }
         match (devices, side) {
             (true, Side::Source) => ours = ours.requiring(wire::FEATURE_DEVICE_STREAMS),
             (false, Side::Source) => ours = ours.without(wire::FEATURE_DEVICE_STREAMS),

@@ -283,6 +283,33 @@ pub struct Stats {
     /// as a delta, or to keep them for later deltas. None of these can go without a copy. Source
     /// only.
     pub encoded_pages: u64,
+    /// Postcopy: pages that have not arrived since the guest was handed over.
+    pub missing_pages: u64,
+    /// Postcopy: pages that went (came) because somebody at the destination waited for them.
+    pub urgent_pages: u64,
+    /// Postcopy: pages that went (came) after the switch before anybody waited for them.
+    pub bulk_pages: u64,
+    /// Postcopy: page faults of the guest on memory that was not here. A fault that the kernel tells of
+    /// twice counts twice. Destination only.
+    pub faults: u64,
+    /// Postcopy: threads that wait for a page now. Destination only.
+    pub fault_waiting: u64,
+    /// Postcopy: half of the waits for a page were no longer, to an eighth. Destination only.
+    #[serde(rename = "fault_p50_ns", serialize_with = "as_nanos")]
+    pub fault_p50: Duration,
+    /// Postcopy: 99 of 100 waits for a page were no longer, to an eighth. Destination only.
+    #[serde(rename = "fault_p99_ns", serialize_with = "as_nanos")]
+    pub fault_p99: Duration,
+    /// Postcopy: the longest wait for a page that has ended. Destination only.
+    #[serde(rename = "fault_max_ns", serialize_with = "as_nanos")]
+    pub fault_max: Duration,
+    /// Postcopy: how long threads have waited for pages, the sum over all threads. Destination only.
+    #[serde(rename = "fault_blocked_ns", serialize_with = "as_nanos")]
+    pub fault_blocked: Duration,
+    /// Postcopy: faults on pages that were not missing, which were answered here. Destination only.
+    pub local_faults: u64,
+    /// Postcopy: pages that were given up. Destination only.
+    pub lost_pages: u64,
 }
 
 /// Whether pages are sent without a copy
@@ -826,7 +853,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 87);
+        assert_eq!(value.as_object().unwrap().len(), 98);
     }
 
     #[test]

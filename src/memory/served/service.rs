@@ -340,6 +340,12 @@ impl Served {
         Ok(())
     }
 
+    /// Ends the service of a guest that never ran here and never will. No page is given up: the
+    /// memory holds nothing of use, and can take another guest.
+    pub fn abandon(&self) {
+        self.let_go();
+    }
+
     /// The kernel tells of faults no longer.
     fn let_go(&self) {
         let mut thread = self.thread();

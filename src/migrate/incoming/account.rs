@@ -6,7 +6,7 @@
 
 use super::known_zero::KnownZero;
 use super::lane_account::LaneAccount;
-use super::targets::{unknown, Table, Target, BLOCKS};
+use super::targets::{unknown, Table, Target, Targets, BLOCKS};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::access::{self, Access};
@@ -224,6 +224,11 @@ impl Account {
     pub(super) fn free(&mut self) {
         self.table.clear();
         self.names = HashSet::new();
+    }
+
+    /// The targets of the source's blocks at this moment.
+    pub(super) fn targets(&self) -> Arc<Targets> {
+        self.table.now()
     }
 
     /// Forgets the source's block `id`.

@@ -19,6 +19,8 @@ pub(super) struct Agreed {
     pub(super) verify: bool,
     /// Whether the source has devices whose state is streamed.
     pub(super) devices: bool,
+    /// Whether the guest may be handed over before all of its memory is here.
+    pub(super) postcopy: bool,
 }
 
 impl Agreed {

@@ -28,16 +28,32 @@ pub(super) struct Arrival {
     pub(super) hello: Hello,
 }
 
-/// The session that a HELLO of channel 0 has opened, and the channels of it that have come.
+/// The session that a HELLO of channel 0 has opened, and the connections of it that have come.
 pub(super) struct Session {
     opening: Hello,
+    /// Of each connection: its channels, and behind them the urgent lane when there is to be one.
     there: Vec<bool>,
+}
+
+/// How many connections the session of `hello` has: one for each channel, and the urgent lane where
+/// the source wants postcopy.
+pub(super) fn connections(hello: &Hello) -> usize {
+    usize::from(hello.channels) + usize::from(wants_urgent(hello))
+}
+
+fn wants_urgent(hello: &Hello) -> bool {
+    hello.features_required & wire::FEATURE_POSTCOPY != 0
+}
+
+/// Whether `hello` was said on the session's urgent lane.
+pub(super) fn is_urgent(hello: &Hello) -> bool {
+    hello.role == wire::ROLE_URGENT
 }
 
 impl Session {
     pub(super) fn new(opening: Hello) -> Self {
         let mut session = Session {
-            there: vec![false; usize::from(opening.channels)],
+            there: vec![false; connections(&opening)],
             opening,
         };
         session.there[usize::from(session.opening.channel)] = true;
@@ -75,6 +91,7 @@ impl Session {
                 *there = true;
                 Ok(())
             }
+            _ if is_urgent(hello) => refused("the urgent lane is there already".into()),
             _ => refused(format!("channel {} is there already", hello.channel)),
         }
     }
@@ -92,24 +109,40 @@ impl Session {
         all.filter(|(_, there)| !**there).map(|(n, _)| n).collect()
     }
 
+    /// The urgent lane's number, when the session is to have one.
+    pub(super) fn urgent(&self) -> Option<usize> {
+        wants_urgent(&self.opening).then_some(usize::from(self.opening.channels))
+    }
+
     pub(super) fn is_complete(&self) -> bool {
         self.there.iter().all(|there| *there)
     }
 }
 
-/// Refuses a connection whose role is not bulk: one that does not carry pages in the order of the
-/// passes.
+/// Refuses a connection of a role that this version does not know, and an urgent lane without
+/// postcopy. An urgent lane's number is the one behind the last channel's.
 pub(super) fn check_role(hello: &Hello) -> Result<()> {
-    if hello.role == wire::ROLE_BULK {
-        return Ok(());
-    }
+    let what = match hello.role {
+        wire::ROLE_BULK if hello.channel < hello.channels => return Ok(()),
+        wire::ROLE_URGENT if !wants_urgent(hello) => {
+            "an urgent connection, and does not require the feature \"postcopy\"".to_owned()
+        }
+        wire::ROLE_URGENT if hello.channel == hello.channels => return Ok(()),
+        wire::ROLE_BULK | wire::ROLE_URGENT => {
+            format!(
+                "a connection of role {} as channel {} of {}",
+                hello.role, hello.channel, hello.channels
+            )
+        }
+        role => format!(
+            "a connection of role {role}; this version takes bulk ones, {}, and urgent ones, {}",
+            wire::ROLE_BULK,
+            wire::ROLE_URGENT
+        ),
+    };
     Err(Error::new(
         Kind::Unsupported,
-        format!(
-            "the source opened a connection of role {}; this version takes bulk ones, {}",
-            hello.role,
-            wire::ROLE_BULK
-        ),
+        format!("the source opened {what}"),
     ))
 }
 

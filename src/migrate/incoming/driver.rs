@@ -3,14 +3,18 @@
 //! nothing that the peer says.
 
 use super::account::Account;
+use super::agreed::Agreed;
 use super::arriving::Arriving;
+use super::authenticate::{connections, is_urgent};
 use super::blobs;
 use super::devices::Devices;
 use super::digests::Digests;
 use super::gather::Gathering;
 use super::lane::{Incomer, Lane, Waits};
-use super::negotiate::{answer, hellos, negotiate};
+use super::negotiate::{answer, hellos, negotiate, Layout};
 use super::placement::Placement;
+use super::postcopy::described::Lacking;
+use super::postcopy::Rest;
 use super::prefault::{Backed, Prefault};
 use super::receiver::{Came, Receiver};
 use super::workers::Workers;
@@ -18,6 +22,7 @@ use crate::channel::handed_in::handed_in;
 use crate::channel::{Channel, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::ballooned::Forgotten;
+use crate::memory::served::Checked;
 use crate::migrate::common::{Common, Migration};
 use crate::migrate::control;
 use crate::migrate::lane_name::LaneName;
@@ -26,11 +31,14 @@ use crate::migrate::report::RENEW;
 use crate::migrate::switchover::destination::{Action, Event, State};
 use crate::migrate::work::Work;
 use crate::runtime::{Deadline, Limit, Timeout};
+use crate::units::Pages;
 use crate::vmm::EventKind;
-use crate::wire::{self, Hello, Record, RecordType, Token};
+use crate::wire::{self, Hello, Record, RecordType};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+mod rest;
 
 /// Where an incoming migration gets its connections.
 #[derive(Debug)]
@@ -71,16 +79,20 @@ pub(super) struct Driver {
     account: Account,
     /// Values that are freed when the guest runs.
     forgotten: Forgotten,
-    /// The session's token.
-    token: Token,
-    /// Whether the source verifies the migration.
-    verify: bool,
+    /// What both sides have agreed on.
+    agreed: Agreed,
+    /// The lane of pages that somebody waits for, until it has a thread of its own.
+    urgent: Option<Receiver>,
+    /// The pages that the source has described as missing, until they are served.
+    described: Option<(Vec<Lacking>, Pages)>,
+    /// How each block can be served, where postcopy was agreed on.
+    servable: Option<Checked>,
+    /// What takes the rest of the memory behind the switch to postcopy.
+    rest: Option<Rest>,
     /// What memory holds, for a source that verifies.
     digests: Option<Digests>,
     /// The guest's devices, once both sides have agreed on them.
     devices: Option<Arc<Devices>>,
-    /// Whether the source has devices.
-    has_devices: bool,
     /// How long a hand-over is valid, as the source said.
     handover_limit: Duration,
     /// The limit for the hand-over of the guest. It begins when there is a connection.
@@ -99,7 +111,9 @@ impl Work for Driver {
         "the guest runs here".to_owned()
     }
 
-    fn enter(&mut self, _: State) {
+    fn enter(&mut self, state: State) {
+        let interrupted = state == State::Interrupted;
+        self.common.shared.guest.is_interrupted(interrupted);
         self.renew(true);
     }
 
@@ -167,7 +181,10 @@ impl Driver {
                 self.common
                     .vmm
                     .call_that_makes_threads("run", |vmm| vmm.run())?;
-                self.common.done = Some(Event::Started);
+                self.common.done = Some(match self.rest {
+                    Some(_) => Event::StartedToComplete,
+                    None => Event::Started,
+                });
                 self.common.stats.run = Some(begun.elapsed());
                 self.common.done
             }
@@ -186,10 +203,26 @@ impl Driver {
                     }
                 }
                 // The account is freed only now, because that takes milliseconds for a huge guest.
-                self.account.free();
+                // The rest of a postcopy still needs it.
+                if self.rest.is_none() {
+                    self.account.free();
+                }
                 self.forgotten = Forgotten::default();
                 None
             }
+            Action::Complete => {
+                self.take_rest()?;
+                Some(Event::AllHere)
+            }
+            Action::Reconnect => {
+                self.reconnect()?;
+                None
+            }
+            Action::SendComplete => {
+                self.send_complete();
+                None
+            }
+            Action::AwaitRecovery => Some(self.await_recovery()?),
             Action::SendDigests => {
                 self.send_digests()?;
                 None
@@ -199,7 +232,9 @@ impl Driver {
                 None
             }
             Action::Report => {
-                if shared.handle.state() == State::Running {
+                if shared.handle.state() == State::Incomplete {
+                    // The guest is here, and so is its balloon.
+                } else if shared.handle.state() == State::Running {
                     self.common.stats.progress = 10_000;
                     self.common.stats.remaining_bytes = 0;
                 } else {
@@ -231,11 +266,13 @@ impl Driver {
             hello: None,
             account: Account::new(memory),
             forgotten: Forgotten::default(),
-            token: Token::default(),
-            verify: false,
+            agreed: Agreed::default(),
+            urgent: None,
+            described: None,
+            servable: None,
+            rest: None,
             digests: None,
             devices: None,
-            has_devices: false,
             handover_limit: Duration::ZERO,
             limit: Limit::never(),
         })
@@ -269,6 +306,9 @@ impl Driver {
             .for_each(|one| prefaulted += one.prefaulted());
         stats.prefaulted_pages = prefaulted.pages;
         stats.prefault_failures = prefaulted.failures;
+        if let Some(rest) = &self.rest {
+            rest.figures(stats);
+        }
         if let Some(devices) = &self.devices {
             let loaded = devices.figures();
             stats.device_running_bytes = loaded.running;
@@ -291,16 +331,22 @@ impl Driver {
         self.common.shared.handle.publish(stats);
     }
 
-    /// Calls `f` with the lane of channel 0 and the limits of its waits.
+    /// Calls `f` with the lane of channel 0 and the limits of its waits. While other lanes take the
+    /// rest of the memory, the waits also end when one of those fails.
     fn with_lane<R>(&mut self, f: impl FnOnce(&mut Lane, &Waits<'_>) -> Result<R>) -> Result<R> {
         let Driver {
             common,
             lanes,
             limit,
+            rest,
             ..
         } = self;
         let first = lanes.first_mut().ok_or_else(no_connection)?;
-        let done = f(&mut first.lane, &waits(&common.shared, *limit));
+        let mut waits = waits(&common.shared, *limit);
+        if let Some(workers) = rest.as_ref().and_then(|rest| rest.workers.as_ref()) {
+            waits.cancel = workers.stop();
+        }
+        let done = f(&mut first.lane, &waits);
         first.lane.named(done)
     }
 
@@ -311,6 +357,10 @@ impl Driver {
     /// The error to report for `error`. When the source ends a migration, one connection may break
     /// before the source's reason has arrived on another one: that reason is better.
     fn explain(&mut self, error: Error) -> Error {
+        let of_rest = self.rest.as_ref().and_then(Rest::failed);
+        if let (Kind::Cancelled, Some(reason)) = (error.kind(), of_rest) {
+            return reason;
+        }
         if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
             return error;
         }
@@ -327,6 +377,12 @@ impl Driver {
         let Some(error) = &self.common.error else {
             return;
         };
+        if let Some(rest) = self.rest.take() {
+            // The guest never runs here.
+            self.common.shared.guest.serves_no_more(&rest.served);
+            self.lanes.extend(rest.abandon());
+            self.common.shared.guest.serves_nobody();
+        }
         let Some((first, others)) = self.lanes.split_first_mut() else {
             return;
         };
@@ -353,8 +409,8 @@ impl Driver {
                 let mut gathering = Gathering::new(listener, shared.params.clone());
                 let arrival = gathering.open(&shared.handle.cancel, &mut warn)?;
                 let channels = arrival.hello.channels;
-                // With one channel all connections are there, and the address is free.
-                self.gathering = (channels > 1).then_some(gathering);
+                // With one connection all of them are there, and the address is free.
+                self.gathering = (connections(&arrival.hello) > 1).then_some(gathering);
                 self.hello = Some(arrival.hello);
                 let name = LaneName::default();
                 let first = receiver(&shared, &self.account, 0, name, arrival.channel, channels)?;
@@ -398,10 +454,15 @@ impl Driver {
         let (shared, vmm) = (&common.shared, &common.vmm);
         let waits = waits(shared, *overall);
         let memory = &shared.guest.memory;
-        let has = self.has_devices;
-        let agreed = negotiate(&mut first.lane, &waits, limit, has, vmm, memory, account);
-        let (list, in_use) = first.lane.named(agreed)?;
-        if has {
+        let has = self.agreed;
+        let agreed = negotiate(&mut first.lane, &waits, limit, &has, vmm, memory, account);
+        let Layout {
+            devices: list,
+            in_use,
+            servable,
+        } = first.lane.named(agreed)?;
+        self.servable = servable;
+        if self.agreed.devices {
             let most = shared.params.max_device_buffer;
             let cancelled = shared.handle.cancel.clone();
             let devices = Devices::new(list, in_use, most, lanes.len(), vmm.clone(), cancelled)?;
@@ -423,11 +484,9 @@ impl Driver {
             None => hellos(&mut self.lanes, &waits, limit)?,
         };
         let (reply, agreed) = answer(&hello, &shared.params)?;
-        self.token = agreed.token;
-        self.verify = agreed.verify;
-        self.has_devices = agreed.devices;
+        self.agreed = agreed;
         for receiver in &mut self.lanes {
-            if hello.channels > 1 {
+            if hello.channels > 1 && receiver.channel < hello.channels {
                 receiver.is_channel(receiver.channel);
             }
             receiver.agreed(agreed);
@@ -440,7 +499,11 @@ impl Driver {
             gathering.others(&shared.handle.cancel, limit, &mut warn, &mut |arrived| {
                 for came in arrived.drain(..) {
                     let (number, channels) = (came.hello.channel, came.hello.channels);
-                    let (account, name) = (&self.account, LaneName::of(number.into(), None));
+                    let name = match is_urgent(&came.hello) {
+                        true => LaneName::urgent(None),
+                        false => LaneName::of(number.into(), None),
+                    };
+                    let account = &self.account;
                     let mut lane =
                         receiver(&shared, account, number, name, came.channel, channels)?;
                     lane.agreed(agreed);
@@ -452,12 +515,17 @@ impl Driver {
             })?;
             self.lanes.sort_by_key(|lane| lane.channel);
         }
+        if agreed.postcopy {
+            // Its number is the one behind the last channel's.
+            self.urgent = self.lanes.pop();
+        }
         let figures = self.lanes.iter().map(|lane| Arc::clone(&lane.figures));
         *shared.guest.figures() = figures.collect();
         Ok(())
     }
 
-    /// Takes memory until the end marker of each channel.
+    /// Takes memory until the end marker of each channel, or until the marker of a switch to
+    /// postcopy on each of them.
     fn receive(&mut self) -> Result<()> {
         if self.lanes.is_empty() {
             return Err(no_connection());
@@ -481,14 +549,22 @@ impl Driver {
             }
             shared.handle.cancel.check("the migration")?;
         }
-        match &self.devices {
-            Some(devices) => devices.check_complete(),
-            // No pin is held while the VMM's operations run, because they may change the map.
-            None => self.account.finish(),
+        if self.switched()? {
+            self.describe()?;
+            self.account.finish()?;
+            return self.serve();
         }
+        match &self.devices {
+            Some(devices) => devices.check_complete()?,
+            // No pin is held while the VMM's operations run, because they may change the map.
+            None => self.account.finish()?,
+        }
+        // Nobody waits for a page.
+        self.urgent = None;
+        Ok(())
     }
 
-    /// Takes what comes on channel 0 until its end marker.
+    /// Takes what comes on channel 0 until its end marker, or the marker of a switch.
     fn receive_first(&mut self, workers: Option<&Workers>) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
         let waits = match workers {
@@ -511,6 +587,7 @@ impl Driver {
             match self.lanes[0].take(&waits, begins)? {
                 Came::Pages | Came::Piece => {}
                 Came::PagesEnd => self.load_devices(&waits)?,
+                Came::Switch => return self.lanes[0].lane.flush_all(&waits),
                 Came::Marker(marker) if marker.is_final() => {
                     self.lanes[0].finish();
                     return Ok(());
@@ -542,7 +619,7 @@ impl Driver {
         };
         devices.await_memory(waits)?;
         self.account.finish()?;
-        if self.verify {
+        if self.agreed.verify {
             self.compute_digests()?;
         }
         devices.open()
@@ -554,7 +631,7 @@ impl Driver {
         })?;
         self.handover_limit = state.handover_limit;
         self.common.stats.state_bytes = state.bytes;
-        if self.verify && self.digests.is_none() {
+        if self.agreed.verify && self.digests.is_none() {
             self.compute_digests()?;
         }
         // While the VMM's devices load, they look into memory. All of the memory has to be here by
@@ -691,7 +768,9 @@ impl Driver {
                     self.forget(id)?;
                     continue;
                 }
-                Incomer::Control(Record::Handover(handover)) if handover.token == self.token => {
+                Incomer::Control(Record::Handover(handover))
+                    if handover.token == self.agreed.token =>
+                {
                     Ok(())
                 }
                 Incomer::Control(Record::Handover(_)) => {
@@ -725,13 +804,14 @@ impl Driver {
 
 /// Makes channels of the connections that a VMM has handed in.
 fn all(sockets: Vec<OwnedFd>, params: &Params) -> Result<Vec<Channel>> {
+    // One more for the urgent lane of a source that wants postcopy.
     let most = params.incoming_channels as usize;
-    if !(1..=most).contains(&sockets.len()) {
+    if !(1..=most + 1).contains(&sockets.len()) {
         return Err(Error::new(
             Kind::Invalid,
             format!(
                 "expected at least one connected socket and at most {most}, the number of channels \
-                 in this side's parameters; found {}",
+                 in this side's parameters, and one for an urgent lane; found {}",
                 sockets.len()
             ),
         ));

@@ -100,7 +100,7 @@ impl Gathering {
             };
             cancel.check("waiting for the source's other connections")?;
             if limit.expired() {
-                return Err(missing(&session.missing(), &limit));
+                return Err(missing(&session.missing(), session.urgent(), &limit));
             }
             let soon = Deadline::after(LOOK).earlier(limit.at());
             self.turn(cancel, soon, warn)?;
@@ -322,16 +322,24 @@ impl Gathering {
     }
 }
 
-/// The error that names channels whose connections did not come.
-pub(super) fn missing(channels: &[usize], limit: &Limit) -> Error {
-    let names: Vec<String> = channels.iter().map(usize::to_string).collect();
+/// The error that names channels whose connections did not come. `urgent` is the number of the urgent
+/// lane.
+pub(super) fn missing(channels: &[usize], urgent: Option<usize>, limit: &Limit) -> Error {
+    let bulk = channels.iter().filter(|channel| Some(**channel) != urgent);
+    let names: Vec<String> = bulk.map(usize::to_string).collect();
     let s = if names.len() == 1 { "" } else { "s" };
+    let mut which = match names.is_empty() {
+        true => String::new(),
+        false => format!("channel{s} {}", names.join(", ")),
+    };
+    if names.len() < channels.len() {
+        let and = if names.is_empty() { "" } else { " and " };
+        which.push_str(and);
+        which.push_str("the urgent lane");
+    }
     Error::new(
         Kind::Timeout,
-        format!(
-            "waiting for HELLO on channel{s} {}: {limit} ran out",
-            names.join(", ")
-        ),
+        format!("waiting for HELLO on {which}: {limit} ran out"),
     )
 }
 

@@ -124,6 +124,11 @@ impl Lane {
         self.name = LaneName::of(number.into(), self.channel.handed_in());
     }
 
+    /// The HELLO has said that this is the urgent lane.
+    pub(super) fn is_urgent(&mut self) {
+        self.name = LaneName::urgent(self.channel.handed_in());
+    }
+
     /// The result with the lane's name before its error. An error that the source told in an ABORT
     /// keeps the source's words.
     pub(super) fn named<T>(&self, result: Result<T>) -> Result<T> {
@@ -243,6 +248,31 @@ impl Lane {
         }
         self.flush()?;
         self.channel.wait(Interest::Read, Some(cancel), until)?;
+        self.has_more()
+    }
+
+    /// As [`Lane::wait_for_more`], and also ends when `recall` is raised.
+    pub(super) fn wait_for_more_unless(
+        &mut self,
+        recall: &Recall,
+        cancel: &Cancel,
+        until: Deadline,
+    ) -> Result<bool> {
+        if self.has_more()? {
+            return Ok(true);
+        }
+        self.flush()?;
+        let until = match self.outbox.is_empty() {
+            true => until,
+            // There is no room for what is to be sent. The source may have nothing to say.
+            false => until.earlier(Deadline::after(LOOK)),
+        };
+        if recall.is_raised() {
+            return Ok(false);
+        }
+        self.channel
+            .wait_or(Interest::Read, Some(recall), Some(cancel), until)?;
+        recall.settle();
         self.has_more()
     }
 

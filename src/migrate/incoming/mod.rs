@@ -17,6 +17,7 @@ mod lane;
 mod lane_account;
 mod negotiate;
 mod placement;
+mod postcopy;
 mod prefault;
 mod receiver;
 mod targets;
@@ -26,7 +27,8 @@ pub use driver::AcceptFrom;
 
 use crate::channel::{Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
-use crate::memory::Memory;
+use crate::memory::served::{Blocked, Theirs};
+use crate::memory::{Block, Memory};
 use crate::migrate::common::Migration;
 use crate::migrate::params::Params;
 use crate::migrate::report::{LaneState, LaneStats};
@@ -36,9 +38,13 @@ use crate::migrate::switchover::destination::State;
 use crate::migrate::watching::watching;
 use crate::migrate::work;
 use crate::runtime::thread::{spawn, Role};
+use crate::sys::uffd::Faults;
+use crate::units::Pages;
 use crate::vmm::Vmm;
-use arriving::Arriving;
+use arriving::{Arriving, Decision};
 use driver::Driver;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -186,6 +192,63 @@ impl Incoming {
             .cancel("the guest has been taken over", wake)
     }
 
+    /// The pages that have not arrived, of a guest that was handed over before all of its memory
+    /// was here: calls `run` with the block and the pages, in ascending order of pages within a
+    /// block. Calls nothing when no page is missing. Pages may arrive meanwhile.
+    pub fn missing(&self, mut run: impl FnMut(&Block, Range<Pages>)) {
+        let Some(served) = self.shared.guest.served() else {
+            return;
+        };
+        for block in self.shared.guest.memory.map().blocks() {
+            let mut at = Pages(0);
+            while let Some(found) = served.next_absent(block, at..block.pages()) {
+                at = found.end;
+                run(block, found);
+            }
+        }
+    }
+
+    /// Gives up the pages that are missing, when the connections are lost ([`State::Interrupted`])
+    /// and the source is known to be gone for good. The migration ends as [`State::Incomplete`]. The
+    /// guest runs on. From then on, an access of a missing page raises SIGBUS (SIGSEGV before Linux
+    /// 6.6), as memory that the hardware has lost does. `KVM_RUN` and other system calls return EFAULT.
+    /// Threads that wait for such a page are woken that way. The pages count as declared lost
+    /// ([`Memory::mark_poisoned`](crate::memory::Memory::mark_poisoned)).
+    ///
+    /// # Errors
+    /// [`Kind::State`] when the migration is not interrupted.
+    pub fn give_up(&self) -> Result<()> {
+        self.decide(Decision::GiveUp, "giving up")
+    }
+
+    /// How long each thread has waited for pages that had not arrived, by its number in the kernel.
+    /// The figures stay when all pages are here.
+    pub fn blocked(&self) -> Vec<Blocked> {
+        self.shared.guest.blocked()
+    }
+
+    /// Serves page faults of another process, such as a vhost-user back end, which shares memory of
+    /// the guest and touches pages that have not arrived. `fd` is a userfaultfd of that process, which
+    /// has called UFFDIO_API on it and registers its mappings for missing faults. `regions` says what
+    /// is where in that process; each lies inside a block of shared memory.
+    ///
+    /// Call it before the switch to postcopy, so between the start of the migration and the return of
+    /// `early_load`, to be sure. Old contents of missing pages are then punched out of the files of
+    /// shared memory at the switch, so that the other process does not find them. Faults are served
+    /// until this migration is dropped.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for a region that is not inside a block of shared memory, or overlaps
+    /// another one; [`Kind::State`] behind a switch at which no such userfaultfd was known.
+    pub fn add_uffd(&self, fd: OwnedFd, regions: Vec<Theirs>) -> Result<()> {
+        self.shared.guest.add_uffd(Faults::adopt(fd)?, regions)
+    }
+
+    fn decide(&self, decision: Decision, what: &str) -> Result<()> {
+        let interrupted = || self.state() == State::Interrupted;
+        self.shared.guest.decide(decision, what, interrupted)
+    }
+
     /// Waits until the guest runs here or the migration has failed. When `limit` passes first,
     /// returns [`Kind::Pending`].
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
@@ -196,6 +259,7 @@ impl Incoming {
 impl Drop for Incoming {
     /// Cancels a migration that is in progress, and waits for its end.
     fn drop(&mut self) {
+        self.shared.guest.is_dropped();
         let wake = || self.shared.guest.cancel_devices();
         self.shared.handle.shut_down(wake);
     }

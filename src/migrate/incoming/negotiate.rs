@@ -3,7 +3,7 @@
 
 use super::account::Account;
 use super::agreed::Agreed;
-use super::authenticate::{check_role, Session};
+use super::authenticate::{check_role, connections, is_urgent, Session};
 use super::blobs;
 use super::devices;
 use super::lane::{Incomer, Lane, Waits};
@@ -11,12 +11,14 @@ use super::receiver::Receiver;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::block::BLOCKS_MAX;
+use crate::memory::served::{Checked, Served};
 use crate::memory::Memory;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::control;
 use crate::migrate::layout::layout_difference;
 use crate::migrate::params::{Params, Side};
 use crate::runtime::{Deadline, Limit};
+use crate::sys::uffd::Faults;
 use crate::vmm::device::{InUse, Registered};
 use crate::wire::{self, Hello, NamedDevice, Record, RecordType};
 use std::collections::HashSet;
@@ -33,7 +35,15 @@ const LOOK: Duration = Duration::from_millis(10);
 /// When versions or features do not go together, or when the source has more channels than this
 /// side takes.
 pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)> {
-    let (version, features) = wire::negotiate(hello, &params.ours(Side::Destination, false))?;
+    let (ours, without) = offer(params);
+    let agreed = wire::negotiate(hello, &ours).map_err(|error| match &without {
+        // The source learns why "postcopy" is not offered here.
+        Some(why) if hello.features_required & wire::FEATURE_POSTCOPY != 0 => {
+            Error::new(error.kind(), format!("{}: {why}", error.message()))
+        }
+        _ => error,
+    });
+    let (version, features) = agreed?;
     check_role(hello)?;
     if u32::from(hello.channels) > params.incoming_channels {
         return Err(Error::new(
@@ -58,8 +68,19 @@ pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)>
         checksums: features & wire::FEATURE_PAGE_CHECKSUMS != 0,
         verify: features & wire::FEATURE_VERIFY != 0,
         devices: features & wire::FEATURE_DEVICE_STREAMS != 0,
+        // A source that could do it and does not want it has no urgent lane.
+        postcopy: features & hello.features_required & wire::FEATURE_POSTCOPY != 0,
     };
     Ok((Record::HelloReply(reply), agreed))
+}
+
+/// What this side offers, and why not "postcopy" if it does not.
+fn offer(params: &Params) -> (wire::Ours, Option<Error>) {
+    let ours = params.ours(Side::Destination, false);
+    match Faults::open() {
+        Ok(_) => (ours, None),
+        Err(why) => (ours.without(wire::FEATURE_POSTCOPY), Some(why)),
+    }
 }
 
 /// Reads the HELLO of each connection that the VMM has handed in, in the order in which they come.
@@ -119,15 +140,22 @@ fn heard(lane: &mut Lane, waits: &Waits<'_>, limit: Limit, count: usize) -> Resu
         other => return lane.named(Err(control::unexpected(other.kind(), "HELLO"))),
     };
     lane.named(check_role(&hello))?;
-    if usize::from(hello.channels) != count {
+    if connections(&hello) != count {
+        let urgent = match connections(&hello) > usize::from(hello.channels) {
+            true => " and an urgent lane",
+            false => "",
+        };
         return lane.named(Err(Error::new(
             Kind::Unsupported,
             format!(
                 "expected a source of {count} channels, one for each socket that was handed in \
-                 here; found one of {}",
+                 here; found one of {}{urgent}",
                 hello.channels
             ),
         )));
+    }
+    if is_urgent(&hello) {
+        lane.is_urgent();
     }
     Ok(hello)
 }
@@ -143,16 +171,17 @@ fn silent(lanes: &[Receiver], said: &[Option<Hello>], limit: &Limit) -> Error {
 
 /// Answers the source on channel 0 until its RAM blocks and devices are known to match ours and
 /// `account` takes the pages. The map and the devices of `memory` are looked at once the VMM has built
-/// itself. Returns the devices in the source's order.
+/// itself.
 pub(super) fn negotiate(
     lane: &mut Lane,
     waits: &Waits<'_>,
     mut limit: Limit,
-    devices_agreed: bool,
+    agreed: &Agreed,
     vmm: &Callbacks,
     memory: &Memory,
     account: &mut Account,
-) -> Result<(Vec<Arc<Registered>>, InUse)> {
+) -> Result<Layout> {
+    let (devices_agreed, postcopy) = (agreed.devices, agreed.postcopy);
     let early = blobs::receive(lane, waits, RecordType::Early, limit)?;
     let building = Instant::now();
     for stored in &early.list {
@@ -187,9 +216,27 @@ pub(super) fn negotiate(
             None => account.added(theirs)?,
         }
     }
+    // Said now and not after the pause.
+    let servable = match postcopy {
+        true => Some(Served::check(memory).map_err(|e| e.context("postcopy"))?),
+        false => None,
+    };
     let matched = devices::matched(&named, &ours)?;
     lane.send(waits, &Record::LayoutOk)?;
-    Ok((matched, ours))
+    Ok(Layout {
+        devices: matched,
+        in_use: ours,
+        servable,
+    })
+}
+
+/// What the exchange of layouts came to.
+pub(super) struct Layout {
+    /// The devices, in the source's order.
+    pub(super) devices: Vec<Arc<Registered>>,
+    pub(super) in_use: InUse,
+    /// How each block can be served by fault, where postcopy was agreed on.
+    pub(super) servable: Option<Checked>,
 }
 
 /// The source's RAM blocks and devices, as it announces them.

@@ -3,6 +3,9 @@
 //! Plain contents are read straight into guest memory. Contents that have to be checked or decoded
 //! are staged: read into a buffer, checked or decoded there, and then copied. So contents that were
 //! damaged on their way never reach guest memory.
+//!
+//! Behind the switch to postcopy the guest may run, and a page counts from its first arrival on. So
+//! all contents are staged there, and then placed as whole pages by [`Served`].
 
 use super::lane::Lane;
 use super::lane_account::{LaneAccount, Place};
@@ -11,17 +14,23 @@ use crate::channel::{Io, IoPart as _, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::access::{self, Access};
+use crate::memory::served::Served;
 use crate::memory::{BlockPin, PageRun};
 use crate::page::compress::Decompressor;
 use crate::runtime::Recall;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::wire::{self, list_len, Header, RecordType, CHECKSUM_LEN, LIST_RUNS_MAX};
+use std::sync::Arc;
 
 /// The ways of placing contents, as the file's description says.
 pub(super) struct Placement {
     /// Backs memory ahead of plain contents.
     prefault: Option<Prefault>,
     staged: Staged,
+    /// Places pages behind the switch to postcopy.
+    served: Option<Arc<Served>>,
+    /// What was backed until prefaulting ended.
+    backed: Backed,
 }
 
 /// The buffers for one record's payload. A record's pages lie inside one stretch, or are a list of
@@ -109,7 +118,12 @@ fn named(account: &mut LaneAccount, header: &Header, error: Error) -> Error {
 }
 
 /// Copies contents from a buffer into guest memory.
-fn write(block: &BlockPin, run: PageRun, contents: &[u8]) -> Result<()> {
+fn write(served: Option<&Served>, block: &BlockPin, run: PageRun, contents: &[u8]) -> Result<()> {
+    if let Some(served) = served {
+        return served
+            .place(&block.shared(), run.first(), contents)
+            .map(drop);
+    }
     access::writable(block, run.range())?;
     block.slice(run.first(), run.count())?.copy_from(contents);
     Ok(())
@@ -120,7 +134,61 @@ impl Placement {
         Placement {
             prefault,
             staged: Staged::default(),
+            served: None,
+            backed: Backed::default(),
         }
+    }
+
+    /// From here on pages are placed by `served`. No thread backs memory ahead any more when this
+    /// returns.
+    pub(super) fn serve(&mut self, served: Arc<Served>) {
+        self.stop_prefault();
+        self.served = Some(served);
+    }
+
+    /// Ends the backing of memory ahead of contents. No thread does it any more when this returns.
+    pub(super) fn stop_prefault(&mut self) {
+        if let Some(prefault) = self.prefault.take() {
+            self.backed += prefault.done();
+        }
+    }
+
+    /// Behind the switch to postcopy: places the zero pages of a record, and returns their number.
+    /// `runs` is a buffer.
+    pub(super) fn place_zeros(
+        &mut self,
+        lane: &mut Lane,
+        account: &mut LaneAccount,
+        header: &Header,
+        runs: &mut Vec<PageRun>,
+        io: &Io<'_>,
+    ) -> Result<u64> {
+        let Some(served) = &self.served else {
+            return Err(Error::new(Kind::Internal, "zero pages before the switch"));
+        };
+        if header.kind != RecordType::ZerosList.number() {
+            if let Some((block, run)) = account.data(header)? {
+                served.place_zeros(&block.shared(), run.range())?;
+                account.arrived(&run);
+            }
+            return Ok(u64::from(header.count));
+        }
+        let mut list = [0; list_len(LIST_RUNS_MAX)];
+        let list = &mut list[..list_len(header.count)];
+        lane.payload_begins(list, header, io)?;
+        if let Some(block) = account.list(header, list, runs)? {
+            let block = block.shared();
+            for run in &*runs {
+                served.place_zeros(&block, run.range())?;
+                account.arrived(run);
+            }
+        }
+        Ok(wire::listed_pages(list))
+    }
+
+    /// Whether pages are placed as behind the switch to postcopy.
+    pub(super) fn is_served(&self) -> bool {
+        self.served.is_some()
     }
 
     /// Reads a run's contents from `lane` and puts them where `account` says. When the block is
@@ -141,7 +209,7 @@ impl Placement {
         let place = account.data(header)?;
         let run = place.as_ref().map(|(_, run)| *run);
         let packed = header.kind == RecordType::Compressed.number();
-        let placed = if packed || header.is_checked() {
+        let placed = if packed || header.is_checked() || self.served.is_some() {
             drop(place);
             self.place_staged(lane, account, header, recall, io)
         } else {
@@ -178,7 +246,7 @@ impl Placement {
         let block = account.list(header, list, runs)?;
         let pages = wire::listed_pages(list);
         let packed = header.kind == RecordType::CompressedList.number();
-        let placed = if packed || header.is_checked() {
+        let placed = if packed || header.is_checked() || self.served.is_some() {
             drop(block);
             let list = List {
                 header,
@@ -205,6 +273,12 @@ impl Placement {
         recall: &Recall,
         io: &Io<'_>,
     ) -> Result<()> {
+        if self.served.is_some() {
+            return Err(Error::new(
+                Kind::Protocol,
+                "DELTA: expected whole pages behind the switch to postcopy, found changes of pages",
+            ));
+        }
         let length = header.payload as usize;
         let payload = self.staged.read(lane, length, recall, io)?;
         account.changed(header, payload)
@@ -220,13 +294,16 @@ impl Placement {
     ) -> Result<()> {
         let length = header.payload as usize;
         let payload = self.staged.read(lane, length, recall, io)?;
-        let contents = match header.is_checked() {
-            true => header.check_contents(payload),
-            false => self.staged.unpack(header, u64::from(header.count), length),
+        let contents = match RecordType::from_number(header.kind) {
+            Some(RecordType::Compressed) => {
+                self.staged.unpack(header, u64::from(header.count), length)
+            }
+            _ if header.is_checked() => header.check_contents(payload),
+            _ => Ok(payload),
         };
         let contents = contents.map_err(|e| named(account, header, e))?;
         match account.pin(header)? {
-            Some((block, run)) => write(&block, run, contents),
+            Some((block, run)) => write(self.served.as_deref(), &block, run, contents),
             None => Ok(()),
         }
     }
@@ -242,9 +319,10 @@ impl Placement {
         let header = list.header;
         let length = header.payload as usize - list_len(header.count);
         let payload = self.staged.read(lane, length, recall, io)?;
-        let contents = match header.is_checked() {
-            true => header.check_contents(payload),
-            false => self.staged.unpack(header, list.pages, length),
+        let contents = match RecordType::from_number(header.kind) {
+            Some(RecordType::CompressedList) => self.staged.unpack(header, list.pages, length),
+            _ if header.is_checked() => header.check_contents(payload),
+            _ => Ok(payload),
         };
         let mut contents = contents.map_err(|e| named(account, header, e))?;
         let Some(block) = account.pin_block(header) else {
@@ -252,7 +330,7 @@ impl Placement {
         };
         for run in list.runs {
             let (first, rest) = contents.split_at(run.count().bytes().0 as usize);
-            write(&block, *run, first)?;
+            write(self.served.as_deref(), &block, *run, first)?;
             contents = rest;
         }
         Ok(())
@@ -260,10 +338,13 @@ impl Placement {
 
     /// What prefaulting has done so far.
     pub(super) fn prefaulted(&self) -> Backed {
-        self.prefault
+        let mut backed = self.backed;
+        backed += self
+            .prefault
             .as_ref()
             .map(Prefault::done)
-            .unwrap_or_default()
+            .unwrap_or_default();
+        backed
     }
 
     /// Called when no more contents come.

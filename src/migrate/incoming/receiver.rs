@@ -14,6 +14,7 @@ use super::lane_account::LaneAccount;
 use super::placement::Placement;
 use crate::channel::Channel;
 use crate::error::{Error, Kind, Result};
+use crate::memory::served::Served;
 use crate::memory::{Memory, PageRun, PinRecall};
 use crate::migrate::control;
 use crate::migrate::lane_name::LaneName;
@@ -36,6 +37,8 @@ pub(super) struct Receiver {
     agreed: Agreed,
     /// Where pieces of devices' state go, when the source has devices.
     pieces: Option<Pieces>,
+    /// Whether the marker of [`Came::Switch`] has come.
+    switched: bool,
 }
 
 /// What the next record was, and what was done with it.
@@ -46,6 +49,9 @@ pub(super) enum Came {
     Piece,
     /// The marker behind the last page run, as [`Came::Marker`]. Pieces of stopped devices follow.
     PagesEnd,
+    /// The marker behind the last page of a guest that ran at the source, as [`Came::Marker`]. Pages
+    /// behind it are placed by [`Served`].
+    Switch,
     /// A marker whose counts are right. Its acknowledgement is sent, or will be when there is room.
     Marker(Marker),
     /// Another record, with which nothing was done yet.
@@ -76,6 +82,7 @@ impl Receiver {
             recall: PinRecall::of(memory)?,
             agreed: Agreed::default(),
             pieces: None,
+            switched: false,
         })
     }
 
@@ -90,6 +97,12 @@ impl Receiver {
         self.pieces = Some(pieces);
     }
 
+    /// Pages that come from here on are placed by `served`.
+    pub(super) fn serve(&mut self, served: &Arc<Served>) {
+        self.switched = true;
+        self.placement.serve(Arc::clone(served));
+    }
+
     /// The HELLO has said which channel of several this is.
     pub(super) fn is_channel(&mut self, number: u16) {
         self.channel = number;
@@ -102,8 +115,26 @@ impl Receiver {
         self.lane.named(taken)
     }
 
+    /// Takes the next record, whose header has to come by `begins`. `None` for a record that may be
+    /// skipped: the source only says that it is there.
+    pub(super) fn take_or_skip(
+        &mut self,
+        waits: &Waits<'_>,
+        begins: Limit,
+    ) -> Result<Option<Came>> {
+        let came = self
+            .lane
+            .next_or_skipped(waits, begins, "pages or a marker");
+        let taken = came.and_then(|came| came.map(|came| self.handle(came, waits)).transpose());
+        self.lane.named(taken)
+    }
+
     fn take_one(&mut self, waits: &Waits<'_>, begins: Limit) -> Result<Came> {
         let came = self.lane.next_by(waits, begins, "pages or a marker")?;
+        self.handle(came, waits)
+    }
+
+    fn handle(&mut self, came: Incomer, waits: &Waits<'_>) -> Result<Came> {
         match came {
             Incomer::Pages(kind, header) => {
                 if self.pages_ended() {
@@ -125,6 +156,12 @@ impl Receiver {
                 self.lane.marker(&marker)?;
                 self.figures.pass(marker.pass);
                 self.renew_figures();
+                if marker.begins_postcopy() {
+                    self.switched = true;
+                    // Pages are discarded soon, and no helper may back them again.
+                    self.placement.stop_prefault();
+                    return Ok(Came::Switch);
+                }
                 // The host may have changed our memory's state since the last record.
                 self.account.refresh();
                 match (&mut self.pieces, marker.ends_pages()) {
@@ -139,6 +176,11 @@ impl Receiver {
         }
     }
 
+    /// Whether the marker of [`Came::Switch`] has come.
+    pub(super) fn switched(&self) -> bool {
+        self.switched
+    }
+
     /// Whether the marker behind the last page run has come.
     pub(super) fn pages_ended(&self) -> bool {
         self.pieces.as_ref().is_some_and(Pieces::pages_ended)
@@ -146,13 +188,16 @@ impl Receiver {
 
     /// Refuses a marker that ends the pages or the lane out of turn.
     fn check_end(&self, marker: &Marker) -> Result<()> {
-        if marker.begins_postcopy() {
-            return Err(Error::new(
-                Kind::Protocol,
-                "expected no MARKER where postcopy begins, without postcopy",
-            ));
-        }
         let ended = self.pages_ended();
+        if marker.begins_postcopy() && (self.switched || !self.agreed.postcopy) {
+            let what = match self.switched {
+                true => "one MARKER that begins postcopy",
+                false => {
+                    "no MARKER that begins postcopy: the feature \"postcopy\" is not agreed on"
+                }
+            };
+            return Err(Error::new(Kind::Protocol, format!("expected {what}")));
+        }
         let expected = match (self.pieces.is_some(), marker.ends_pages()) {
             (false, true) => "no MARKER that ends the pages, without devices",
             (true, true) if ended => "one MARKER that ends the pages",
@@ -193,6 +238,21 @@ impl Receiver {
             ..
         } = self;
         agreed.check(kind, header)?;
+        if placement.is_served() {
+            let zeros = matches!(
+                kind,
+                RecordType::Zeros | RecordType::Ballooned | RecordType::ZerosList
+            );
+            if zeros {
+                let io = waits.record(header, Limit::never());
+                let pages = placement.place_zeros(lane, account, header, listed, &io)?;
+                match kind {
+                    RecordType::ZerosList => lane.taken_list(kind, header, pages),
+                    _ => lane.taken(kind, header),
+                }
+                return Ok(());
+            }
+        }
         match kind {
             RecordType::Zeros => account.zeros(header)?,
             RecordType::Ballooned => account.ballooned(header)?,

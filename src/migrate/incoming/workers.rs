@@ -3,6 +3,9 @@
 //!
 //! Channel 0 stays with the migration's thread, which waits here for the other threads and takes
 //! all lanes back. So everything that follows the passes has one owner and needs no lock.
+//!
+//! A switch to postcopy ends the threads too: every lane is the migration's thread's while pages are
+//! discarded. Then new threads take the rest, and the urgent lane has one as well.
 
 use super::arriving::Arriving;
 use super::lane::Waits;
@@ -83,18 +86,54 @@ impl Workers {
             threads: Vec::with_capacity(lanes.len()),
         };
         for lane in lanes {
-            let (shared, vmm) = (Arc::clone(&workers.shared), migration.callbacks());
-            *workers.shared.left() += 1;
-            let spawned = spawn(Role::Channel, |_| (), move || work(lane, &shared, &vmm));
-            match spawned {
-                Ok(thread) => workers.threads.push(thread),
-                Err(error) => {
-                    *workers.shared.left() -= 1;
-                    return Err(error);
-                }
-            }
+            workers.add(lane, receive)?;
         }
         Ok(workers)
+    }
+
+    /// Starts a thread for `lane`, whose work is `receive`.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub(super) fn add(
+        &mut self,
+        lane: Receiver,
+        receive: impl FnOnce(&mut Receiver, &Waits<'_>) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let vmm = shared.migration.callbacks();
+        *self.shared.left() += 1;
+        let spawned = spawn(
+            Role::Channel,
+            |_| (),
+            move || work(lane, &shared, &vmm, receive),
+        );
+        match spawned {
+            Ok(thread) => {
+                self.threads.push(thread);
+                Ok(())
+            }
+            Err(error) => {
+                *self.shared.left() -= 1;
+                Err(error)
+            }
+        }
+    }
+
+    /// Why the lanes have failed, if they have.
+    pub(super) fn failed(&self) -> Option<Error> {
+        self.shared.failure.reason().map(|(_, error)| error)
+    }
+
+    /// What ends the waits of all lanes.
+    pub(super) fn stop(&self) -> &Cancel {
+        self.shared.failure.stop()
+    }
+
+    /// Ends the threads, and returns their lanes.
+    pub(super) fn end(self) -> Vec<Receiver> {
+        self.shared.failure.stop().cancel();
+        self.join().0
     }
 
     /// The limits of channel 0's waits, which also end with the first error of any lane.
@@ -141,7 +180,12 @@ impl Drop for Workers {
 }
 
 /// The work of one lane's thread. Returns the lane in every case.
-fn work(mut lane: Receiver, shared: &Shared, vmm: &Callbacks) -> Receiver {
+fn work(
+    mut lane: Receiver,
+    shared: &Shared,
+    vmm: &Callbacks,
+    receive: impl FnOnce(&mut Receiver, &Waits<'_>) -> Result<()>,
+) -> Receiver {
     let _leaving = shared.leave();
     let received = catch(|| {
         vmm.thread_start(Role::Channel)?;
@@ -154,11 +198,13 @@ fn work(mut lane: Receiver, shared: &Shared, vmm: &Callbacks) -> Receiver {
     lane
 }
 
-/// Takes memory until the final marker, and sends the acknowledgement of that marker.
+/// Takes memory until the final marker, or the marker of a switch, and sends the acknowledgement of
+/// that marker.
 fn receive(lane: &mut Receiver, waits: &Waits<'_>) -> Result<()> {
     loop {
         match lane.take(waits, waits.patience().from_now())? {
             Came::Pages | Came::Piece | Came::PagesEnd => {}
+            Came::Switch => return lane.lane.flush_all(waits),
             Came::Marker(marker) if marker.is_final() => {
                 lane.finish();
                 return lane.lane.flush_all(waits);

@@ -37,6 +37,13 @@ pub enum State {
     Failed = 42,
     /// The guest was handed over and did not start. The source was told, or has no answer.
     StartFailed = 43,
+    /// Postcopy: the guest runs here, and pages of its memory still arrive.
+    Completing = 44,
+    /// Postcopy: the guest runs here, and the connections were lost before all of its memory came. A
+    /// vCPU that needs a missing page waits until the VMM takes new connections or gives the pages up.
+    Interrupted = 45,
+    /// Postcopy: the guest runs here, and the VMM has given up pages of its memory.
+    Incomplete = 46,
 }
 
 /// The events of the destination.
@@ -64,6 +71,14 @@ pub enum Event {
     Late,
     /// `run` returned without an error.
     Started,
+    /// `run` returned without an error, and pages are missing.
+    StartedToComplete,
+    /// Every page is here.
+    AllHere,
+    /// The VMM takes new connections for the rest of the pages.
+    Recover,
+    /// The VMM gives the missing pages up.
+    GiveUp,
     /// The current action failed.
     Failed(Failure),
 }
@@ -75,7 +90,8 @@ pub enum Action {
     Accept,
     /// Agree on versions, configuration and layout.
     Negotiate,
-    /// Take memory until the end marker, and check its counts.
+    /// Take memory until the end marker, and check its counts. After a switch to postcopy, discard
+    /// what is missing, and serve faults on it.
     Receive,
     /// Take the state, compute the checksums of memory for a source that verifies, and call the
     /// VMM's `load`.
@@ -92,6 +108,14 @@ pub enum Action {
     SendRunning,
     /// Send the checksums of memory to a source that verifies. Nothing depends on their arrival.
     SendDigests,
+    /// Place the pages that arrive, and ask for those that the guest waits for, until all are here.
+    Complete,
+    /// Tell the source that every page is here. Nothing depends on its arrival.
+    SendComplete,
+    /// End the lanes, and wait for the VMM.
+    AwaitRecovery,
+    /// Agree with the source on what is missing, over new connections.
+    Reconnect,
     /// Tell the peer that the migration is over, and why.
     TellPeer,
     /// Tell the VMM how the migration ended.
@@ -118,6 +142,13 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::Committing, E::GateWon) => to(S::Starting, &[A::CallRun]),
         (S::Starting, E::Started) => to(S::Running, END_WELL),
 
+        (S::Starting, E::StartedToComplete) => to(S::Completing, &[A::SendRunning, A::Complete]),
+        (S::Completing, E::AllHere) => to(S::Running, &[A::SendComplete, A::Report]),
+        // The guest runs on, and only the source has the pages.
+        (S::Completing, _) => to(S::Interrupted, &[A::AwaitRecovery]),
+        (S::Interrupted, E::Recover) => to(S::Completing, &[A::Reconnect, A::Complete]),
+        (S::Interrupted, _) => to(S::Incomplete, &[A::Report]),
+
         // The source may have taken the guest back by now.
         (S::Committing | S::Starting, E::Late) => to(S::Failed, END_BADLY),
 
@@ -125,7 +156,7 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         // guest, but its VMM learns what to decide.
         (S::Committing | S::Starting, _) => to(S::StartFailed, END_BADLY),
 
-        (S::Running | S::Failed | S::StartFailed, _) => to(state, &[]),
+        (S::Running | S::Failed | S::StartFailed | S::Incomplete, _) => to(state, &[]),
 
         (
             S::Idle
@@ -143,7 +174,10 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
 impl State {
     /// Whether nothing happens any more.
     pub fn is_over(self) -> bool {
-        matches!(self, State::Running | State::Failed | State::StartFailed)
+        matches!(
+            self,
+            State::Running | State::Failed | State::StartFailed | State::Incomplete
+        )
     }
 
     /// The state's name, as in messages and JSON.
@@ -161,6 +195,9 @@ impl State {
             State::Running => "running",
             State::Failed => "failed",
             State::StartFailed => "handed over, not started",
+            State::Completing => "running, memory arrives",
+            State::Interrupted => "running, interrupted",
+            State::Incomplete => "running, incomplete",
         }
     }
 
@@ -174,7 +211,9 @@ impl State {
             | State::AwaitingHandover
             | State::Committing
             | State::Starting => Stage::Filling,
-            State::Running => Stage::Arrived,
+            // Pages that were given up count as lost: what is left is whole.
+            State::Running | State::Incomplete => Stage::Arrived,
+            State::Completing | State::Interrupted => Stage::Incomplete,
             State::Failed => Stage::NotArrived,
             State::StartFailed => Stage::Stands,
         }

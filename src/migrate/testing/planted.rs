@@ -400,6 +400,8 @@ mod tests {
                 A::Accept | A::Negotiate | A::Receive | A::CallLoad | A::SendReady => {}
                 A::AwaitHandover | A::TakeGate | A::CallRun | A::SendRunning | A::SendDigests => {}
                 A::TellPeer | A::Report => {}
+                // Only in a postcopy.
+                A::Complete | A::SendComplete | A::AwaitRecovery | A::Reconnect => {}
             }
         }
         let mut names: Vec<String> = actions.iter().map(|a| format!("{a:?}")).collect();

@@ -2,12 +2,49 @@
 
 use super::{Answer, Export};
 use crate::capi::incoming::*;
+use crate::capi::missing::*;
 use crate::capi::ops::*;
 use crate::capi::outgoing::*;
 use crate::capi::policy::*;
 use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
+    (
+        "brant_incoming_get_missing",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe {
+                brant_incoming_get_missing(null(), null_mut(), 1, null_mut(), e)
+            })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_get_blocked",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe {
+                brant_incoming_get_blocked(null(), null_mut(), 1, null_mut(), e)
+            })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_give_up",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_incoming_give_up(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_add_uffd",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_incoming_add_uffd(null_mut(), -1, null(), 1, e) })
+        },
+        None,
+    ),
     (
         "brant_incoming_new",
         |e| {

@@ -1,0 +1,183 @@
+//! The pages that a thread of the guest waits for, on their way to the urgent lane.
+//!
+//! The fault thread puts them here and goes on: it never waits for a connection. The urgent lane's
+//! thread takes all that there are at once, and asks the source for them in as few records as
+//! possible. A page is put here once: the fault thread keeps a bit for each page that was asked for.
+
+use crate::error::{Error, Result};
+use crate::fallible;
+use crate::memory::served::Supplier;
+use crate::memory::{Block, BlockId};
+use crate::migrate::callbacks::Callbacks;
+use crate::runtime::Recall;
+use crate::units::Pages;
+use crate::vmm::EventKind;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Some pages of one of the source's blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::migrate::incoming) struct Wanted {
+    /// The source's number of the block.
+    pub(in crate::migrate::incoming) block: u32,
+    pub(in crate::migrate::incoming) pages: Range<Pages>,
+}
+
+/// The requests, as the file's description says.
+pub(in crate::migrate::incoming) struct Requests {
+    /// The source's numbers of our blocks.
+    numbers: HashMap<BlockId, u32>,
+    wanted: Mutex<Vec<Wanted>>,
+    /// Raised when there is something to ask for.
+    some: Recall,
+    /// Whether some request was lost, because there was no memory for it.
+    lost: AtomicBool,
+    vmm: Callbacks,
+    /// Whether the VMM was told that a fault cannot be answered.
+    told: AtomicBool,
+}
+
+impl Requests {
+    /// Requests for pages of `blocks`, by the source's numbers of them.
+    pub(in crate::migrate::incoming) fn new<'a>(
+        blocks: impl Iterator<Item = (u32, &'a Arc<Block>)>,
+        vmm: Callbacks,
+    ) -> Result<Requests> {
+        let mut numbers = HashMap::new();
+        for (number, block) in blocks {
+            fallible::insert(
+                &mut numbers,
+                block.id(),
+                number,
+                "blocks with missing pages",
+            )?;
+        }
+        Ok(Requests {
+            numbers,
+            wanted: Mutex::default(),
+            some: Recall::new()?,
+            lost: AtomicBool::new(false),
+            vmm,
+            told: AtomicBool::new(false),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Wanted>> {
+        self.wanted.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Raised when there is something to ask for. [`Requests::take`] lowers it.
+    pub(in crate::migrate::incoming) fn some(&self) -> &Recall {
+        &self.some
+    }
+
+    /// All that is to be asked for, ascending. Of a page that is in the list twice, one stays.
+    pub(in crate::migrate::incoming) fn take(&self) -> Vec<Wanted> {
+        // Lowered before the list is taken: a page that comes in between raises it again.
+        self.some.lower();
+        let mut wanted = std::mem::take(&mut *self.lock());
+        merge(&mut wanted);
+        wanted
+    }
+
+    /// Whether a request was lost since the last call. All unanswered faults have to be asked for
+    /// again then.
+    pub(in crate::migrate::incoming) fn was_lost(&self) -> bool {
+        self.lost.swap(false, Ordering::Relaxed)
+    }
+
+    /// Forgets what was not asked for yet. Called when the connections are gone.
+    pub(in crate::migrate::incoming) fn clear(&self) {
+        self.lock().clear();
+        self.some.lower();
+    }
+}
+
+impl Supplier for Requests {
+    fn wanted(&self, block: &Arc<Block>, pages: Range<Pages>) {
+        let Some(number) = self.numbers.get(&block.id()) else {
+            return;
+        };
+        let wanted = Wanted {
+            block: *number,
+            pages,
+        };
+        if fallible::push(&mut self.lock(), wanted, "requests for pages").is_err() {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        self.some.raise();
+    }
+
+    fn failed(&self, error: &Error) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            self.vmm.event(
+                EventKind::Warning,
+                format!("a page fault of the guest cannot be answered at this moment: {error}"),
+            );
+        }
+    }
+}
+
+/// Sorts `wanted`, and makes one of runs that touch.
+fn merge(wanted: &mut Vec<Wanted>) {
+    wanted.sort_unstable_by_key(|it| (it.block, it.pages.start));
+    wanted.dedup_by(|next, one| {
+        let touch = next.block == one.block && next.pages.start <= one.pages.end;
+        if touch {
+            one.pages.end = one.pages.end.max(next.pages.end);
+        }
+        touch
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dirty::testing::Guest;
+
+    struct Nothing;
+
+    impl crate::vmm::Vmm for Nothing {}
+
+    fn wanted(block: u32, pages: Range<u64>) -> Wanted {
+        Wanted {
+            block,
+            pages: Pages(pages.start)..Pages(pages.end),
+        }
+    }
+
+    #[test]
+    fn faults_become_few_runs_that_ascend_and_no_page_is_in_two() {
+        let mut list = vec![
+            wanted(3, 9..10),
+            wanted(1, 4..5),
+            wanted(3, 2..4),
+            wanted(3, 10..12),
+            wanted(3, 3..4),
+            wanted(1, 4..5),
+        ];
+        merge(&mut list);
+        assert_eq!(list, [wanted(1, 4..5), wanted(3, 2..4), wanted(3, 9..12)]);
+    }
+
+    #[test]
+    fn a_page_that_is_wanted_raises_the_recall_until_it_is_taken() {
+        let guest = Guest::new(8);
+        guest.block("ram", 8);
+        let block = Arc::clone(&guest.memory.map().blocks()[0]);
+        let vmm = Callbacks::new(Arc::new(Nothing), 1);
+        let requests = Requests::new([(77, &block)].into_iter(), vmm).unwrap();
+        assert!(!requests.some().is_raised());
+        requests.wanted(&block, Pages(3)..Pages(4));
+        requests.wanted(&block, Pages(4)..Pages(5));
+        assert!(requests.some().is_raised());
+        assert_eq!(requests.take(), [wanted(77, 3..5)]);
+        assert!(!requests.some().is_raised());
+        assert_eq!(requests.take(), []);
+        requests.wanted(&block, Pages(1)..Pages(2));
+        requests.clear();
+        assert!(!requests.some().is_raised() && requests.take().is_empty());
+    }
+}

@@ -1,0 +1,6 @@
+//! Postcopy: the guest runs at the destination before all of its memory is there.
+
+mod destination;
+mod lost;
+mod refused;
+mod scripted;
