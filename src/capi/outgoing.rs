@@ -61,7 +61,7 @@ pub unsafe extern "C" fn brant_outgoing_new(
 
 /// Cancels a migration that is in progress, waits for its end, and frees it; NULL is fine. After
 /// the hand-over the call does not cancel: it waits for the answer, for at most the hand-over
-/// timeout and one second. When the migration is unanswered and not resolved, the guest then counts
+/// timeout and one second, and ends a comparison of memory (BRANT_SOURCE_VERIFYING). When the migration is unanswered and not resolved, the guest then counts
 /// as handed over (`brant_guest_reclaim`). Returns 0, or BRANT_E_CALLBACK inside one of the
 /// migration's own callbacks, where nothing is freed.
 ///
@@ -166,7 +166,9 @@ pub unsafe extern "C" fn brant_outgoing_set_max_bandwidth(
 /// Ends the migration at any moment before the hand-over, and returns when the guest runs on:
 /// within 100 ms, unless a callback or a kernel call is in progress. Inside one of the migration's
 /// own callbacks the call only asks for the end. On a migration that has ended the call does
-/// nothing. After the hand-over it is BRANT_E_STATE.
+/// nothing. After the hand-over it is BRANT_E_STATE, with one exception: while memory is compared
+/// (BRANT_SOURCE_VERIFYING) the call ends the comparison. The migration has succeeded then, and
+/// brant_outgoing_wait returns 0; pages that were not compared count in `unverified_pages`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_cancel(
     outgoing: *mut brant_outgoing,

@@ -190,8 +190,8 @@ pub const BRANT_VERIFY_OFF: u32 = 0;
 /// the guest runs at the destination by then. An aid for testing. The guest stands still longer by the
 /// time that the destination takes to read its memory (`digest_ns`), which `downtime_limit_ms` and
 /// `expected_downtime_ns` do not count; `switchover_timeout_ms` has to leave room for it. At the
-/// source the migration is over, and `brant_outgoing_wait` and `brant_outgoing_free` return, only when
-/// all is compared. A destination that does not know this is refused (BRANT_E_VERSION).
+/// source the migration is over, and `brant_outgoing_wait` returns, only when all is compared or
+/// `brant_outgoing_cancel` has ended the comparison. A destination that does not know this is refused (BRANT_E_VERSION).
 pub const BRANT_VERIFY_ON: u32 = 1;
 
 /// In `brant_params.prefault`, the default. The host backs memory just before contents arrive for

@@ -6,7 +6,7 @@ use crate::integrity::damage::damaged;
 use crate::support::pair::Pair;
 use crate::support::relay::{at, Point, Proxy, Verdict};
 use crate::support::sides::{incoming, outgoing};
-use crate::support::time::{LONG, MS};
+use crate::support::time::{cancel_promptly, LONG, MS};
 use brant::error::Kind;
 use brant::migrate::{AcceptFrom, ConnectTo, Params, SourceState, State, Stats};
 use brant::vmm::EventKind;
@@ -57,6 +57,48 @@ fn a_destination_that_dies_before_its_checksums_is_a_warning_and_the_migration_s
         assert_eq!(pair.from.calls("resume"), 0, "{what}");
         assert_eq!(pair.world.who(), (false, true), "{what}");
         assert!(took < Duration::from_secs(20), "{what}: {took:?}");
+    }
+}
+
+/// The destination's checksums never come, and the source would wait for the I/O timeout of 30 s.
+#[test]
+fn a_cancel_while_memory_is_compared_ends_the_comparison_and_the_migration_has_succeeded() {
+    for freed in [false, true] {
+        let pair = pair();
+        let nothing = at(Point::Nth(RecordType::Digest, 2), Verdict::Swallow);
+        let (proxy, from, to) = Proxy::new(nothing);
+        let params = verifying();
+        let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
+        inc.start(AcceptFrom::Connected(to)).unwrap();
+        out.start(ConnectTo::Connected(from)).unwrap();
+        let begun = Instant::now();
+        while out.state() != SourceState::Verifying {
+            assert!(begun.elapsed() < LONG, "{:?}", out.stats());
+            std::thread::sleep(MS);
+        }
+        match freed {
+            true => drop(out),
+            false => {
+                cancel_promptly("comparing", || out.cancel()).unwrap();
+                out.wait(Some(MS)).unwrap();
+                let stats = out.stats();
+                assert_eq!(out.state(), SourceState::Completed);
+                assert_eq!(stats.error, None);
+                // The first 512 pages may have been compared before the cancel.
+                assert!(stats.verified_pages <= 512, "{stats:?}");
+                assert_eq!(stats.verified_pages + stats.unverified_pages, PAGES);
+            }
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "it waited");
+        let warnings = pair.from.events(EventKind::Warning);
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        for part in ["pages were not compared", "cancelled"] {
+            assert!(warnings[0].contains(part), "{warnings:?}");
+        }
+        assert_eq!(pair.from.calls("resume"), 0);
+        drop(proxy);
+        inc.wait(Some(LONG)).unwrap();
+        assert_eq!(pair.world.who(), (false, true));
     }
 }
 

@@ -8,6 +8,7 @@ use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::migrate::steering::standstill::Standstill;
 use crate::migrate::Blockers;
+use crate::runtime::Cancel;
 use crate::vmm::held::Held;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -29,6 +30,8 @@ pub(super) struct Leaving {
     pub(super) foresight: Foresight,
     /// Whether the link stands still in the middle of a pass.
     pub(super) standstill: Mutex<Standstill>,
+    /// Ends the comparison of a verified migration, whose guest runs at the destination.
+    pub(super) comparison: Cancel,
     /// The guest's devices whose state is streamed.
     pub(super) devices: Held,
 }

@@ -50,6 +50,7 @@ use crate::migrate::watching::watching;
 use crate::migrate::work;
 use crate::migrate::Blockers;
 use crate::runtime::thread::{spawn, Role};
+use crate::runtime::Cancel;
 use crate::vmm::held::Held;
 use crate::vmm::Vmm;
 use asking::Asked;
@@ -163,6 +164,7 @@ impl Outgoing {
             lent: Mutex::new(lent),
             foresight: Foresight::default(),
             standstill: Mutex::default(),
+            comparison: Cancel::new()?,
             devices: Held::default(),
         };
         Ok(Outgoing {
@@ -299,8 +301,15 @@ impl Outgoing {
     /// ([`Device::cancel`](crate::vmm::device::Device::cancel)). Inside a callback the method
     /// requests the end and returns. When the migration has ended already, nothing happens.
     ///
-    /// After the hand-over a cancel is too late: [`Kind::State`].
+    /// After the hand-over a cancel is too late: [`Kind::State`]. While the memory of a guest that runs
+    /// at the destination is compared ([`SourceState::Verifying`]), a cancel ends the comparison: the
+    /// migration has succeeded, and the pages that are left count as not compared.
     pub fn cancel(&self) -> Result<()> {
+        if self.shared.handle.state() == State::Verifying {
+            self.shared.guest.comparison.cancel();
+            self.shared.handle.wait_over();
+            return Ok(());
+        }
         let wake = || self.cancel_devices();
         self.shared
             .handle
@@ -396,8 +405,9 @@ impl Outgoing {
 
 impl Drop for Outgoing {
     /// Cancels the migration in progress and waits for its end. After the hand-over, waits for the
-    /// destination's answer instead, at most for the hand-over timeout.
+    /// destination's answer instead, at most for the hand-over timeout. Memory is not compared any more.
     fn drop(&mut self) {
+        self.shared.guest.comparison.cancel();
         self.shared.handle.shut_down(|| self.cancel_devices());
     }
 }

@@ -47,10 +47,12 @@ impl Driver {
         let unread = self.unread.clone().unwrap_or_default();
         let mut comparer = Comparer::new(memory, &unread);
         let limit = params.digests(coverage.left()).from_now();
+        let stop = &shared.guest.comparison;
         while coverage.left() > 0 {
+            stop.check("comparing memory")?;
             // Each record has a limit of its own: a destination that says only KEEPALIVE says
             // nothing.
-            let io = Io::patient(params.io())
+            let io = Io::until(stop, params.io())
                 .within(limit)
                 .within(params.io().from_now())
                 .of("DIGEST");
