@@ -17,8 +17,10 @@ pub struct brant_policy {
     pub size: usize,
     /// The ceiling up to which the downtime limit rises, milliseconds: from
     /// `brant_params.downtime_limit_ms` to 3600000; 0: the limit does not rise. The limit becomes
-    /// half as long again after each pass that leaves more than nine tenths of what it sent, and when
-    /// what no pass makes smaller exceeds the limit. The rest is taken as soon as it fits.
+    /// half as long again after each pass that leaves more than 0.97 of what it sent, after each aborted
+    /// pause, and when what no pass makes smaller exceeds the limit. The rest is taken as soon as it fits.
+    /// Once the limit has risen, no pause is aborted that stays below the ceiling: the limit rises to what
+    /// the pause takes.
     pub downtime_ceiling_ms: u64,
     /// The time for the whole migration, milliseconds from its start: 1 to 2592000000, and at most
     /// `brant_params.total_timeout_ms`; 0: no deadline. `on_deadline` says what happens then. The

@@ -199,10 +199,7 @@ impl Steer {
         if let Some(stalled) = &steer.stalled {
             self.tell_stalled(facts, stalled);
         }
-        if self.limit() > limit {
-            let text = format!("the downtime limit rises to {}", millis(self.limit()));
-            self.vmm.event(EventKind::Downtime, text);
-        }
+        self.tell_limit(limit);
         let paused = matches!(steer.next, Next::SwitchOver { .. });
         if paused && !matches!(fits, Next::SwitchOver { .. }) && self.finishes() {
             self.knowingly = Some("the policy pauses it to finish");
@@ -217,7 +214,19 @@ impl Steer {
         if self.knowingly.is_some() || self.order.now {
             return Ok(Verdict::GoThrough);
         }
-        asking::judge(self.decider.asked(), facts)
+        let verdict = asking::judge(self.decider.asked(), facts)?;
+        let limit = self.limit();
+        let verdict = self.policies.judge(facts, verdict);
+        self.tell_limit(limit);
+        Ok(verdict)
+    }
+
+    /// Tells that the downtime limit has risen above `before`.
+    fn tell_limit(&self, before: Duration) {
+        if self.limit() > before {
+            let text = format!("the downtime limit rises to {}", millis(self.limit()));
+            self.vmm.event(EventKind::Downtime, text);
+        }
     }
 
     /// After an aborted pause: slows the guest as before the pause, until the next sync shows more.

@@ -37,6 +37,16 @@ impl RisingLimit {
         self.limit == self.ceiling
     }
 
+    /// Raises the limit to `time`, when that is not above the ceiling. Returns whether it covers `time`
+    /// then.
+    pub fn rise_to(&mut self, time: Duration) -> bool {
+        let covers = time <= self.ceiling;
+        if covers {
+            self.limit = self.limit.max(time);
+        }
+        covers
+    }
+
     /// Records the end of a pass: `shrank` says whether it left clearly less than it sent. Returns
     /// the limit from now on.
     pub fn pass_ended(&mut self, shrank: bool) -> Duration {
@@ -68,6 +78,14 @@ mod tests {
         assert_eq!(rising.pass_ended(false), ms(100));
         assert!(rising.is_at_ceiling());
         assert_eq!(rising.pass_ended(false), ms(100));
+    }
+
+    #[test]
+    fn it_rises_to_a_time_that_the_ceiling_allows_and_to_no_other() {
+        let mut rising = RisingLimit::new(ms(40), ms(100));
+        assert!(rising.rise_to(ms(30)) && rising.limit() == ms(40));
+        assert!(rising.rise_to(ms(75)) && rising.limit() == ms(75));
+        assert!(!rising.rise_to(ms(101)) && rising.limit() == ms(75));
     }
 
     #[test]
