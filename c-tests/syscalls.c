@@ -218,6 +218,8 @@ struct scenario {
     bool cancel;
     /* A save to a file and a restore from it, instead of a migration. */
     bool image;
+    /* The policy limits what vCPUs write, and they wait. */
+    bool limit;
 };
 
 static const struct scenario scenarios[] = {
@@ -228,6 +230,8 @@ static const struct scenario scenarios[] = {
       .mode = BRANT_KVM_MANUAL_PROTECT, .balloon = true },
     { .name = "a balloon over a memfd", .log = KVM_LOG, .memfd = true, .balloon = true },
     { .name = "dirty rings", .log = KVM_RINGS, .mode = BRANT_KVM_RING },
+    { .name = "dirty rings and a dirty limit", .log = KVM_RINGS, .mode = BRANT_KVM_RING,
+      .limit = true },
     { .name = "userfaultfd", .log = USERFAULT },
     { .name = "userfaultfd over a memfd", .log = USERFAULT, .memfd = true },
     { .name = "marks alone", .way = BY_TCP, .log = MARKS_ONLY },
@@ -241,10 +245,12 @@ static struct vm *new_vm(const struct scenario *s, bool incoming)
     struct mv_config config = { .kind = s->log == KVM_LOG || s->log == KVM_RINGS ? MV_KVM
                                                                                 : MV_PROCESS,
                                 .memory_bytes = 16 * MIB, .memfd = s->memfd,
-                                .workload = GV_RANDOM, .rate = 1000, .fill_percent = 50,
+                                .workload = GV_RANDOM, .rate = s->limit ? 0 : 1000,
+                                .fill_percent = 50,
                                 .incoming = incoming };
 
-    struct vm *vm = vm_new_with(&config, s->log == KVM_RINGS ? RING_DEFAULT : 0, &far_ops, NULL);
+    uint64_t ring = s->limit ? 16 << 10 : RING_DEFAULT;
+    struct vm *vm = vm_new_with(&config, s->log == KVM_RINGS ? ring : 0, &far_ops, NULL);
 
     vm->kick = true;
     return vm;
@@ -274,6 +280,22 @@ static void play_image(struct vm *from, struct vm *to)
     vm_free(to);
 }
 
+/* A guest that writes more than its link carries, so that its policy limits vCPUs. A ring of 1024
+ * entries is 4 MiB of pages: each pass leaves less than 8 MB, which fit 500 ms. */
+static const brant_params limiting = {
+    .size = sizeof limiting, .max_bandwidth = 20 * 1000000, .switchover_max_bandwidth = 20 * 1000000,
+    .downtime_limit_ms = 500,
+};
+
+static void check_waited(brant_tracker *tracker)
+{
+    brant_kvm_info info = { .size = sizeof info };
+
+    must(brant_tracker_get_kvm(tracker, &info, &e));
+    if (info.limit_waits == 0)
+        bail("no vCPU has waited for a dirty limit");
+}
+
 /* Plays a scenario in a process of its own. */
 static void play(const struct scenario *s)
 {
@@ -281,6 +303,7 @@ static void play(const struct scenario *s)
     brant_kvm_log kvm = { .size = sizeof kvm, .mode = s->mode };
     struct vm *from = new_vm(s, false), *to = new_vm(s, true);
     brant_params params = { .size = sizeof params };
+    brant_policy writers = { .size = sizeof writers, .slowing = BRANT_SLOWING_WRITERS };
     char bound[160], path[] = "/tmp/brant-syscalls-XXXXXX", unix_path[200];
     brant_tracker *tracker;
     brant_outgoing *out;
@@ -311,7 +334,11 @@ static void play(const struct scenario *s)
         play_image(from, to);
         return;
     }
+    if (s->limit)
+        params = limiting;
     must(brant_outgoing_new(tracker, &params, &out, &e));
+    if (s->limit)
+        must(brant_outgoing_set_policy(out, &writers, &e));
     must(brant_incoming_new(to->guest, &params, &in, &e));
     switch (s->way) {
     case BY_FD:
@@ -343,6 +370,8 @@ static void play(const struct scenario *s)
     brant_incoming_wait(in, patience(60000), NULL);
     brant_outgoing_free(out);
     brant_incoming_free(in);
+    if (s->limit)
+        check_waited(tracker);
     if (s->way == BY_UNIX)
         rmdir(path);
     vm_free(from);

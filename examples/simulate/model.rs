@@ -12,7 +12,7 @@
 //! with when they were written.
 
 use brant::migrate::steering::forecast::{forecast, Forecast, Outlook};
-use brant::migrate::steering::policies::{Policies, Policy, Slowing};
+use brant::migrate::steering::policies::{InPass, Policies, Policy, Slowing};
 use brant::migrate::steering::working_set::{FirstPass, Pool, WorkingSet};
 use brant::migrate::{Decider, Facts, FitsDowntime, Moment, Next, PassFacts};
 use brant::units::{Bytes, Pages};
@@ -406,7 +406,7 @@ pub fn migrate(guest: &Guest, plan: &Plan) -> Outcome {
             let carried = (run.link * dt).min(ahead);
             found_in_pass += run.step(dt, carried);
             pass_sent += carried;
-            if policies.wants_background_sync() && run.now >= next_sync {
+            if policies.in_pass(true) != InPass::Nothing && run.now >= next_sync {
                 next_sync = run.now + plan.background;
                 let walked = pass_sent / to_send;
                 let passed = run.now - begun;

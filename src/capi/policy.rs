@@ -32,7 +32,8 @@ pub struct brant_policy {
     /// BRANT_EVENT_STALLED.
     pub stall_ms: u64,
     /// The time between two syncs in the middle of a pass, milliseconds: 100 to 3600000; default
-    /// 2000. Only a policy that slows the guest syncs there.
+    /// 2000. Only a policy that slows the guest syncs there. While dirty rings keep the limits of vCPUs,
+    /// the vCPUs' counts are read there instead, because a sync would empty full rings.
     pub sync_ms: u64,
     /// BRANT_SLOWING_*: how a guest is slowed that dirties too much.
     pub slowing: u32,

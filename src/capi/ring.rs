@@ -83,7 +83,7 @@ pub unsafe extern "C" fn brant_tracker_remove_vcpu(
 ///
 /// The ring's size is the granularity: each sync of the running guest empties every ring, so between
 /// two syncs a vCPU gets through with one ring more than its limit. For low limits enable small
-/// rings. Any thread. BRANT_E_NOT_FOUND for a vCPU that was not added, BRANT_E_STATE while nothing is
+/// rings. A migration whose policy limits vCPUs syncs at the ends of passes alone. Any thread. BRANT_E_NOT_FOUND for a vCPU that was not added, BRANT_E_STATE while nothing is
 /// tracked.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_limit_vcpu(

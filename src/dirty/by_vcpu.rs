@@ -5,6 +5,7 @@ use super::tracker::Tracker;
 use super::vcpus::{VcpuLimit, VcpuPages, Vcpus};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::catch;
+use crate::units::Pages;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -24,11 +25,26 @@ impl Tracker {
     /// numbers. `None` when no log tells. The counts begin at any value: differences mean something.
     /// Does not wait for a sync.
     pub fn vcpu_counts(&self) -> Option<Vec<VcpuPages>> {
+        self.counts(|log, each| log.written(each))
+    }
+
+    /// As [`Tracker::vcpu_counts`], by [`Vcpus::allowed`]: a vCPU that stands still because it is over
+    /// its dirty limit counts as writing as much as it may.
+    pub(crate) fn allowed_counts(&self) -> Option<Vec<VcpuPages>> {
+        self.counts(|log, each| log.allowed(each))
+    }
+
+    fn counts(
+        &self,
+        ask: impl Fn(&dyn Vcpus, &mut dyn FnMut(VcpuPages)),
+    ) -> Option<Vec<VcpuPages>> {
         let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
         let mut tells = false;
         let _ = self.each_vcpus(|log| {
             tells = true;
-            log.written(&mut |one| *counts.entry(one.vcpu).or_default() += one.pages);
+            ask(log, &mut |one| {
+                *counts.entry(one.vcpu).or_default() += one.pages;
+            });
             Ok(())
         });
         let counts = counts.into_iter();
@@ -52,6 +68,17 @@ impl Tracker {
             Ok(())
         });
         can
+    }
+
+    /// How many pages a vCPU over its limit may write before it stands still: the entries of its dirty
+    /// ring. 0 where no log keeps limits.
+    pub(crate) fn limit_granularity(&self) -> Pages {
+        let mut most = 0;
+        let _ = self.each_vcpus(|log| {
+            most = most.max(log.granularity());
+            Ok(())
+        });
+        Pages(most)
     }
 
     /// Replaces the dirty limits of all vCPUs. A vCPU that is not among them has none, so an empty

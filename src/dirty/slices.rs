@@ -21,6 +21,8 @@ pub(super) struct Slices {
     /// Pages that the vCPU may write at once. Negative: it is over its limit.
     credit: f64,
     at: Duration,
+    /// Pages that the vCPU owed when limits were removed, and that were forgotten.
+    forgotten: f64,
 }
 
 impl Slices {
@@ -31,8 +33,18 @@ impl Slices {
         self.limit = limit.filter(|limit| limit.is_finite() && *limit > 0.0);
         match self.limit {
             Some(limit) => self.credit = self.credit.min(limit * SAVED_MAX.as_secs_f64()),
-            None => self.credit = 0.0,
+            None => {
+                self.forgotten += (-self.credit).max(0.0);
+                self.credit = 0.0;
+            }
         }
+    }
+
+    /// How many of the pages that the ring has reported were more than the limits allowed until
+    /// `now`. The other ones grow by the limit while the vCPU is over it.
+    pub fn beyond(&mut self, now: Duration) -> u64 {
+        self.advance(now);
+        (self.forgotten + (-self.credit).max(0.0)).ceil() as u64
     }
 
     /// Records that the vCPU's ring reported `pages`.
@@ -122,6 +134,29 @@ mod tests {
             slices.set(ms(1000), none);
             assert!(!slices.is_over(ms(1000)), "{none:?}");
         }
+    }
+
+    /// Example: 1,024 pages at once under a limit of 1,000 a second. For a second the vCPU stands
+    /// still, and whoever asks meanwhile how fast it writes is to hear 1,000 and not 0.
+    #[test]
+    fn a_vcpu_over_its_limit_counts_as_writing_what_it_may() {
+        let mut slices = Slices::default();
+        slices.set(Duration::ZERO, Some(1000.0));
+        slices.wrote(ms(0), 1024);
+        let mut before = 0;
+        for now in [100, 200, 300, 1000] {
+            let allowed = 1024 - slices.beyond(ms(now));
+            assert_eq!(allowed, now);
+            assert!(allowed >= before);
+            before = allowed;
+        }
+        assert_eq!(slices.beyond(ms(5000)), 0);
+        // What is forgotten with a limit does not come back as something that was written just now.
+        slices.wrote(ms(5000), 2050);
+        assert_eq!(slices.beyond(ms(6000)), 1000);
+        slices.set(ms(6000), None);
+        slices.wrote(ms(6000), 7);
+        assert_eq!(slices.beyond(ms(9000)), 1000);
     }
 
     proptest! {

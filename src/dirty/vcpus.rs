@@ -50,6 +50,18 @@ pub trait Vcpus: Send + Sync {
     /// begin at any value and only grow.
     fn written(&self, each: &mut dyn FnMut(VcpuPages));
 
+    /// As [`Vcpus::written`], without the pages that a vCPU wrote beyond its limits. So the count of a
+    /// vCPU that stands still because it is over its limit grows by that limit.
+    fn allowed(&self, each: &mut dyn FnMut(VcpuPages)) {
+        self.written(each);
+    }
+
+    /// How many pages a vCPU over its limit may have written before it stands still: the entries of
+    /// its ring. 0 when [`Vcpus::limit`] does nothing.
+    fn granularity(&self) -> u64 {
+        0
+    }
+
     /// Whether [`Vcpus::limit`] does anything.
     fn can_limit(&self) -> bool {
         false

@@ -88,6 +88,7 @@ pub struct Machine {
     rings: Mutex<Option<Rings>>,
     /// How often it was told that the guest is slowed more or less.
     pub throttled: AtomicU64,
+    warnings: Mutex<Vec<String>>,
     own: Weak<Machine>,
 }
 
@@ -129,6 +130,7 @@ pub fn machine() -> Option<(Arc<Machine>, Consumer)> {
         runs: AtomicBool::new(false),
         rings: Mutex::default(),
         throttled: AtomicU64::new(0),
+        warnings: Mutex::default(),
         own: own.clone(),
         _vm: vm,
     });
@@ -217,6 +219,12 @@ impl Machine {
         self.vcpus[READER as usize].steps.load(Ordering::SeqCst)
     }
 
+    /// How many warnings have these words.
+    pub fn warnings(&self, words: &str) -> usize {
+        let warnings = self.warnings.lock().unwrap();
+        warnings.iter().filter(|text| text.contains(words)).count()
+    }
+
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.ram
     }
@@ -284,6 +292,9 @@ impl Vmm for Machine {
     fn event(&self, event: &Event) {
         let throttle = event.kind == EventKind::Throttle;
         self.throttled.fetch_add(throttle.into(), Ordering::SeqCst);
+        if event.kind == EventKind::Warning {
+            self.warnings.lock().unwrap().push(event.message.clone());
+        }
     }
 
     /// Returns when each vCPU was seen outside of `KVM_RUN`.

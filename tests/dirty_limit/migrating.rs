@@ -6,6 +6,7 @@ use super::until;
 use crate::support::link::Link;
 use crate::support::time::{LONG, MS};
 use brant::dirty::consumer::Consumer;
+use brant::error::Kind;
 use brant::memory::Memory;
 use brant::migrate::steering::policies::{Policy, Slowing};
 use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
@@ -29,9 +30,9 @@ fn params() -> Params {
         downtime_limit: MS * 1000,
         policy: Policy {
             slowing: Slowing::DirtyLimit,
-            // Each sync empties the ring of 4 MiB of pages: five a second would be as much as the link
-            // carries.
-            sync: MS * 1000,
+            // If each look emptied the ring of 4 MiB of pages, twice as much as the link carries would
+            // get through.
+            sync: MS * 100,
             ..Policy::default()
         },
         ..Params::default()
@@ -42,6 +43,7 @@ fn begin(
     machine: &Arc<super::Machine>,
     consumer: &Consumer,
     ram: &GuestMemoryMmap,
+    params: Params,
 ) -> (Outgoing, Incoming, Link) {
     let memory = Arc::new(Memory::new().unwrap());
     memory.add_guest_memory(ram, 0).unwrap();
@@ -49,7 +51,7 @@ fn begin(
     let (near, far) = link.connect();
     let incoming = Incoming::new(memory, Arc::new(Shelf), Params::default()).unwrap();
     let tracker = Arc::clone(consumer.tracker());
-    let outgoing = Outgoing::new(tracker, Blockers::new(), machine.clone(), params()).unwrap();
+    let outgoing = Outgoing::new(tracker, Blockers::new(), machine.clone(), params).unwrap();
     incoming.start(AcceptFrom::Connected(far)).unwrap();
     outgoing.start(ConnectTo::Connected(near)).unwrap();
     (outgoing, incoming, link)
@@ -67,7 +69,7 @@ fn a_guest_that_writes_faster_than_the_link_arrives_when_its_writer_is_slowed() 
     machine.fill();
     machine.start();
     let there = ram();
-    let (outgoing, incoming, _link) = begin(&machine, &consumer, &there);
+    let (outgoing, incoming, _link) = begin(&machine, &consumer, &there, params());
     let ended = outgoing.wait(Some(LONG));
     assert!(
         ended.is_ok(),
@@ -99,7 +101,7 @@ fn no_vcpu_stays_limited_after_a_cancel_or_a_lost_peer() {
     machine.start();
     for lost in [false, true] {
         let there = ram();
-        let (outgoing, incoming, link) = begin(&machine, &consumer, &there);
+        let (outgoing, incoming, link) = begin(&machine, &consumer, &there, params());
         let begun = Instant::now();
         until(begun, "the first limit", || consumer.has_vcpu_limits());
         match lost {
@@ -112,5 +114,31 @@ fn no_vcpu_stays_limited_after_a_cancel_or_a_lost_peer() {
         assert!(!consumer.has_vcpu_limits() && consumer.is_started());
         assert_eq!(outgoing.stats().limited_vcpus, 0);
     }
+    machine.pause().unwrap();
+}
+
+/// 50 ms at 20 MB/s are 1 MB, and a ring is 4 MiB of pages.
+#[test]
+fn a_ring_that_no_downtime_limit_fits_is_named_when_the_limit_takes_effect_and_at_the_end() {
+    let Some((machine, consumer)) = machine() else {
+        return;
+    };
+    machine.fill();
+    machine.start();
+    let there = ram();
+    let mut params = params();
+    params.downtime_limit = MS * 50;
+    params.policy.deadline = Some(MS * 4000);
+    let (outgoing, incoming, _link) = begin(&machine, &consumer, &there, params);
+    let begun = Instant::now();
+    let named = "the dirty ring of 1 limited vCPU has 1024 entries";
+    until(begun, "the warning", || machine.warnings(named) == 1);
+    let error = outgoing.wait(Some(LONG)).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotConverged, "{error}");
+    for part in [named, "no ring is small enough; a downtime limit of "] {
+        assert!(error.message().contains(part), "{error}");
+    }
+    incoming.wait(Some(LONG)).unwrap_err();
+    assert_eq!(machine.warnings(named), 1, "told more than once");
     machine.pause().unwrap();
 }

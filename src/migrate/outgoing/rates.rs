@@ -5,16 +5,18 @@ use crate::dirty::vcpus::{VcpuPages, VcpuRates};
 use crate::error::Result;
 use std::time::Duration;
 
-/// The rates since the last sync.
+/// The rates between the last two counts.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
     vcpus: VcpuRates,
+    /// When vCPUs were last counted.
+    at: Duration,
     /// See [`Fresh::waited`].
     waited: f64,
 }
 
 impl Rates {
-    /// What is known after the last sync.
+    /// What is known after the last count.
     pub(super) fn fresh(&self) -> Fresh<'_> {
         Fresh {
             vcpus: self.vcpus.vcpus(),
@@ -32,11 +34,17 @@ impl Rates {
         };
     }
 
-    /// A sync has ended at `now`, a time since the migration's start. `counts` are the pages that
-    /// each vCPU has written so far, when a log tells.
+    /// At `now`, a time since the migration's start, `counts` are the pages that each vCPU has
+    /// written so far, when a log tells.
     /// [`Kind::NoMemory`](crate::Kind::NoMemory) when there is none for so many vCPUs.
-    pub(super) fn synced(&mut self, now: Duration, counts: Option<Vec<VcpuPages>>) -> Result<()> {
+    pub(super) fn counted(&mut self, now: Duration, counts: Option<Vec<VcpuPages>>) -> Result<()> {
+        self.at = now;
         self.vcpus.update(now, &counts.unwrap_or_default())
+    }
+
+    /// The time since vCPUs were last counted, or since the migration's start.
+    pub(super) fn since_counted(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.at)
     }
 }
 

@@ -16,10 +16,12 @@ use crate::fallible;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::common::Migration;
 use crate::migrate::steering::budget::millis;
-use crate::migrate::steering::policies::{OnDeadline, Policies, Policy, Slowing};
+use crate::migrate::steering::limited_rings::too_large;
+use crate::migrate::steering::policies::{InPass, OnDeadline, Policies, Policy, Slowing};
 use crate::migrate::steering::stall::Stalled;
 use crate::migrate::steering::{Bounds, Decider, Facts, FitsDowntime, Moment, Next, Verdict};
 use crate::migrate::switchover::source::State;
+use crate::units::Pages;
 use crate::vmm::{EventKind, Vmm};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +84,10 @@ pub(super) struct Steer {
     passed: Option<Duration>,
     /// Why the guest is paused however long the downtime is.
     knowingly: Option<&'static str>,
+    /// See [`Steer::ring`].
+    ring: Pages,
+    /// The VMM was told that the rings are too large.
+    told_rings: bool,
 }
 
 /// Refuses a policy that slows a guest which cannot be slowed so.
@@ -121,6 +127,8 @@ impl Steer {
             owed: false,
             passed: None,
             knowingly: None,
+            ring: shared.guest.tracker.limit_granularity(),
+            told_rings: false,
         })
     }
 
@@ -134,10 +142,20 @@ impl Steer {
         self.knowingly
     }
 
-    /// The time between two syncs in the middle of a pass, when the policy wants them.
-    pub(super) fn background_sync(&self) -> Option<Duration> {
-        let wanted = self.policies.wants_background_sync();
-        wanted.then(|| self.policies.policy().sync)
+    /// What the policy wants in the middle of a pass, and how often.
+    pub(super) fn in_pass(&self) -> (InPass, Duration) {
+        let rings = self.ring.0 > 0;
+        (self.policies.in_pass(rings), self.policies.policy().sync)
+    }
+
+    /// The entries of a vCPU's dirty ring where rings can keep limits; 0 elsewhere.
+    pub(super) fn ring(&self) -> Pages {
+        self.ring
+    }
+
+    /// How many vCPUs are limited by their rings.
+    pub(super) fn limited_in_rings(&self) -> u32 {
+        u32::try_from(self.told.in_rings).unwrap_or(u32::MAX)
     }
 
     /// By how much all vCPUs are slowed, in percent.
@@ -204,7 +222,9 @@ impl Steer {
         if paused && !matches!(fits, Next::SwitchOver { .. }) && self.finishes() {
             self.knowingly = Some("the policy pauses it to finish");
         }
+        self.ring = self.shared.guest.tracker.limit_granularity();
         self.slow(fresh.vcpus);
+        self.tell_rings(facts);
         Ok(steer.next)
     }
 
@@ -278,6 +298,7 @@ impl Steer {
                 // the new policy does not slow it.
                 self.let_go();
             }
+            self.told_rings = false;
             self.policies.set(order.policy.clone(), order.limit)?;
             self.order = order;
         }
@@ -390,6 +411,20 @@ impl Steer {
             (percent, _) => format!("the guest is slowed by {percent} percent"),
         };
         self.vmm.event(EventKind::Throttle, text);
+    }
+
+    /// Says once, when the limits of vCPUs take effect, that their rings are too large for the
+    /// downtime limit.
+    fn tell_rings(&mut self, facts: &Facts) {
+        if self.told_rings || self.told.in_rings == 0 {
+            return;
+        }
+        let mut facts = *facts;
+        (facts.limited_vcpus, facts.ring) = (self.limited_in_rings(), self.ring);
+        if let Some(rings) = too_large(&facts, self.policies.highest()) {
+            self.vmm.event(EventKind::Warning, rings.describe());
+            self.told_rings = true;
+        }
     }
 
     /// A migration that carries on after its deadline says so once.

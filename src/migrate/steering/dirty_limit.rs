@@ -16,7 +16,7 @@ use super::throttle::{Load, RELAXED, STRAINED};
 use crate::error::{Error, Kind, Result};
 
 /// The limits aim at this ratio of dirtying to bandwidth.
-const AIM: f64 = 0.43;
+pub(super) const AIM: f64 = 0.43;
 /// A limited vCPU that writes less than this share of its limit shows what it would write.
 const SHOWS: f64 = 0.8;
 /// The smallest limit, in pages a second. A vCPU below it would hardly run.

@@ -91,6 +91,11 @@ pub struct Facts {
     pub device_rate: Option<f64>,
     /// Bytes a second by which what devices can send while the guest runs grows, once measured.
     pub device_growth: Option<f64>,
+    /// How many vCPUs the policy limits by their dirty rings.
+    pub limited_vcpus: u32,
+    /// Pages that such a vCPU may write before it stands still, in each pass: the entries of its ring.
+    /// 0 where no rings keep limits.
+    pub ring: Pages,
     /// How long the guest has stood still; zero while it runs.
     pub stood: Duration,
     /// How many pauses were aborted so far.

@@ -3,6 +3,7 @@
 
 use super::budget::{millis, Parts, ROUND_TRIPS};
 use super::facts::{Bounds, Decider, Decision, Facts, Moment, Next, Verdict};
+use super::limited_rings::too_large;
 use crate::error::{Error, Kind};
 use crate::units::Pages;
 use std::time::Duration;
@@ -306,6 +307,9 @@ impl FitsDowntime {
                 "; the last sync alone took {:.1} ms",
                 facts.sync_time.as_secs_f64() * 1e3
             );
+        }
+        if let Some(rings) = too_large(facts, self.ceiling.unwrap_or(self.limit)) {
+            message += &format!("; {}", rings.describe());
         }
         if let Some(rate) = facts.dirty_rate {
             let bytes = rate * Pages(1).bytes().0 as f64;

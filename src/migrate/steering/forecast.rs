@@ -11,7 +11,7 @@
 //! bandwidth with which it converges, each one alone.
 
 use super::facts::{seconds, Decider, Facts, Moment, Next, PassFacts};
-use super::policies::Policies;
+use super::policies::{InPass, Policies};
 use super::throttle::MOST;
 use super::working_set::{Pool, WorkingSet};
 use crate::units::{Bytes, Pages};
@@ -289,9 +289,9 @@ pub fn forecast<D: Decider + Clone>(
         forecast.time = forecast.time.saturating_add(seconds(time - before));
         forecast.passes = number;
         // Rates are those since the last sync, and a policy that slows the guest has syncs in passes.
-        let window = match policies.wants_background_sync() {
-            true => time.min(policies.policy().sync.as_secs_f64()),
-            false => time,
+        let window = match policies.in_pass(facts.ring.0 > 0) {
+            InPass::Sync => time.min(policies.policy().sync.as_secs_f64()),
+            _ => time,
         };
         let wrote: f64 = pools.iter().map(|pool| pool.distinct(window)).sum();
         let writes = wrote / window.max(1e-6);

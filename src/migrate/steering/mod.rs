@@ -11,6 +11,7 @@ pub mod dirty_limit;
 pub mod facts;
 pub mod fits_downtime;
 pub mod forecast;
+pub(super) mod limited_rings;
 pub mod operations;
 pub(super) mod passes;
 pub mod policies;

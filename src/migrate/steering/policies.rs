@@ -17,6 +17,7 @@
 
 use super::dirty_limit::DirtyLimit;
 use super::facts::{Bounds, Facts, Moment, Next, Verdict};
+use super::limited_rings::too_large;
 use super::rising::RisingLimit;
 use super::stall::{PassEnd, StallDetector, Stalled};
 use super::throttle::{AutoConverge, Load, MOST};
@@ -73,7 +74,8 @@ pub struct Policy {
     /// for so long in the middle of a pass: 1 ms to 1 day; 10 s.
     pub patience: Duration,
     /// The time between two syncs in a long pass, 100 ms to 1 h; 2 s. Only a policy that slows the
-    /// guest syncs in the middle of a pass.
+    /// guest syncs in the middle of a pass, and not while dirty rings keep limits: then it reads every
+    /// so often what each vCPU has written.
     pub sync: Duration,
 }
 
@@ -91,11 +93,11 @@ impl Default for Policy {
     }
 }
 
-/// So many syncs in a row must find that no pass keeps the limit.
 /// A pass that leaves less than this share of what it sent has made the rest smaller. Example: a guest
 /// that writes 0.9 of what the link carries converges by itself, so its limit does not rise. A ratio of
 /// 0.97 takes 76 passes to leave a tenth.
 const SHRINKS: f64 = 0.97;
+/// So many syncs in a row must find that no pass keeps the limit.
 const BEYOND: u32 = 3;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -150,6 +152,18 @@ impl Policy {
         }
         Ok(())
     }
+}
+
+/// What is done in the middle of a long pass, so that a policy knows how fast the guest writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InPass {
+    /// Nothing.
+    Nothing,
+    /// Dirty state is synced.
+    Sync,
+    /// What each vCPU has written is read from the counts of its log, without a sync.
+    Count,
 }
 
 /// What a policy answers.
@@ -255,6 +269,11 @@ impl Policies {
         }
     }
 
+    /// The highest that the downtime limit can become.
+    pub(in crate::migrate) fn highest(&self) -> Duration {
+        self.policy.ceiling.unwrap_or(self.limit).max(self.limit)
+    }
+
     /// The throttle of all vCPUs now, in percent.
     pub fn throttle(&self) -> u8 {
         if self.off {
@@ -291,10 +310,20 @@ impl Policies {
         self.limits.end();
     }
 
-    /// Whether dirty state is to be synced in the middle of a long pass too: a policy that may slow
-    /// the guest needs fresh rates, even before it first acts.
-    pub fn wants_background_sync(&self) -> bool {
-        self.policy.slowing != Slowing::Off
+    /// What is to be done in the middle of a long pass, every [`Policy::sync`]: a policy that may slow
+    /// the guest needs fresh rates, even before it first acts. `rings`: dirty rings keep the limits of
+    /// single vCPUs.
+    ///
+    /// A sync empties every ring, also that of a vCPU over its limit, which then writes one ring more
+    /// than it may. Example: a ring of 16,384 entries and a sync every 2 s let 33 MB/s through, whatever
+    /// the limit. So while rings keep limits, none is synced before the pass ends. The rings count what
+    /// each vCPU writes without a sync.
+    pub fn in_pass(&self, rings: bool) -> InPass {
+        match self.policy.slowing {
+            Slowing::Off => InPass::Nothing,
+            Slowing::DirtyLimit if rings && self.limits.limited() > 0 => InPass::Count,
+            Slowing::DirtyLimit | Slowing::AutoConverge => InPass::Sync,
+        }
     }
 
     /// The policy at work.
@@ -342,6 +371,24 @@ impl Policies {
         self.next(facts, fits)
     }
 
+    /// What becomes of a pause about which the downtime decider says `verdict`. Example: the limit has
+    /// risen from 50 to 113 ms and may become 400, and the pause will take 113.3 ms. To abort it would
+    /// interrupt the guest for nothing, because the next limit is 169 ms. So a limit that has risen
+    /// rises to what the pause takes, and the pause goes through. A limit that has not risen is what was
+    /// wished, and the verdict stands. Then the aborted pause counts as a pass that made nothing smaller.
+    pub fn judge(&mut self, facts: &Facts, verdict: Verdict) -> Verdict {
+        if verdict == Verdict::GoThrough {
+            return verdict;
+        }
+        let expected = facts.expected_downtime();
+        let rose = self.limit() > self.limit;
+        if rose && expected.is_some_and(|expected| self.rising.rise_to(expected)) {
+            return Verdict::GoThrough;
+        }
+        self.rising.pass_ended(false);
+        verdict
+    }
+
     /// A pause was aborted, and the guest runs on: it is slowed as before the pause.
     pub fn go_on(&mut self) {
         self.off = false;
@@ -370,24 +417,6 @@ impl Policies {
     /// At the end of a pass: whether it was progress.
     fn judge_pass(&mut self, facts: &Facts, load: &Load, waited: f64) -> Option<Stalled> {
         let pass = facts.last_pass.filter(|pass| {
-    /// What becomes of a pause about which the downtime decider says `verdict`. Example: the limit has
-    /// risen from 50 to 113 ms and may become 400, and the pause will take 113.3 ms. To abort it would
-    /// interrupt the guest for nothing, because the next limit is 169 ms. So a limit that has risen
-    /// rises to what the pause takes, and the pause goes through. A limit that has not risen is what was
-    /// wished, and the verdict stands. Then the aborted pause counts as a pass that made nothing smaller.
-    pub fn judge(&mut self, facts: &Facts, verdict: Verdict) -> Verdict {
-        if verdict == Verdict::GoThrough {
-            return verdict;
-        }
-        let expected = facts.expected_downtime();
-        let rose = self.limit() > self.limit;
-        if rose && expected.is_some_and(|expected| self.rising.rise_to(expected)) {
-            return Verdict::GoThrough;
-        }
-        self.rising.pass_ended(false);
-        verdict
-    }
-
             facts.moment == Moment::Synced && pass.number > self.judged && pass.pages.0 > 0
         })?;
         self.judged = pass.number;
@@ -505,11 +534,15 @@ impl Policies {
                     format!("{} vCPUs have a dirty limit", self.limits.limited())
                 }
             };
+            let rings = match too_large(facts, self.highest()) {
+                Some(rings) => format!(": {}", rings.describe()),
+                None => String::new(),
+            };
             Error::new(
                 Kind::NotConverged,
                 format!(
-                    "not converged by the deadline of {:.1} s: {:.1} MB remain after {} passes, and {slowed}. \
-                     A later deadline, a higher downtime limit or a policy that slows the guest more would do",
+                    "not converged by the deadline of {:.1} s: {:.1} MB remain after {} passes, and \
+                     {slowed}{rings}. A later deadline, a higher downtime limit or a policy that slows the guest more would do",
                     deadline.as_secs_f64(),
                     facts.remaining.0 as f64 / 1e6,
                     facts.pass,
@@ -523,6 +556,7 @@ impl Policies {
 mod tests {
     use super::*;
     use crate::migrate::PassFacts;
+    use crate::units::Pages;
     use proptest::prelude::*;
 
     const LIMIT: Duration = Duration::from_millis(300);
@@ -574,7 +608,7 @@ mod tests {
             assert_eq!((steer.next, steer.throttle), (next, 0));
             assert_eq!(policies.limits().flatten().count(), 0);
         }
-        assert!(!policies.wants_background_sync());
+        assert_eq!(policies.in_pass(true), InPass::Nothing);
     }
 
     #[test]
@@ -583,46 +617,13 @@ mod tests {
             slowing: Slowing::AutoConverge,
             ..Policy::default()
         });
-        assert!(policies.wants_background_sync());
+        assert_eq!(policies.in_pass(true), InPass::Sync);
         let mut first = after(1, 1000, 1000, 1);
         (first.moment, first.last_pass) = (Moment::Walking, None);
         assert_eq!(steer(&mut policies, &first).throttle, 0);
         assert_eq!(steer(&mut policies, &after(1, 1000, 1000, 10)).throttle, 72);
     }
 
-    #[test]
-    fn a_guest_whose_rest_fits_is_not_slowed_further() {
-        let mut policies = with(Policy {
-            slowing: Slowing::AutoConverge,
-            ..Policy::default()
-        });
-        assert_eq!(steer(&mut policies, &after(2, 100, 100, 10)).throttle, 72);
-        // 20 MB fit 300 ms, and 60 MB do not.
-        for (left, more) in [(20, false), (60, true)] {
-            let throttle = steer(&mut policies, &after(3 + left as u32, 60, left, 11)).throttle;
-            assert_eq!(throttle > 72, more, "{left} MB: {throttle}");
-        }
-    }
-
-    #[test]
-    fn after_an_aborted_pause_the_guest_is_slowed_as_before_without_a_further_sync() {
-        let mut policies = with(Policy {
-            slowing: Slowing::AutoConverge,
-            ..Policy::default()
-        });
-        assert_eq!(steer(&mut policies, &after(2, 100, 100, 10)).throttle, 72);
-        let pause = Next::SwitchOver { expected: secs(0) };
-        let steer = policies.steer(&after(3, 100, 20, 11), &pause, &[], 0.0);
-        assert_eq!(steer.unwrap().throttle, 0);
-        policies.go_on();
-        assert_eq!(policies.throttle(), 72);
-    }
-
-    #[test]
-    fn nothing_is_slowed_when_the_guest_is_paused_and_the_throttle_is_back_if_it_is_resumed() {
-        let mut policies = with(Policy {
-            slowing: Slowing::AutoConverge,
-            ..Policy::default()
     #[test]
     fn a_guest_at_nine_tenths_of_the_link_converges_by_itself_and_its_limit_does_not_rise() {
         let mut policies = with(Policy {
@@ -718,6 +719,39 @@ mod tests {
         assert!(text.contains("rings of 2048 entries or"), "{text}");
     }
 
+    #[test]
+    fn a_guest_whose_rest_fits_is_not_slowed_further() {
+        let mut policies = with(Policy {
+            slowing: Slowing::AutoConverge,
+            ..Policy::default()
+        });
+        assert_eq!(steer(&mut policies, &after(2, 100, 100, 10)).throttle, 72);
+        // 20 MB fit 300 ms, and 60 MB do not.
+        for (left, more) in [(20, false), (60, true)] {
+            let throttle = steer(&mut policies, &after(3 + left as u32, 60, left, 11)).throttle;
+            assert_eq!(throttle > 72, more, "{left} MB: {throttle}");
+        }
+    }
+
+    #[test]
+    fn after_an_aborted_pause_the_guest_is_slowed_as_before_without_a_further_sync() {
+        let mut policies = with(Policy {
+            slowing: Slowing::AutoConverge,
+            ..Policy::default()
+        });
+        assert_eq!(steer(&mut policies, &after(2, 100, 100, 10)).throttle, 72);
+        let pause = Next::SwitchOver { expected: secs(0) };
+        let steer = policies.steer(&after(3, 100, 20, 11), &pause, &[], 0.0);
+        assert_eq!(steer.unwrap().throttle, 0);
+        policies.go_on();
+        assert_eq!(policies.throttle(), 72);
+    }
+
+    #[test]
+    fn nothing_is_slowed_when_the_guest_is_paused_and_the_throttle_is_back_if_it_is_resumed() {
+        let mut policies = with(Policy {
+            slowing: Slowing::AutoConverge,
+            ..Policy::default()
         });
         assert_eq!(steer(&mut policies, &after(2, 100, 100, 10)).throttle, 72);
         let pause = Next::SwitchOver { expected: secs(0) };

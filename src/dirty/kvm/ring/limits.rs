@@ -29,7 +29,7 @@ impl AskedRounds {
         guest.ends_waits_of(Arc::downgrade(&here));
     }
 
-    /// Called on the thread of a vCPU whose ring is full. Waits one slice if the vCPU is over its
+    /// Called on the thread of a vCPU whose ring is full, once for each exit. Waits one slice if the vCPU is over its
     /// limit. Returns whether it is within its limit then, and gets room in its ring.
     pub fn may_go_on(&self, vcpu: u32) -> Result<bool> {
         let (nap, slice) = {
@@ -37,6 +37,7 @@ impl AskedRounds {
             let state = &mut *guard;
             let rings = &mut state.rounds.rings;
             let ring = rings.get_mut(&vcpu).ok_or_else(|| no_ring(vcpu))?;
+            state.rounds.figures.full_exits += 1;
             let (now, limits) = (self.now(), &state.limits);
             let Some(naps) = limits.naps.as_ref().filter(|_| ring.is_left_alone(now)) else {
                 return Ok(true);
@@ -44,7 +45,6 @@ impl AskedRounds {
             if !limits.guest.may_keep_waiting() {
                 return Ok(true);
             }
-            state.rounds.figures.full_exits += 1;
             if ring.is_wanted_out() {
                 return Ok(false);
             }
@@ -104,6 +104,24 @@ impl Vcpus for AskedRounds {
             let pages = ring.harvested;
             each(VcpuPages { vcpu, pages });
         }
+    }
+
+    fn allowed(&self, each: &mut dyn FnMut(VcpuPages)) {
+        let now = self.now();
+        for (&vcpu, ring) in &mut self.lock().rounds.rings {
+            let pages = ring.harvested.saturating_sub(ring.slices.beyond(now));
+            each(VcpuPages { vcpu, pages });
+        }
+    }
+
+    fn granularity(&self) -> u64 {
+        let state = self.lock();
+        state
+            .rounds
+            .rings
+            .values()
+            .next()
+            .map_or(0, |r| r.entries())
     }
 
     fn can_limit(&self) -> bool {

@@ -96,12 +96,10 @@ impl AskedRounds {
     pub fn round(self: &Arc<Self>, look: Look, full: Option<u32>) -> Result<()> {
         let mut state = self.lock();
         if let Some(vcpu) = full {
-            let State { rounds, .. } = &mut *state;
-            let Some(ring) = rounds.rings.get_mut(&vcpu) else {
+            let Some(ring) = state.rounds.rings.get_mut(&vcpu) else {
                 return Err(no_ring(vcpu));
             };
             ring.full = true;
-            rounds.figures.full_exits += 1;
         }
         state.look = state.look.max(look);
         state.asked += 1;

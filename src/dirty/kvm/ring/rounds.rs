@@ -155,8 +155,12 @@ impl Ring {
         self.slices.wrote(now, n);
     }
 
+    pub fn entries(&self) -> u64 {
+        self.memory.entries().len() as u64
+    }
+
     pub fn bytes(&self) -> u64 {
-        self.memory.entries().len() as u64 * ENTRY_BYTES
+        self.entries() * ENTRY_BYTES
     }
 
     /// How many entries are certainly in use when the vCPU comes out with a full ring.

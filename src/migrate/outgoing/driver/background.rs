@@ -1,4 +1,5 @@
-//! Background syncs: dirty state is synced in the middle of a long pass, between two batches.
+//! What happens in the middle of a long pass, between two batches, so that a policy knows how fast the
+//! guest writes: a background sync, or a look at the counts of vCPUs.
 //!
 //! Example: the first pass of a terabyte takes a quarter of an hour. Without a sync nobody learns
 //! meanwhile what the guest writes, so a policy that slows the guest would begin too late, and a
@@ -9,41 +10,55 @@
 //! without the sync. The pass keeps its number, and no event is sent.
 //!
 //! The syncs come only while a policy that may slow the guest is enabled, because each one costs
-//! the time of a harvest.
+//! the time of a harvest. While dirty rings keep the limits of vCPUs there are none, because each one
+//! would let every limited vCPU write one ring more than its limit ([`Policies::in_pass`]).
+//!
+//! [`Policies::in_pass`]: crate::migrate::steering::policies::Policies::in_pass
 
 use super::Driver;
 use crate::error::Result;
 use crate::migrate::outgoing::course::At;
+use crate::migrate::steering::policies::InPass;
 use crate::migrate::steering::Moment;
 use std::time::{Duration, Instant};
 
 impl Driver {
-    /// The time between two syncs, when background syncs are wanted.
-    fn background(&self) -> Option<Duration> {
-        self.steer.background_sync()
+    /// Syncs or counts when that is due. Called in a pass, between two batches.
+    pub(super) fn look_in_pass(&mut self) -> Result<()> {
+        let (what, every) = self.steer.in_pass();
+        if !self.is_due(what, every) {
+            return Ok(());
+        }
+        match what {
+            InPass::Nothing => return Ok(()),
+            InPass::Sync => {
+                self.sync(At::Middle)?;
+            }
+            InPass::Count => self.count_vcpus()?,
+        }
+        // The answer about the pass is asked for before the next batch anyway.
+        let facts = self.facts(Moment::Walking);
+        self.steer.ask(&facts, Some(&self.rates.fresh()))?;
+        self.follow_speed();
+        Ok(())
     }
 
-    /// Syncs when a background sync is due. Called in a pass, between two batches.
-    pub(super) fn sync_in_background(&mut self) -> Result<()> {
-        let Some(every) = self.background() else {
-            return Ok(());
-        };
-        let now = Instant::now();
-        // A sync that takes long does not follow the one before at once.
-        let least = self.course.sync_time() * SHARE;
-        if self.course.since_sync(now, self.common.begun) >= every.max(least) {
-            self.sync(At::Middle)?;
-            // The answer about the pass is asked for before the next batch anyway.
-            let facts = self.facts(Moment::Walking);
-            self.steer.ask(&facts, Some(&self.rates.fresh()))?;
-            self.follow_speed();
+    fn is_due(&self, what: InPass, every: Duration) -> bool {
+        match what {
+            InPass::Nothing => false,
+            InPass::Sync => {
+                // A sync that takes long does not follow the one before at once.
+                let least = self.course.sync_time() * SHARE;
+                self.course.since_sync(Instant::now(), self.common.begun) >= every.max(least)
+            }
+            InPass::Count => self.rates.since_counted(self.common.begun.elapsed()) >= every,
         }
-        Ok(())
     }
 
     /// The guest's dirty rate, in pages a second.
     pub(super) fn dirty_rate(&self) -> Option<f64> {
-        self.course.dirty_rate(self.background().is_some())
+        self.course
+            .dirty_rate(self.steer.in_pass().0 != InPass::Nothing)
     }
 }
 

@@ -153,9 +153,14 @@ impl Driver {
         let (now, pass) = (Instant::now(), self.common.stats.pass);
         let found = self.course.synced(now, self.common.begun, pass, at, &sync);
         self.common.stats.sync = Some(report.time);
-        let counts = self.consumer.tracker().vcpu_counts();
-        self.rates.synced(self.common.begun.elapsed(), counts)?;
+        self.count_vcpus()?;
         Ok((report, found))
+    }
+
+    /// Measures how fast each vCPU has written since the last call.
+    pub(super) fn count_vcpus(&mut self) -> Result<()> {
+        let counts = self.consumer.tracker().allowed_counts();
+        self.rates.counted(self.common.begun.elapsed(), counts)
     }
 
     /// Tells the destination which pages the sync found ballooned or free, so that this takes no
@@ -260,6 +265,8 @@ impl Driver {
             device_stopped: Bytes(devices.stopped),
             stood: self.common.shared.guest.stood().unwrap_or_default(),
             aborted_pauses: self.common.stats.aborted_pauses as u32,
+            limited_vcpus: self.steer.limited_in_rings(),
+            ring: self.steer.ring(),
         }
     }
 
@@ -429,7 +436,7 @@ impl Driver {
         let mut contents = false;
         loop {
             shared.handle.cancel.check("the migration")?;
-            self.sync_in_background()?;
+            self.look_in_pass()?;
             if !self.pass_goes_on()? {
                 return Ok(false);
             }

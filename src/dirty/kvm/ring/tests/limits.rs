@@ -53,10 +53,35 @@ fn the_ring_of_a_vcpu_over_its_limit_is_left_alone_and_a_sync_harvests_it_all_th
         counts.iter().map(|c| c.pages).collect::<Vec<_>>(),
         [10, 100]
     );
+    // One page a hundred seconds is what vCPU 0 may write, however many it has written at once.
+    let allowed = world.consumer.tracker().allowed_counts().unwrap();
+    assert_eq!(
+        allowed.iter().map(|c| c.pages).collect::<Vec<_>>(),
+        [0, 100]
+    );
     let report = world.consumer.sync(When::Running).unwrap();
     assert_eq!(world.rings.dirtied(0).unwrap(), 110);
     assert_eq!(report.pending.0, 210);
     assert_eq!(world.rings.figures().limit_waits, 0);
+}
+
+/// A vCPU under a limit comes out full, waits until the slice ends within its limit, and gets room: one
+/// exit.
+#[test]
+fn an_exit_with_a_full_ring_counts_once_whether_its_vcpu_waits_or_not() {
+    let world = far_over(1);
+    world.rings.0.lock().limits.longest = Duration::from_secs(3600);
+    let before = world.rings.figures();
+    let waiting = Waiting::begin(&world);
+    world.consumer.limit_vcpus(&[limit(0, 1e9)]).unwrap();
+    waiting.ends("a higher limit").unwrap();
+    let after = world.rings.figures();
+    // It waited, and the ring was emptied then.
+    assert_eq!(after.limit_waits, before.limit_waits + 1);
+    assert!(after.rounds > before.rounds);
+    assert_eq!(after.full_exits, before.full_exits + 1);
+    world.rings.full(0).unwrap();
+    assert_eq!(world.rings.figures().full_exits, before.full_exits + 2);
 }
 
 #[test]
