@@ -36,8 +36,9 @@ pub struct brant_vfio_device {
     /// Source: the device has failed in a migration, and was reset so that it runs again. Its state
     /// is lost, as after a reset of the function: restore what the VMM keeps of it (configuration
     /// space, interrupts), and let the guest's driver set it up anew. `why` is a sentence, valid
-    /// during the call. Runs on the thread that resumes the guest, before `resume`; must call
-    /// nothing of brant's. NULL: the VMM need not know.
+    /// during the call. When the guest was paused, runs before `resume`, on the thread that resumes the
+    /// guest. When the migration fails while the guest runs, runs at the migration's end on its thread,
+    /// while the guest runs. Must call nothing of brant's. NULL: the VMM need not know.
     pub was_reset: Option<unsafe extern "C" fn(opaque: *mut c_void, why: *const c_char)>,
 }
 

@@ -104,8 +104,10 @@ struct Source {
     ended: bool,
     /// Bytes of the stream that were too many for a short buffer.
     carry: Carry,
-    /// Why no transfer could be opened after an aborted pause.
-    broken: Option<Error>,
+    /// The device runs, and the next question about its state opens a transfer anew: after a pause that
+    /// may have been aborted. If the migration has failed instead, nobody asks, and the device is left
+    /// as it is.
+    opens: bool,
 }
 
 impl Source {
@@ -118,8 +120,16 @@ impl Source {
             stopped: 0,
             ended: false,
             carry: Carry::default(),
-            broken: None,
+            opens: false,
         }
+    }
+
+    /// The stream begins anew.
+    fn anew(&mut self) {
+        *self = Source {
+            begun: self.begun,
+            ..Source::new(self.home)
+        };
     }
 }
 
@@ -218,8 +228,10 @@ impl VfioDevice {
     /// Has `told` called after a device of the source was reset, with the reason: its state was lost,
     /// as after a reset of the function, and the guest's driver has to set it up anew. The VMM
     /// restores what it keeps of the device (configuration space, interrupts), and may tell the
-    /// guest. Called on the thread that resumes the device, under the device's lock: call nothing of
-    /// this device in it.
+    /// guest. When the guest was paused, this is called before the VMM's `resume`, on the thread that
+    /// resumes the device. When the migration fails while the guest runs, it is called in
+    /// [`end`](Device::end), and the guest runs meanwhile. In either case the device's lock is held: call
+    /// nothing of this device in it.
     pub fn on_reset(&self, told: impl Fn(&Error) + Send + 'static) {
         self.lock().on_reset = Some(Box::new(told));
     }
@@ -248,6 +260,16 @@ impl Inner {
     fn open(machine: &mut Machine, source: &mut Source) -> Result<()> {
         source.announce = true;
         source.stale = 0;
+    /// The source's side, whose transfer is open if the device is to have one.
+    fn reopened(&mut self) -> Result<(&mut Machine, &mut Source)> {
+        let (machine, source) = self.source()?;
+        if source.opens {
+            Inner::open(machine, source)?;
+            source.opens = false;
+        }
+        Ok((machine, source))
+    }
+
         source.stopped = 0;
         source.ended = false;
         source.carry = Carry::default();
@@ -332,10 +354,7 @@ impl Device for VfioDevice {
 
     fn left(&self) -> Result<Left> {
         let mut inner = self.lock();
-        let (machine, source) = inner.source()?;
-        if let Some(error) = &source.broken {
-            return Err(error.clone());
-        }
+        let (machine, source) = inner.reopened()?;
         let stopped = machine.data_size()?;
         if ![State::PRE_COPY, State::PRE_COPY_P2P].contains(&machine.state()) {
             return Ok(Left {
@@ -360,10 +379,7 @@ impl Device for VfioDevice {
 
     fn read_running(&self, buffer: &mut [u8]) -> Result<usize> {
         let mut inner = self.lock();
-        let (machine, source) = inner.source()?;
-        if let Some(error) = &source.broken {
-            return Err(error.clone());
-        }
+        let (machine, source) = inner.reopened()?;
         if machine.state() != State::PRE_COPY {
             return Ok(0);
         }
@@ -491,15 +507,12 @@ impl Device for VfioDevice {
             _ => {}
         }
         inner.recover(home)?;
-        let (machine, source) = inner.source()?;
-        if begun {
-            // The device runs, and so does the guest. Without a transfer the migration fails at its
-            // next question.
-            if let Err(e) = Inner::open(machine, source) {
-                source.broken = Some(e);
-                inner.recover(home)?;
-            }
-        }
+        let (_, source) = inner.source()?;
+        // Whether the pause was aborted or the migration has failed is unknown here. A transfer that was
+        // opened now would have to be closed after the guest runs, and a device that fails then is reset
+        // under the guest.
+        source.anew();
+        source.opens = source.begun;
         Ok(())
     }
 

@@ -132,3 +132,28 @@ fn a_device_that_even_a_reset_does_not_help_is_an_error_of_the_resume_with_every
         assert!(error.message().contains(word), "{error}");
     }
 }
+
+/// After the VMM's `resume` the guest runs, and a reset would take a device away from it. So whatever
+/// call fails when a migration that paused the guest has failed, it is reset before that or not at all.
+#[test]
+fn once_a_failed_migration_has_resumed_the_guest_no_device_is_reset() {
+    for can in ABILITIES {
+        for stopped in [false, true] {
+            let machines = Machines::new(11, &[can]);
+            machines.begin().unwrap();
+            machines.rounds().unwrap();
+            machines.sources[0].quiesce().unwrap();
+            if stopped {
+                machines.sources[0].stop().unwrap();
+            }
+            machines.resume().unwrap();
+            // The VMM has resumed the guest.
+            machines.sources[0].on_reset(|why| panic!("reset under the guest: {why}"));
+            let count = machines.from.lock().counted;
+            machines.from.lock().fault = Some((count, Fault::Broken(libc::EIO)));
+            machines.end();
+            machines.from.lock().fault = None;
+            machines.assert_runs(&machines.from, "resumed");
+        }
+    }
+}
