@@ -2,13 +2,14 @@
 //! socketpair, gives its state through the pipe that it was given (or through one of its own), takes
 //! one, and says whether it was whole.
 
-use brant::device::vhost_user::{messages, Direction, Front, VhostUserDevice};
+use brant::device::vhost_user::{messages, Direction, Front, VhostUserDevice, SILENCE_MAX};
 use brant::error::Kind;
 use brant::vmm::device::Device;
 use brant::Result;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -364,17 +365,17 @@ fn a_back_end_that_closes_its_end_early_is_asked_why_and_raises_no_signal() {
 #[test]
 fn a_silent_back_end_fails_after_the_limit_and_at_a_cancel() {
     let from = side(state(10), Manner::Silent);
-    from.device.set_silence(Duration::from_millis(50));
+    from.device.set_silence(Duration::from_millis(50)).unwrap();
     let error = save(&from.device).unwrap_err();
     assert_eq!(error.kind(), Kind::Timeout);
     assert!(error.message().contains("gave no byte"), "{error}");
     let to = side(state(10), Manner::Silent);
-    to.device.set_silence(Duration::from_millis(50));
+    to.device.set_silence(Duration::from_millis(50)).unwrap();
     let error = load(&to.device, &state(500_000)).unwrap_err();
     assert!(error.message().contains("took no byte"), "{error}");
 
     // Cancelled from another thread, while the limit is far away.
-    from.device.set_silence(Duration::from_secs(600));
+    from.device.set_silence(Duration::from_secs(600)).unwrap();
     from.device.begin().unwrap();
     let device = Arc::new(from.device);
     let reading = {
@@ -395,4 +396,53 @@ fn a_back_end_that_does_not_answer_fails_after_the_patience() {
         error.message().contains("CHECK_DEVICE_STATE: no answer"),
         "{error}"
     );
+}
+
+/// SET_DEVICE_STATE_FD has no answer, and the front end would wait for an hour.
+#[test]
+fn a_cancel_ends_a_message_that_waits_for_its_reply() {
+    struct Patient(UnixStream, Sender<()>);
+    impl Front for Patient {
+        fn set_device_state_fd(&self, way: Direction, fd: OwnedFd) -> Result<Option<OwnedFd>> {
+            self.1.send(()).unwrap();
+            let hour = Duration::from_secs(3600);
+            messages::set_device_state_fd(self.0.as_fd(), way, fd.as_fd(), hour)
+        }
+        fn check_device_state(&self) -> Result<()> {
+            panic!("nothing was transferred")
+        }
+    }
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let (tell, hear) = channel();
+    let device = Arc::new(VhostUserDevice::new(Arc::new(Patient(ours, tell))));
+    device.begin().unwrap();
+    device.stop().unwrap();
+    let reading = {
+        let device = Arc::clone(&device);
+        std::thread::spawn(move || device.read_stopped(&mut [0; 64]).unwrap_err())
+    };
+    hear.recv().unwrap();
+    device.cancel();
+    let error = reading.join().unwrap();
+    assert_eq!(error.kind(), Kind::Cancelled);
+    assert!(
+        error.message().contains("SET_DEVICE_STATE_FD (save)"),
+        "{error}"
+    );
+    // Outside of the device's calls its cancel means nothing.
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let error = messages::check_device_state(ours.as_fd(), Duration::from_millis(20));
+    assert_eq!(error.unwrap_err().kind(), Kind::Timeout);
+}
+
+#[test]
+fn the_silence_of_a_back_end_has_a_ceiling() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let device = VhostUserDevice::new(Arc::new(Connection(Mutex::new(ours))));
+    device.set_silence(SILENCE_MAX).unwrap();
+    for wrong in [Duration::ZERO, SILENCE_MAX + Duration::from_millis(1)] {
+        let error = device.set_silence(wrong).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(error.message().contains("1 to 3600000 ms"), "{error}");
+    }
 }

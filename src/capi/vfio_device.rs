@@ -25,7 +25,7 @@ pub struct brant_vfio_device {
     /// The descriptor of the device. brant keeps a duplicate.
     pub fd: i32,
     /// How long the stopped device may give no byte of its state, or take none, before the
-    /// migration fails; milliseconds. 0: 10000.
+    /// migration fails; milliseconds, 1 to 3600000. 0: 10000.
     pub silence_ms: u32,
     /// 0.
     pub reserved: u32,
@@ -185,7 +185,7 @@ pub unsafe extern "C" fn brant_guest_add_vfio_device(
             0 => STATE_MAX,
             bytes => bytes,
         };
-        device.set_limits(silence, state_max);
+        device.set_limits(silence, state_max)?;
         if let Some(call) = asked.was_reset {
             let told = WasReset {
                 opaque: asked.opaque,

@@ -39,7 +39,7 @@ pub struct brant_vhost_user_device {
     /// Tells devices of one name apart.
     pub instance: u32,
     /// How long the back end may give no byte of its state, or take none, before the migration
-    /// fails; milliseconds. 0: 10000.
+    /// fails; milliseconds, 1 to 3600000. 0: 10000.
     pub silence_ms: u32,
     /// The version of the format of the state, by the back end's own numbering. A destination with
     /// another version refuses the migration before the first page.
@@ -65,6 +65,13 @@ pub struct brant_vhost_user_device {
     /// Required. Send CHECK_DEVICE_STATE; succeed if the back end replies 0.
     pub check_device_state:
         Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
+    /// NULL, or: the migration was cancelled, or a timeout of it has passed, and the other two
+    /// callbacks should return soon with any error. Called on the thread that cancels or on one of
+    /// brant's, possibly while one of the other two runs; must not block and must call nothing of
+    /// brant's. Not needed by a VMM whose callbacks wait nowhere but in
+    /// brant_vhost_user_set_device_state_fd and brant_vhost_user_check_device_state, on the thread that
+    /// brant calls them on: these return BRANT_E_CANCELLED then.
+    pub cancel: Option<unsafe extern "C" fn(opaque: *mut c_void)>,
 }
 
 sized!(brant_vhost_user_device);
@@ -74,12 +81,14 @@ struct Table {
     opaque: *mut c_void,
     set: unsafe extern "C" fn(*mut c_void, u32, i32, *mut i32, *mut brant_reason) -> i32,
     check: unsafe extern "C" fn(*mut c_void, *mut brant_reason) -> i32,
+    cancel: Option<unsafe extern "C" fn(*mut c_void)>,
 }
 
 // SAFETY: the VMM gave functions and opaque for use on brant's threads; that is the contract of
 // `brant_vhost_user_device`.
 unsafe impl Send for Table {}
-// SAFETY: as above; the callbacks are called one at a time.
+// SAFETY: as above; the callbacks are called one at a time, but for `cancel`, which may be called
+// meanwhile.
 unsafe impl Sync for Table {}
 
 impl Front for Table {
@@ -103,6 +112,13 @@ impl Front for Table {
         call_back(self.opaque, |opaque, reason| unsafe {
             (self.check)(opaque, reason)
         })
+    }
+
+    fn cancel(&self) {
+        if let Some(cancel) = self.cancel {
+            // SAFETY: the VMM's function, called as the structure says.
+            unsafe { cancel(self.opaque) }
+        }
     }
 }
 
@@ -145,12 +161,13 @@ pub unsafe extern "C" fn brant_guest_add_vhost_user_device(
             check: asked
                 .check_device_state
                 .ok_or_else(|| required("check_device_state"))?,
+            cancel: asked.cancel,
         };
         let device = VhostUserDevice::new(Arc::new(table));
         device.set_silence(match asked.silence_ms {
             0 => SILENCE,
             ms => Duration::from_millis(ms.into()),
-        });
+        })?;
         if asked.expected_bytes > 0 {
             device.expect(asked.expected_bytes);
         }
@@ -166,8 +183,10 @@ pub unsafe extern "C" fn brant_guest_add_vhost_user_device(
 /// nothing after an error.
 ///
 /// `connection` is a connected unix socket, lent for the call: no other thread sends on it or reads
-/// from it meanwhile, and no reply is outstanding. After BRANT_E_IO, _PEER_GONE, _PROTOCOL or
-/// _TIMEOUT the connection is of no more use. BRANT_E_REFUSED: the back end refused. Threads: any.
+/// from it meanwhile, and no reply is outstanding. After BRANT_E_IO, _PEER_GONE, _PROTOCOL, _TIMEOUT or
+/// _CANCELLED the connection is of no more use. BRANT_E_REFUSED: the back end refused.
+/// BRANT_E_CANCELLED: called in a callback of brant_vhost_user_device, and the migration was cancelled or
+/// has run out of time. Threads: any.
 #[no_mangle]
 pub unsafe extern "C" fn brant_vhost_user_set_device_state_fd(
     connection: i32,

@@ -18,11 +18,11 @@
 mod frames;
 mod machine;
 
-pub use crate::device::patience::SILENCE;
+pub use crate::device::patience::{SILENCE, SILENCE_MAX};
 
 use self::frames::{Part, Parts, HEAD};
 use self::machine::{Machine, Read};
-use crate::device::patience::{Cancelled, Patience};
+use crate::device::patience::{self, Cancelled, Patience};
 use crate::error::{Error, Kind, Result};
 use crate::sys::ioctl::Descriptor;
 use crate::sys::vfio_migration::{self as sys, State};
@@ -219,10 +219,14 @@ impl VfioDevice {
     /// Sets the limits, [`SILENCE`] and [`STATE_MAX`] at first: how long a device may give no byte or
     /// take none while it is stopped, and how many bytes it may give in all. Beyond them the
     /// migration fails.
-    pub fn set_limits(&self, silence: Duration, state_max: u64) {
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for a silence outside of 1 ms to [`SILENCE_MAX`].
+    pub fn set_limits(&self, silence: Duration, state_max: u64) -> Result<()> {
+        let silence = patience::check(silence)?;
         let mut inner = self.lock();
-        inner.silence = silence;
-        inner.state_max = state_max;
+        (inner.silence, inner.state_max) = (silence, state_max);
+        Ok(())
     }
 
     /// Has `told` called after a device of the source was reset, with the reason: its state was lost,
@@ -256,10 +260,6 @@ impl Inner {
         }
     }
 
-    /// Opens a transfer of the running device, if its driver can and the device runs.
-    fn open(machine: &mut Machine, source: &mut Source) -> Result<()> {
-        source.announce = true;
-        source.stale = 0;
     /// The source's side, whose transfer is open if the device is to have one.
     fn reopened(&mut self) -> Result<(&mut Machine, &mut Source)> {
         let (machine, source) = self.source()?;
@@ -270,9 +270,8 @@ impl Inner {
         Ok((machine, source))
     }
 
-        source.stopped = 0;
-        source.ended = false;
-        source.carry = Carry::default();
+    /// Opens a transfer of the running device, if its driver can and the device runs.
+    fn open(machine: &mut Machine, source: &mut Source) -> Result<()> {
         match machine.precopies() && source.home == State::RUNNING {
             true => machine.open_transfer(State::PRE_COPY),
             false => Ok(()),
@@ -498,14 +497,8 @@ impl Device for VfioDevice {
             // It did not even begin.
             return Ok(());
         }
-        let (machine, source) = inner.source()?;
-        let (home, begun) = (source.home, source.begun);
-        match machine.state() {
-            State::PRE_COPY => return Ok(()),
-            // Quiesced and not stopped: the transfer goes on. If that fails, the device comes first.
-            State::PRE_COPY_P2P if machine.keep(State::PRE_COPY).is_ok() => return Ok(()),
-            _ => {}
-        }
+        let (_, source) = inner.source()?;
+        let home = source.home;
         inner.recover(home)?;
         let (_, source) = inner.source()?;
         // Whether the pause was aborted or the migration has failed is unknown here. A transfer that was

@@ -14,9 +14,9 @@
 pub mod messages;
 
 pub use self::messages::{Direction, PROTOCOL_F_DEVICE_STATE};
-pub use crate::device::patience::SILENCE;
+pub use crate::device::patience::{SILENCE, SILENCE_MAX};
 
-use crate::device::patience::{again, Cancelled, Patience};
+use crate::device::patience::{self, again, Cancelled, Patience};
 use crate::error::{Error, Result};
 use crate::runtime::cancel::{wait_ready, Interest};
 use crate::runtime::Deadline;
@@ -37,6 +37,11 @@ pub trait Front: Send + Sync {
     /// Sends CHECK_DEVICE_STATE and waits for the reply. An error when the back end says that the
     /// transfer failed.
     fn check_device_state(&self) -> Result<()>;
+
+    /// The migration was cancelled, or its time is over: a call of the other two that is in progress
+    /// should return soon, with any error. Called as [`Device::cancel`] is. The functions of
+    /// [`messages`] end by themselves, on the thread on which brant calls the other two.
+    fn cancel(&self) {}
 }
 
 /// A vhost-user back end whose internal state a migration streams, after the pause.
@@ -108,8 +113,12 @@ impl VhostUserDevice {
 
     /// Sets the limit, [`SILENCE`] at first: how long the back end may give no byte of its state or
     /// take none. Beyond it the migration fails.
-    pub fn set_silence(&self, limit: Duration) {
-        self.lock().silence = limit;
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`](crate::Kind::Invalid) outside of 1 ms to [`SILENCE_MAX`].
+    pub fn set_silence(&self, limit: Duration) -> Result<()> {
+        self.lock().silence = patience::check(limit)?;
+        Ok(())
     }
 
     /// Says how many bytes of state to expect, for the downtime that a pause is planned with. After
@@ -118,11 +127,17 @@ impl VhostUserDevice {
         self.lock().expected = Some(bytes);
     }
 
-    /// Ends a read or a load that waits, on any thread; a cancel of the migration does. The next
-    /// [`begin`](Device::begin), [`end`](Device::end), [`run`](Device::run) or
+    /// Ends a read, a load or a message that waits, on any thread; a cancel of the migration does. The
+    /// next [`begin`](Device::begin), [`end`](Device::end), [`run`](Device::run) or
     /// [`reset`](Device::reset) takes it back.
     pub fn cancel(&self) {
         self.cancelled.set();
+        self.front.cancel();
+    }
+
+    /// Asks the back end whether the transfer succeeded.
+    fn check(&self) -> Result<()> {
+        self.cancelled.during(|| self.front.check_device_state())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -137,7 +152,9 @@ impl VhostUserDevice {
             Direction::Save => (out, into),
             Direction::Load => (into, out),
         };
-        let given = self.front.set_device_state_fd(direction, there)?;
+        let given = self
+            .cancelled
+            .during(|| self.front.set_device_state_fd(direction, there))?;
         // A back end that has a better channel gives its end back, and then the pipe is unused.
         let here = given.unwrap_or(here);
         pipe::set_nonblocking(here.as_fd())
@@ -208,7 +225,7 @@ impl Device for VhostUserDevice {
         };
         inner.given += n as u64;
         if n == 0 && !buffer.is_empty() {
-            self.front.check_device_state()?;
+            self.check()?;
             inner.expected = Some(inner.given);
             inner.transfer = Transfer::Saved;
         }
@@ -253,7 +270,7 @@ impl Device for VhostUserDevice {
                 // A back end that refuses the state closes its end, and says so when it is asked.
                 Err(e) if e.raw_os_error() == Some(libc::EPIPE) => {
                     inner.transfer = Transfer::None;
-                    self.front.check_device_state()?;
+                    self.check()?;
                     return Err(Error::os(
                         "the vhost-user back end closed the channel before all of its state was \
                          written, and says that nothing is wrong",
@@ -274,7 +291,7 @@ impl Device for VhostUserDevice {
         }
         // The end of the state.
         inner.transfer = Transfer::None;
-        self.front.check_device_state()
+        self.check()
     }
 
     /// The VMM's `run` starts the rings.

@@ -59,7 +59,9 @@ fn an_error_names_both_states_where_the_device_is_now_and_the_kernel_s_answer() 
 fn a_stopped_device_that_gives_no_byte_fails_after_the_limit_and_at_a_cancel() {
     for can in [ABILITIES[0], ABILITIES[3]] {
         let machines = Machines::new(3, &[can]);
-        machines.sources[0].set_limits(Duration::from_millis(50), 1 << 30);
+        machines.sources[0]
+            .set_limits(Duration::from_millis(50), 1 << 30)
+            .unwrap();
         machines.begin().unwrap();
         machines.rounds().unwrap();
         machines.from.lock().parts[0].silent = true;
@@ -75,7 +77,9 @@ fn a_stopped_device_that_gives_no_byte_fails_after_the_limit_and_at_a_cancel() {
         machines.assert_runs(&machines.from, "silent");
 
         // Cancelled from another thread, while the limit is far away.
-        machines.sources[0].set_limits(Duration::from_secs(600), 1 << 30);
+        machines.sources[0]
+            .set_limits(Duration::from_secs(600), 1 << 30)
+            .unwrap();
         machines.begin().unwrap();
         machines.stop().unwrap();
         let device = Arc::clone(&machines.sources[0]);
@@ -99,7 +103,9 @@ fn a_stopped_device_that_gives_no_byte_fails_after_the_limit_and_at_a_cancel() {
 #[test]
 fn a_state_that_never_ends_is_given_up_at_the_stated_limit() {
     let machines = Machines::new(4, &[ABILITIES[3]]);
-    machines.sources[0].set_limits(Duration::from_secs(60), 20_000);
+    machines.sources[0]
+        .set_limits(Duration::from_secs(60), 20_000)
+        .unwrap();
     machines.begin().unwrap();
     machines.rounds().unwrap();
     machines.from.lock().parts[0].endless = true;
@@ -122,7 +128,9 @@ fn a_state_that_never_ends_is_given_up_at_the_stated_limit() {
 #[test]
 fn a_device_that_takes_no_byte_fails_the_load_after_the_limit() {
     let machines = Machines::new(5, &[ABILITIES[0]]);
-    machines.destinations[0].set_limits(Duration::from_millis(50), 1);
+    machines.destinations[0]
+        .set_limits(Duration::from_millis(50), 1)
+        .unwrap();
     machines.to.lock().parts[0].silent = true;
     machines.begin().unwrap();
     machines.stop().unwrap();

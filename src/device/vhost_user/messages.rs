@@ -2,7 +2,7 @@
 //! connection for the length of a call: no other thread sends on it or reads from it meanwhile, and
 //! no reply is outstanding. Numbers and layouts are those of the vhost-user specification.
 
-use crate::device::patience::again;
+use crate::device::patience::{again, check_inside, SLICE};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::cancel::{wait_ready, Interest, Wake};
 use crate::runtime::Deadline;
@@ -68,12 +68,18 @@ fn ask(
     patience: Duration,
 ) -> Result<(u64, Vec<OwnedFd>)> {
     let until = Deadline::after(patience);
-    let wait = |interest| match wait_ready(socket, interest, None, until)? {
-        Wake::Ready => Ok(()),
-        _ => Err(Error::new(
-            Kind::Timeout,
-            format!("{what}: no answer of the vhost-user back end for {patience:?}"),
-        )),
+    let wait = |interest| loop {
+        check_inside(what)?;
+        let slice = until.earlier(Deadline::after(SLICE));
+        if wait_ready(socket, interest, None, slice)? == Wake::Ready {
+            return Ok(());
+        }
+        if until.expired() {
+            return Err(Error::new(
+                Kind::Timeout,
+                format!("{what}: no answer of the vhost-user back end for {patience:?}"),
+            ));
+        }
     };
     let lost = |e: std::io::Error| Error::os(format_args!("{what}: the vhost-user connection"), e);
 
@@ -131,12 +137,13 @@ fn ask(
 
 /// SET_DEVICE_STATE_FD: gives the back end a duplicate of `fd`, the end of a pipe that it writes its
 /// state to ([`Direction::Save`]) or reads it from. Returns the descriptor that the back end gave
-/// instead of using `fd`, if it gave one. Waits for the reply for `patience` at most; after an error
-/// of the connection, the connection is of no more use.
+/// instead of using `fd`, if it gave one. Waits for the reply for `patience` at most. Called inside of
+/// [`Front`](super::Front) on the thread that calls that, it ends with a cancel of the device too.
+/// After any error but `Refused`, the connection is of no more use.
 ///
 /// # Errors
 /// `Refused` when the back end refuses; `Protocol` for another reply than the specification allows;
-/// `Timeout`; errors of the socket.
+/// `Timeout`; `Cancelled`; errors of the socket.
 pub fn set_device_state_fd(
     socket: BorrowedFd<'_>,
     direction: Direction,
