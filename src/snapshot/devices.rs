@@ -11,7 +11,7 @@ use crate::image::Blobs;
 use crate::runtime::Cancel;
 use crate::vmm::callbacks::Callbacks;
 use crate::vmm::device::{described, InUse, Registered};
-use crate::vmm::held::{self, Held};
+use crate::vmm::held::{self, Arrivals, Held};
 use crate::vmm::{StateBlob, StateSink};
 use std::sync::Arc;
 
@@ -34,7 +34,9 @@ pub(super) fn save(held: &Held, vmm: &Callbacks, blobs: &mut Blobs, cancel: &Can
         loop {
             cancel.check("the save")?;
             let read = |d: &dyn crate::vmm::device::Device, b: &mut [u8]| d.read_stopped(b);
-            let length = held::read(vmm, &device, "read_stopped", &mut buffer, read)?;
+            let read = held::read(vmm, &device, "read_stopped", &mut buffer, read);
+            // A call that the cancel has ended is no failure of the device's.
+            let length = read.map_err(|e| cancel.check("the save").err().unwrap_or(e))?;
             if length > 0 || first {
                 blobs.put(&StateBlob {
                     name: device.name(),
@@ -58,15 +60,26 @@ pub(super) struct Restored {
     vmm: Callbacks,
     /// Something was loaded, and the guest is not here yet.
     begun: bool,
+    /// The guest is here.
+    kept: bool,
+    arrivals: Arc<Arrivals>,
 }
 
 impl Restored {
-    pub(super) fn new(in_use: InUse, vmm: Callbacks) -> Restored {
-        Restored {
+    pub(super) fn new(in_use: InUse, vmm: Callbacks) -> Result<Restored> {
+        let list = fallible::collect(in_use.all().iter().cloned(), "devices")?;
+        Ok(Restored {
+            arrivals: Arc::new(Arrivals::new(vmm.clone(), list)),
             in_use,
             vmm,
             begun: false,
-        }
+            kept: false,
+        })
+    }
+
+    /// The devices as a cancel of the restore asks them to end their calls.
+    pub(super) fn arrivals(&self) -> Arc<Arrivals> {
+        Arc::clone(&self.arrivals)
     }
 
     fn named(&self, entry: &BlobEntry) -> Option<&Arc<Registered>> {
@@ -120,7 +133,8 @@ impl Restored {
 
     /// The guest is here.
     pub(super) fn keep(&mut self) {
-        self.begun = false;
+        self.kept = true;
+        self.arrivals.close();
     }
 
     pub(super) fn run(&self) -> Result<()> {
@@ -129,9 +143,10 @@ impl Restored {
 }
 
 impl Drop for Restored {
-    /// Has devices drop what they have loaded of a guest that did not come.
+    /// Has devices drop what they have loaded of a guest that did not come, and forget a cancel.
     fn drop(&mut self) {
-        if self.begun {
+        let was_cancelled = !self.arrivals.close();
+        if !self.kept && (self.begun || was_cancelled) {
             held::reset(&self.vmm, self.in_use.all());
         }
     }

@@ -15,6 +15,7 @@ use crate::runtime::{catch, Role};
 use crate::sys::disk::Caching;
 use crate::units::Pages;
 use crate::vmm::callbacks::Callbacks;
+use crate::vmm::held::Arrivals;
 use crate::vmm::{EventKind, StateBlob, Vmm};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ struct Shared {
     task: Task,
     filled: Arc<Filled>,
     begun: OnceLock<Instant>,
+    /// The guest's devices, once image and guest were found to have the same.
+    arrivals: OnceLock<Arc<Arrivals>>,
 }
 
 /// A restore of a guest from a file that [`super::Save`] made. One object, one restore. For an
@@ -62,6 +65,7 @@ impl Restore {
                 task: Task::new("restore")?,
                 filled: Arc::default(),
                 begun: OnceLock::new(),
+                arrivals: OnceLock::new(),
             }),
         })
     }
@@ -98,11 +102,18 @@ impl Restore {
     }
 
     /// Cancels the restore, and returns when its threads have ended. That takes a tenth of a second
-    /// at most, unless an operation of the VMM's or a kernel call is in progress. Inside an
+    /// at most, unless an operation of the VMM's or a kernel call is in progress. A call of a device in
+    /// progress is asked to return ([`Device::cancel`](crate::vmm::device::Device::cancel)). Inside an
     /// operation the call does not wait. A restore that has ended by itself is left alone;
     /// [`Restore::wait`] tells how it ended.
     pub fn cancel(&self) {
-        self.shared.task.cancel();
+        self.shared.task.cancel(|| self.cancel_devices());
+    }
+
+    fn cancel_devices(&self) {
+        if let Some(devices) = self.shared.arrivals.get() {
+            devices.cancel();
+        }
     }
 
     /// The current figures.
@@ -171,8 +182,10 @@ impl Restoring {
             self.load("early_load", blob, |vmm, blob| vmm.early_load(blob))?;
         }
         let in_use = shared.memory.devices().in_use();
-        let mut devices = Restored::new(in_use, self.vmm.clone());
+        let mut devices = Restored::new(in_use, self.vmm.clone())?;
         devices.check(streamed.iter().map(|(entry, _)| *entry))?;
+        // A cancel that comes before this is found by the checks before each call.
+        let _ = shared.arrivals.set(devices.arrivals());
         let map = shared.memory.map();
         self.stats.total_bytes = map.total().0;
         let blocks = matching(index, &map)
@@ -203,13 +216,15 @@ impl Restoring {
         self.enter(State::Loading);
         for (entry, data) in &streamed {
             cancel.check("the restore")?;
-            devices.load(entry, data)?;
+            let loaded = devices.load(entry, data);
+            loaded.map_err(|e| cancel.check("the restore").err().unwrap_or(e))?;
         }
         for blob in &state {
             cancel.check("the restore")?;
             self.load("load", blob, |vmm, blob| vmm.load(blob))?;
         }
-        devices.loaded()?;
+        let loaded = devices.loaded();
+        loaded.map_err(|e| cancel.check("the restore").err().unwrap_or(e))?;
         self.vmm
             .call_that_makes_threads("loaded", |vmm| vmm.loaded())?;
         cancel.check("the restore")?;

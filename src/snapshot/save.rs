@@ -36,6 +36,8 @@ struct Shared {
     /// Holds all writers together to the stated bandwidth.
     pacer: Arc<Pacer>,
     task: Task,
+    /// The guest's devices whose state is streamed.
+    devices: Held,
 }
 
 /// A save of a guest to a file. One object, one save.
@@ -112,6 +114,7 @@ impl Save {
                 params,
                 pacer: Arc::new(Pacer::new(params.max_bandwidth)),
                 task: Task::new("save")?,
+                devices: Held::default(),
             }),
         })
     }
@@ -151,7 +154,6 @@ impl Save {
                 begun: Instant::now(),
                 renewed: Instant::now(),
                 paused_at: None,
-                devices: Held::default(),
             };
             saving.run();
         })
@@ -159,9 +161,17 @@ impl Save {
 
     /// Cancels the save, and returns when the guest runs on and the file is gone. That takes a
     /// tenth of a second at most, unless an operation of the VMM's or a kernel call is in progress.
-    /// Inside an operation the call does not wait. A save that has ended by itself is left alone.
+    /// A call of a device in progress is asked to return
+    /// ([`Device::cancel`](crate::vmm::device::Device::cancel)). Inside an operation the call does not
+    /// wait. A save that has ended by itself is left alone.
     pub fn cancel(&self) {
-        self.shared.task.cancel();
+        self.shared.task.cancel(|| self.cancel_devices());
+    }
+
+    fn cancel_devices(&self) {
+        let shared = &self.shared;
+        let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.task.owner());
+        shared.devices.cancel(&vmm);
     }
 
     /// The current figures.
@@ -182,8 +192,6 @@ struct Saving {
     renewed: Instant,
     /// When the guest was paused, if the save paused it and has to resume it.
     paused_at: Option<Instant>,
-    /// The guest's devices whose state is streamed.
-    devices: Held,
     stats: Stats,
 }
 
@@ -202,10 +210,11 @@ impl Saving {
         // Waiting threads wake last, when file, pins and claim are gone.
         let _end = Ending(&shared.task);
         let _inside = self.vmm.enter();
-        self.devices
+        self.shared
+            .devices
             .hold(shared.tracker.memory().devices().in_use());
         let mut result = catch(|| self.save()).and_then(|saved| saved);
-        self.devices.end(&self.vmm);
+        self.shared.devices.end(&self.vmm);
         if self.paused_at.is_some() {
             match (&result, shared.params.stay_paused) {
                 // The devices stand still with the vCPUs; the VMM resumes both.
@@ -222,7 +231,7 @@ impl Saving {
             }
         } else if shared.params.already_paused {
             // The devices were stopped here, and the guest goes on standing as its VMM wants it.
-            if let Err(not_resumed) = self.devices.resume(&self.vmm) {
+            if let Err(not_resumed) = self.shared.devices.resume(&self.vmm) {
                 result = result.and(Err(not_resumed));
             }
             self.claim.comes_to(Stage::PausedByVmm);
@@ -231,6 +240,7 @@ impl Saving {
             // stage.
             self.claim.comes_to(Stage::Kept);
         }
+        shared.devices.let_go();
         self.stats.elapsed = self.begun.elapsed();
         let (kind, message) = match &result {
             Ok(()) => {
@@ -270,15 +280,19 @@ impl Saving {
         if let Some(warning) = shared.tracker.warning() {
             self.vmm.event(EventKind::Warning, warning.to_owned());
         }
-        self.devices.begin(&self.vmm)?;
+        let unless_cancelled = |e| cancel.check("the save").err().unwrap_or(e);
+        let begun = shared.devices.begin(&self.vmm);
+        begun.map_err(unless_cancelled)?;
         if !params.already_paused {
             self.passes(&consumer.0, &mut walk, &mut writer)?;
             self.pause()?;
         }
         self.enter(State::Paused);
         cancel.check("the save")?;
-        self.devices.stop(&self.vmm)?;
-        devices::save(&self.devices, &self.vmm, &mut blobs, cancel)?;
+        // A call that the cancel has ended is no failure of the device's.
+        let stopped = shared.devices.stop(&self.vmm);
+        stopped.map_err(unless_cancelled)?;
+        devices::save(&shared.devices, &self.vmm, &mut blobs, cancel)?;
         blobs.state_begins();
         self.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
         self.stats.state_bytes = blobs.bytes();
@@ -419,7 +433,7 @@ impl Saving {
         let Some(paused_at) = self.paused_at.take() else {
             return Ok(());
         };
-        let resumed = self.devices.resume(&self.vmm);
+        let resumed = self.shared.devices.resume(&self.vmm);
         let resumed = resumed.and_then(|()| {
             self.vmm
                 .call_that_makes_threads("resume", |vmm| vmm.resume())

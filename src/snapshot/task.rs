@@ -113,9 +113,11 @@ impl Task {
     }
 
     /// Cancels the task. Waits for its end unless this thread is inside an operation that the task
-    /// called.
-    pub(super) fn cancel(&self) {
-        self.cancel.cancel();
+    /// called. The first cancel calls `wake`, which ends calls of devices that the task's thread is in.
+    pub(super) fn cancel(&self, wake: impl FnOnce()) {
+        if self.cancel.cancel() {
+            wake();
+        }
         if !inside(self.owner()) {
             self.wait_ended(None);
         }
@@ -185,8 +187,8 @@ impl Task {
     }
 
     /// Cancels the task and joins its thread, when the VMM's object is dropped.
-    pub(super) fn shut_down(&self) {
-        self.cancel();
+    pub(super) fn shut_down(&self, wake: impl FnOnce()) {
+        self.cancel(wake);
         let thread = self.thread().take();
         if let Some(thread) = thread {
             if !inside(self.owner()) {

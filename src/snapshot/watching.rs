@@ -46,7 +46,7 @@ macro_rules! watching {
         impl Drop for $task {
             #[doc = concat!("Cancels a ", $what, " in progress and waits for its end.")]
             fn drop(&mut self) {
-                self.shared.task.shut_down();
+                self.shared.task.shut_down(|| self.cancel_devices());
             }
         }
     };

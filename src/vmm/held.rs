@@ -32,6 +32,8 @@ struct Told {
     begun: usize,
     /// How many devices were called `quiesce`, from the first on.
     quiesced: usize,
+    /// Those that have begun were called `cancel`.
+    cancelled: bool,
 }
 
 impl Held {
@@ -62,6 +64,7 @@ impl Held {
 
     /// A migration begins.
     pub(crate) fn begin(&self, vmm: &Callbacks) -> Result<()> {
+        self.told().cancelled = false;
         for device in self.list() {
             self.told().begun += 1;
             call(vmm, &device, "begin", |d| d.begin())?;
@@ -98,10 +101,13 @@ impl Held {
         done
     }
 
-    /// The migration is cancelled. Only devices that have begun and not ended are told, so that no
+    /// The migration is cancelled, or its time is over. Each device is told once. Only devices that have begun and not ended are told, so that no
     /// cancel reaches the next migration: hence the lock during the calls, for which `end` waits.
     pub(crate) fn cancel(&self, vmm: &Callbacks) {
-        let told = self.told();
+        let mut told = self.told();
+        if std::mem::replace(&mut told.cancelled, true) {
+            return;
+        }
         if let Some(in_use) = &told.in_use {
             let begun = told.begun.min(in_use.all().len());
             cancel(vmm, &in_use.all()[..begun]);
@@ -119,6 +125,40 @@ impl Held {
     pub(crate) fn let_go(&self) {
         let in_use = self.told().in_use.take();
         drop(in_use);
+    }
+}
+
+/// The devices of the side where the guest arrives, as far as a cancel asks them to end their calls.
+pub(crate) struct Arrivals {
+    vmm: Callbacks,
+    list: Vec<Arc<Registered>>,
+    /// The devices are told of a cancel, once. The lock is held during the calls, so that no cancel
+    /// comes after `run` or `reset`.
+    open: Mutex<bool>,
+}
+
+impl Arrivals {
+    pub(crate) fn new(vmm: Callbacks, list: Vec<Arc<Registered>>) -> Arrivals {
+        Arrivals {
+            vmm,
+            list,
+            open: Mutex::new(true),
+        }
+    }
+
+    /// Asks every device to end the call that it is in.
+    pub(crate) fn cancel(&self) {
+        let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        if std::mem::take(&mut *open) {
+            cancel(&self.vmm, &self.list);
+        }
+    }
+
+    /// The guest is this side's, or never runs here: no cancel comes any more. Returns whether none
+    /// came.
+    pub(crate) fn close(&self) -> bool {
+        let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        std::mem::take(&mut *open)
     }
 }
 
@@ -156,7 +196,7 @@ fn tell(vmm: &Callbacks, list: &[Arc<Registered>], name: &str, operation: impl F
 }
 
 /// Asks every device to end the call that it is in.
-pub(crate) fn cancel(vmm: &Callbacks, list: &[Arc<Registered>]) {
+fn cancel(vmm: &Callbacks, list: &[Arc<Registered>]) {
     tell(vmm, list, "cancel", |d| d.cancel());
 }
 

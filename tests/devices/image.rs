@@ -9,6 +9,7 @@ use brant::snapshot::{Restore, RestoreParams, Save, SaveParams};
 use brant::vmm::device::Device;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn sizes() -> [Size; 2] {
     [
@@ -120,4 +121,54 @@ fn a_device_that_refuses_its_state_in_a_restore_is_reset_with_all_others() {
         assert_eq!(devices.log.count(&format!("{} reset", device.name)), 1);
     }
     devices.assert_sound("refused");
+}
+
+#[test]
+fn a_cancel_ends_a_call_of_a_device_that_blocks_in_a_save() {
+    for step in ["quiesce", "stop", "read_stopped"] {
+        let folder = tempfile::tempdir().unwrap();
+        let devices = Devices::new(32, &sizes());
+        devices.here[1].sticks_at(step);
+        let tracker = Arc::clone(&devices.pair.source.tracker);
+        let vmm = devices.pair.from.clone();
+        let save = Save::new(tracker, Blockers::new(), vmm, SaveParams::default()).unwrap();
+        save.start(folder.path().join("guest.image")).unwrap();
+        devices.here[1].await_stuck();
+        save.cancel();
+        // It has waited for the end.
+        let error = save.wait(Some(Duration::ZERO)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Cancelled, "{step}: {error}");
+        devices.assert_runs_on(step);
+        save.cancel();
+        drop(save);
+        for device in &devices.here {
+            let cancel = format!("{} cancel", device.name);
+            assert_eq!(devices.log.count(&cancel), 1, "{step}");
+        }
+    }
+}
+
+#[test]
+fn a_cancel_ends_a_call_of_a_device_that_blocks_in_a_restore() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("guest.image");
+    for step in ["load_stopped", "loaded"] {
+        let devices = Devices::new(32, &sizes());
+        saved(&devices, &path).unwrap();
+        devices.there[1].sticks_at(step);
+        let memory = Arc::clone(&devices.pair.destination.memory);
+        let vmm = devices.pair.to.clone();
+        let restore = Restore::new(memory, vmm, RestoreParams::default()).unwrap();
+        restore.start(&path).unwrap();
+        devices.there[1].await_stuck();
+        restore.cancel();
+        let error = restore.wait(Some(Duration::ZERO)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Cancelled, "{step}: {error}");
+        devices.log.assert_sound();
+        drop(restore);
+        for device in &devices.there {
+            let count = |call| devices.log.count(&format!("{} {call}", device.name));
+            assert_eq!((count("cancel"), count("reset")), (1, 1), "{step}");
+        }
+    }
 }
