@@ -18,7 +18,7 @@ pub const PIECE_BYTES_MAX: usize = 1 << 20;
 pub const PIECE_PREFIX: usize = 4 + 4 + 8;
 /// Piece flag bit 0: the piece is of the stopped part, which was read after the pause.
 pub const PIECE_STOPPED: u32 = 1;
-/// Piece flag bit 1: no piece of this device's stopped part has a higher offset.
+/// Piece flag bit 1: the piece's end is the end of its part.
 pub const PIECE_LAST: u32 = 2;
 /// Piece flag bit 2: the destination answers DEVICE_LOADED once it has loaded the running part up to
 /// the end of this piece.
@@ -117,7 +117,7 @@ impl Piece {
         self.flags & PIECE_STOPPED != 0
     }
 
-    /// Whether it ends the stopped part.
+    /// Whether it ends its part.
     pub fn is_last(&self) -> bool {
         self.flags & PIECE_LAST != 0
     }
@@ -135,14 +135,15 @@ impl Piece {
     fn problem(&self) -> Checked {
         check_number(self.number)?;
         let known = PIECE_STOPPED | PIECE_LAST | PIECE_INITIAL;
+        // A stopped part is not loaded before the pause.
         let wrong = match self.is_stopped() {
             true => PIECE_INITIAL,
-            false => PIECE_LAST,
+            false => 0,
         };
         if self.flags & (!known | wrong) != 0 {
             return Err(format!(
-                "expected flags of {PIECE_STOPPED:#x} (stopped), {PIECE_LAST:#x} (last, of the \
-                 stopped part) and {PIECE_INITIAL:#x} (initial, of the running part), found {:#x}",
+                "expected flags of {PIECE_STOPPED:#x} (stopped), {PIECE_LAST:#x} (last) and \
+                 {PIECE_INITIAL:#x} (initial, of the running part), found {:#x}",
                 self.flags
             ));
         }

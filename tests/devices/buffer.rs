@@ -99,6 +99,13 @@ impl Played {
         self.session.lanes[channel].say_bytes(&data);
     }
 
+    /// Says where the running parts of both devices end.
+    fn end_running(&mut self, channel: usize, ends: [u64; 2]) {
+        for (number, end) in (0..).zip(ends) {
+            self.piece(channel, number, PIECE_LAST, end, 0);
+        }
+    }
+
     /// Ends the pages of a channel.
     fn end_pages(&mut self, channel: usize) {
         let mut marker = self.session.counts[channel].marker(false);
@@ -159,6 +166,7 @@ fn pieces_that_overtake_one_another_are_loaded_in_order() {
     assert_eq!(loaded, Some(Record::DeviceLoaded(expected)));
     assert_eq!(played.models[0].loaded(), (1500, 1500));
     // The stopped part of the nic comes before the pages of channel 0 have ended.
+    played.end_running(1, [1500, 0]);
     played.end_pages(1);
     played.piece(1, 1, END, 700, 300);
     played.end_pages(0);
@@ -179,6 +187,7 @@ fn more_than_the_buffer_takes_waits_on_its_channel_and_is_loaded_in_the_end() {
         ..quick()
     };
     let mut played = Played::agreed(2, &params);
+    played.end_running(1, [0, 0]);
     played.end_pages(1);
     played.end_pages(0);
     // 8 MiB that cannot be loaded before the first byte comes on channel 0.
@@ -223,6 +232,7 @@ fn a_piece_that_never_comes_ends_the_wait_with_the_devices_name() {
         ..quick()
     };
     let mut played = Played::agreed(2, &params);
+    played.end_running(0, [0, 0]);
     played.end_pages(0);
     played.end_pages(1);
     for at in 1..=3 {
@@ -254,6 +264,7 @@ fn the_end_of_all_pages_and_every_piece_are_demanded_by_name() {
             "a running part after the end of the pages",
             "device `nic`: DEVICE: a piece of its running",
             |p| {
+                p.end_running(0, [0, 0]);
                 p.end_pages(0);
                 p.piece(0, 1, 0, 0, 5);
             },
@@ -283,9 +294,52 @@ fn the_end_of_all_pages_and_every_piece_are_demanded_by_name() {
             },
         ),
         (
-            "a gap in a stopped part",
-            "device `gpu`: bytes 0 to 12 of its stopped part are missing",
+            "the tail of a running part",
+            "device `gpu`: bytes 5 to 9 of its running part are missing",
             |p| {
+                p.piece(0, 0, 0, 0, 5);
+                p.end_running(0, [9, 0]);
+                p.end_pages(0);
+            },
+        ),
+        (
+            "no end of a running part",
+            "device `nic`: the end of its running part is missing",
+            |p| {
+                p.piece(0, 0, PIECE_LAST, 0, 5);
+                p.piece(0, 1, 0, 0, 5);
+                p.end_pages(0);
+            },
+        ),
+        (
+            "no end of a running part without bytes",
+            "device `gpu`: the end of its running part is missing",
+            |p| {
+                p.piece(0, 1, PIECE_LAST, 0, 0);
+                p.end_pages(0);
+            },
+        ),
+        (
+            "two ends of a running part",
+            "device `gpu`: DEVICE: its end was said twice",
+            |p| {
+                p.end_running(0, [0, 0]);
+                p.end_running(0, [0, 0]);
+            },
+        ),
+        (
+            "a running part behind its end",
+            "device `nic`: DEVICE: byte 4 is behind its end at 0",
+            |p| {
+                p.end_running(0, [0, 0]);
+                p.piece(0, 1, 0, 0, 4);
+            },
+        ),
+        (
+            "a gap in a stopped part",
+            "device `gpu`: bytes 0 to 7 of its stopped part are missing",
+            |p| {
+                p.end_running(0, [0, 0]);
                 p.end_pages(0);
                 p.piece(0, 0, END, 7, 5);
                 p.piece(0, 1, END, 0, 0);
@@ -295,8 +349,9 @@ fn the_end_of_all_pages_and_every_piece_are_demanded_by_name() {
         ),
         (
             "no end",
-            "device `nic`: bytes 5 to its end of its stopped part are missing",
+            "device `nic`: the end of its stopped part is missing",
             |p| {
+                p.end_running(0, [0, 0]);
                 p.end_pages(0);
                 p.piece(0, 0, END, 0, 0);
                 p.piece(0, 1, STOPPED, 0, 5);
@@ -308,6 +363,7 @@ fn the_end_of_all_pages_and_every_piece_are_demanded_by_name() {
             "two ends",
             "device `gpu`: DEVICE: its end was said twice",
             |p| {
+                p.end_running(0, [0, 0]);
                 p.end_pages(0);
                 p.piece(0, 0, END, 0, 5);
                 p.piece(0, 0, END, 5, 0);
@@ -317,6 +373,7 @@ fn the_end_of_all_pages_and_every_piece_are_demanded_by_name() {
             "behind its end",
             "device `gpu`: DEVICE: byte 7 is behind its end at 5",
             |p| {
+                p.end_running(0, [0, 0]);
                 p.end_pages(0);
                 p.piece(0, 0, END, 0, 5);
                 p.piece(0, 0, STOPPED, 5, 2);
@@ -334,6 +391,7 @@ fn the_end_of_all_pages_and_every_piece_are_demanded_by_name() {
             "two ends of the pages",
             "one MARKER that ends the pages",
             |p| {
+                p.end_running(0, [0, 0]);
                 p.end_pages(0);
                 p.end_pages(0);
             },
@@ -342,11 +400,13 @@ fn the_end_of_all_pages_and_every_piece_are_demanded_by_name() {
             "a page after the end of the pages",
             "after the end of the pages",
             |p| {
+                p.end_running(0, [0, 0]);
                 p.end_pages(0);
                 p.session.data(0, 0, 1, 9);
             },
         ),
         ("a piece after the final marker", "expected STATE", |p| {
+            p.end_running(0, [0, 0]);
             p.end_pages(0);
             p.piece(0, 0, END, 0, 0);
             p.piece(0, 1, END, 0, 0);

@@ -43,12 +43,22 @@ fn pieces_that_break_a_rule_are_refused() {
         &["DEVICE", "number", "256"],
     );
     refused(decode(&forged(3, 8, 0, b"x")), &["DEVICE", "flags", "0x8"]);
-    // A running part has no last piece, and a stopped part is not loaded before the pause.
-    refused(decode(&forged(3, PIECE_LAST, 0, b"x")), &["flags", "0x2"]);
+    // A stopped part is not loaded before the pause.
     let both = PIECE_STOPPED | PIECE_INITIAL;
     refused(decode(&forged(3, both, 0, b"x")), &["flags", "0x5"]);
     refused(decode(&forged(3, 0, 0, b"")), &["DEVICE", "some state"]);
     refused(decode(&forged(3, 0, u64::MAX, b"x")), &["DEVICE", "offset"]);
+}
+
+/// Also the end of a device that has no running part, which is an empty piece at byte 0.
+#[test]
+fn either_part_has_an_end_which_may_hold_no_bytes() {
+    for flags in [PIECE_LAST, PIECE_STOPPED | PIECE_LAST] {
+        for (offset, data) in [(0, &b""[..]), (7, b"state")] {
+            let any = Any::Piece(piece(flags, offset, data.len() as u32), data.to_vec());
+            assert_eq!(decode(&encode(&any)).unwrap(), Some(any));
+        }
+    }
 }
 
 #[test]
