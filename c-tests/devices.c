@@ -31,6 +31,8 @@ struct device {
     uint64_t given, given_running;   /* source */
     uint64_t loaded, loaded_running; /* destination */
     bool bad, runs;
+    bool sticks; /* read_stopped returns after a cancel only */
+    atomic_int stuck, cancelled;
     atomic_int begun, quiesced, stopped_times, resumed, ended, reset;
 };
 
@@ -106,9 +108,22 @@ static int32_t read_stopped(void *opaque, void *buffer, size_t length, size_t *r
 {
     struct device *d = opaque;
 
-    (void)reason;
+    if (d->sticks) {
+        d->stuck = 1;
+        while (!d->cancelled)
+            usleep(1000);
+        brant_reason_set(reason, "told to return");
+        return -1;
+    }
     *read = give(d, buffer, length, d->running + d->stopped);
     return 0;
+}
+
+static void cancel_device(void *opaque)
+{
+    struct device *d = opaque;
+
+    d->cancelled++;
 }
 
 static int32_t resume(void *opaque, brant_reason *reason)
@@ -171,7 +186,7 @@ static brant_device described(struct device *d)
                            .read_running = read_running, .quiesce = quiesce, .stop = stop,
                            .read_stopped = read_stopped, .resume = resume, .end = end,
                            .load_running = load_running, .load_stopped = load, .run = run_device,
-                           .reset = reset_device };
+                           .reset = reset_device, .cancel = cancel_device };
 }
 
 /* ---- a guest ---- */
@@ -281,10 +296,29 @@ struct ended {
     char reason[512];
 };
 
-static struct ended migrate(struct side *from, struct side *to)
+/* Cancels the migration once a device is stuck. */
+struct canceller {
+    struct device *device;
+    brant_outgoing *out;
+    int32_t code;
+};
+
+static void *cancel_when_stuck(void *arg)
+{
+    struct canceller *c = arg;
+
+    while (!c->device->stuck)
+        usleep(1000);
+    c->code = brant_outgoing_cancel(c->out, NULL);
+    return NULL;
+}
+
+static struct ended migrate_with(struct side *from, struct side *to, uint64_t switchover_ms,
+                                 struct canceller *canceller)
 {
     brant_params params = { .size = sizeof params, .channels = LANES,
-                            .downtime_limit_ms = 60000 };
+                            .downtime_limit_ms = 60000, .switchover_timeout_ms = switchover_ms };
+    pthread_t cancelling;
     brant_outgoing *out;
     brant_incoming *in;
     int near[LANES], far[LANES];
@@ -310,10 +344,17 @@ static struct ended migrate(struct side *from, struct side *to)
             bail("no thread");
     MUST(brant_incoming_start_fds(in, far, LANES, &e));
     MUST(brant_outgoing_start_fds(out, near, LANES, &e));
+    if (canceller) {
+        canceller->out = out;
+        if (pthread_create(&cancelling, NULL, cancel_when_stuck, canceller))
+            bail("no thread");
+    }
     ended.source = brant_outgoing_wait(out, patience(60000), &e);
     if (e)
         snprintf(ended.reason, sizeof ended.reason, "%s", brant_error_message(e));
     brant_error_free(e);
+    if (canceller)
+        pthread_join(cancelling, NULL);
     ended.destination = brant_incoming_wait(in, patience(60000), NULL);
     MUST(brant_outgoing_get_stats(out, &ended.stats, &e));
     brant_outgoing_free(out);
@@ -327,6 +368,11 @@ static struct ended migrate(struct side *from, struct side *to)
         close(ways[2 * i].to);
     }
     return ended;
+}
+
+static struct ended migrate(struct side *from, struct side *to)
+{
+    return migrate_with(from, to, 0, NULL);
 }
 
 static void with_devices(struct side *from, struct side *to, uint64_t running, uint64_t stopped)
@@ -372,6 +418,7 @@ static uint64_t downtime(uint64_t running, uint64_t stopped, const char *how)
     ok(alive, "%s: each device runs there, and was stopped once here", how);
     equal((long long)(ended.stats.device_running_bytes + ended.stats.device_stopped_bytes),
           (long long)(DEVICES * (running + stopped)), "%s: the figures say so", how);
+    equal((long long)ended.stats.device_left_bytes, 0, "%s: nothing is left", how);
     side_end(&from);
     side_end(&to);
     return ended.stats.downtime_ns / 1000000;
@@ -409,11 +456,56 @@ static void what_cannot_be(void)
     side_end(&to);
 }
 
+/* A source's device lacks what a source needs, which a destination does not. */
+static void what_a_source_needs(void)
+{
+    struct side from = { 0 }, to = { 0 };
+    struct ended ended;
+    brant_device d;
+
+    with_devices(&from, &to, 1000, 1000);
+    MUST(brant_guest_remove_device(from.guest, "nic", 0, &e));
+    d = described(&from.devices[1]);
+    d.read_stopped = NULL;
+    MUST(brant_guest_add_device(from.guest, &d, &e));
+    ended = migrate(&from, &to);
+    ok(ended.source < 0 && strstr(ended.reason, "nic") &&
+           strstr(ended.reason, "read_stopped is NULL") && from.paused == 0,
+       "a source's device without `read_stopped` is refused by name before the pause (%s)",
+       ended.reason);
+    side_end(&from);
+    side_end(&to);
+}
+
+/* A device that reads no state before it is asked to return. */
+static void stuck(bool cancel)
+{
+    const char *how = cancel ? "a cancel" : "the switchover timeout";
+    struct side from = { 0 }, to = { 0 };
+    struct canceller canceller;
+    struct ended ended;
+
+    with_devices(&from, &to, 1000, 1000);
+    from.devices[1].sticks = true;
+    canceller = (struct canceller){ .device = &from.devices[1], .code = -1 };
+    ended = migrate_with(&from, &to, cancel ? 0 : patience(1000), cancel ? &canceller : NULL);
+    ok(ended.source == (cancel ? BRANT_E_CANCELLED : BRANT_E_TIMEOUT),
+       "%s ends a call of a device that blocks (%s)", how, ended.reason);
+    ok(cancel ? canceller.code == 0 : !!strstr(ended.reason, "device `nic`"),
+       "%s: and says so", how);
+    ok(from.devices[0].cancelled == 1 && from.devices[1].cancelled == 1,
+       "%s: each device is asked to return once", how);
+    ok(from.devices[0].runs && from.devices[1].runs && from.resumed == 1 && to.ran == 0,
+       "%s: the guest and its devices run on here", how);
+    side_end(&from);
+    side_end(&to);
+}
+
 int main(void)
 {
     uint64_t with, without;
 
-    plan(2 * 4 + 2 + 6);
+    plan(2 * 5 + 2 + 6 + 1 + 2 * 4);
     slow.rate = 12 * MB;
     with = downtime(0, 15 * MB, "stopped");
     without = downtime(15 * MB, 100000, "running");
@@ -426,5 +518,8 @@ int main(void)
        (unsigned long long)without);
     slow.rate = 400 * MB;
     what_cannot_be();
+    what_a_source_needs();
+    stuck(true);
+    stuck(false);
     return done();
 }

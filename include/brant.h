@@ -1076,6 +1076,11 @@ typedef struct brant_event {
  * for each channel but one. It calls no operation but `thread_start`.
  */
 #define BRANT_ROLE_DIGEST 10
+/**
+ * A thread of a migration whose guest has devices (`brant_guest_add_device`): at the total timeout or
+ * the switchover timeout it asks a device in a call to return (`brant_device.cancel`).
+ */
+#define BRANT_ROLE_WATCH 11
 
 /**
  * The VMM's operations. An operation that the VMM does not have is NULL. Operations belong to a
@@ -1413,9 +1418,11 @@ typedef struct brant_device {
      */
     void (*reset)(void*);
     /**
-     * Either side: the migration was cancelled. A callback of this device that is in progress should
-     * return soon, with any failure: the cancel waits for it. Called on the thread that cancels, at
-     * the same time as any other callback; must not block, and must call nothing of the migration.
+     * Either side: the migration, save or restore was cancelled, or a timeout of the migration has
+     * passed during a callback of a device. A callback of this device that is in progress should
+     * return soon, with any failure: the cancel waits for it, and the timeout holds no sooner. Called
+     * once, on the thread that cancels or on one of brant's (BRANT_ROLE_WATCH), at the same time as any
+     * other callback; must not block, and must call nothing of the migration.
      * Comes between `begin` and `end`, or before `run` or `reset`, and never after the hand-over.
      * NULL: nothing to do.
      */
@@ -1467,7 +1474,7 @@ typedef struct brant_vfio_device {
     int32_t fd;
     /**
      * How long the stopped device may give no byte of its state, or take none, before the
-     * migration fails; milliseconds. 0: 10000.
+     * migration fails; milliseconds, 1 to 3600000. 0: 10000.
      */
     uint32_t silence_ms;
     /** 0. */
@@ -1480,8 +1487,9 @@ typedef struct brant_vfio_device {
      * Source: the device has failed in a migration, and was reset so that it runs again. Its state
      * is lost, as after a reset of the function: restore what the VMM keeps of it (configuration
      * space, interrupts), and let the guest's driver set it up anew. `why` is a sentence, valid
-     * during the call. Runs on the thread that resumes the guest, before `resume`; must call
-     * nothing of brant's. NULL: the VMM need not know.
+     * during the call. When the guest was paused, runs before `resume`, on the thread that resumes the
+     * guest. When the migration fails while the guest runs, runs at the migration's end on its thread,
+     * while the guest runs. Must call nothing of brant's. NULL: the VMM need not know.
      */
     void (*was_reset)(void *opaque, const char *why);
 } brant_vfio_device;
@@ -1542,7 +1550,7 @@ typedef struct brant_vhost_user_device {
     uint32_t instance;
     /**
      * How long the back end may give no byte of its state, or take none, before the migration
-     * fails; milliseconds. 0: 10000.
+     * fails; milliseconds, 1 to 3600000. 0: 10000.
      */
     uint32_t silence_ms;
     /**
@@ -1570,6 +1578,15 @@ typedef struct brant_vhost_user_device {
                                    struct brant_reason *reason);
     /** Required. Send CHECK_DEVICE_STATE; succeed if the back end replies 0. */
     int32_t (*check_device_state)(void *opaque, struct brant_reason *reason);
+    /**
+     * NULL, or: the migration was cancelled, or a timeout of it has passed, and the other two
+     * callbacks should return soon with any error. Called on the thread that cancels or on one of
+     * brant's, possibly while one of the other two runs; must not block and must call nothing of
+     * brant's. Not needed by a VMM whose callbacks wait nowhere but in
+     * brant_vhost_user_set_device_state_fd and brant_vhost_user_check_device_state, on the thread that
+     * brant calls them on: these return BRANT_E_CANCELLED then.
+     */
+    void (*cancel)(void *opaque);
 } brant_vhost_user_device;
 
 /**
@@ -1595,8 +1612,10 @@ int32_t brant_guest_add_vhost_user_device(struct brant_guest *guest,
  * nothing after an error.
  *
  * `connection` is a connected unix socket, lent for the call: no other thread sends on it or reads
- * from it meanwhile, and no reply is outstanding. After BRANT_E_IO, _PEER_GONE, _PROTOCOL or
- * _TIMEOUT the connection is of no more use. BRANT_E_REFUSED: the back end refused. Threads: any.
+ * from it meanwhile, and no reply is outstanding. After BRANT_E_IO, _PEER_GONE, _PROTOCOL, _TIMEOUT or
+ * _CANCELLED the connection is of no more use. BRANT_E_REFUSED: the back end refused.
+ * BRANT_E_CANCELLED: called in a callback of brant_vhost_user_device, and the migration was cancelled or
+ * has run out of time. Threads: any.
  */
 int32_t brant_vhost_user_set_device_state_fd(int32_t connection,
                                              uint32_t direction,
@@ -2086,7 +2105,7 @@ int32_t brant_tracker_remove_vcpu(struct brant_tracker *tracker,
  *
  * The ring's size is the granularity: each sync of the running guest empties every ring, so between
  * two syncs a vCPU gets through with one ring more than its limit. For low limits enable small
- * rings. Any thread. BRANT_E_NOT_FOUND for a vCPU that was not added, BRANT_E_STATE while nothing is
+ * rings. A migration whose policy limits vCPUs syncs at the ends of passes alone. Any thread. BRANT_E_NOT_FOUND for a vCPU that was not added, BRANT_E_STATE while nothing is
  * tracked.
  */
 int32_t brant_tracker_limit_vcpu(struct brant_tracker *tracker,
@@ -2615,7 +2634,7 @@ int32_t brant_outgoing_new(struct brant_tracker *tracker,
 /**
  * Cancels a migration that is in progress, waits for its end, and frees it; NULL is fine. After
  * the hand-over the call does not cancel: it waits for the answer, for at most the hand-over
- * timeout and one second. When the migration is unanswered and not resolved, the guest then counts
+ * timeout and one second, and ends a comparison of memory (BRANT_SOURCE_VERIFYING). When the migration is unanswered and not resolved, the guest then counts
  * as handed over (`brant_guest_reclaim`). Returns 0, or BRANT_E_CALLBACK inside one of the
  * migration's own callbacks, where nothing is freed.
  *
@@ -2680,7 +2699,9 @@ int32_t brant_outgoing_set_max_bandwidth(struct brant_outgoing *outgoing,
  * Ends the migration at any moment before the hand-over, and returns when the guest runs on:
  * within 100 ms, unless a callback or a kernel call is in progress. Inside one of the migration's
  * own callbacks the call only asks for the end. On a migration that has ended the call does
- * nothing. After the hand-over it is BRANT_E_STATE.
+ * nothing. After the hand-over it is BRANT_E_STATE, with one exception: while memory is compared
+ * (BRANT_SOURCE_VERIFYING) the call ends the comparison. The migration has succeeded then, and
+ * brant_outgoing_wait returns 0; pages that were not compared count in `unverified_pages`.
  */
 int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
                               struct brant_error **error);
@@ -2791,8 +2812,10 @@ typedef struct brant_policy {
     /**
      * The ceiling up to which the downtime limit rises, milliseconds: from
      * `brant_params.downtime_limit_ms` to 3600000; 0: the limit does not rise. The limit becomes
-     * half as long again after each pass that leaves more than nine tenths of what it sent, and when
-     * what no pass makes smaller exceeds the limit. The rest is taken as soon as it fits.
+     * half as long again after each pass that leaves more than 0.97 of what it sent, after each aborted
+     * pause, and when what no pass makes smaller exceeds the limit. The rest is taken as soon as it fits.
+     * Once the limit has risen, no pause is aborted that stays below the ceiling: the limit rises to what
+     * the pause takes.
      */
     uint64_t downtime_ceiling_ms;
     /**
@@ -2810,7 +2833,8 @@ typedef struct brant_policy {
     uint64_t stall_ms;
     /**
      * The time between two syncs in the middle of a pass, milliseconds: 100 to 3600000; default
-     * 2000. Only a policy that slows the guest syncs there.
+     * 2000. Only a policy that slows the guest syncs there. While dirty rings keep the limits of vCPUs,
+     * the vCPUs' counts are read there instead, because a sync would empty full rings.
      */
     uint64_t sync_ms;
     /** BRANT_SLOWING_*: how a guest is slowed that dirties too much. */
@@ -3417,8 +3441,8 @@ typedef struct brant_params {
  * the guest runs at the destination by then. An aid for testing. The guest stands still longer by the
  * time that the destination takes to read its memory (`digest_ns`), which `downtime_limit_ms` and
  * `expected_downtime_ns` do not count; `switchover_timeout_ms` has to leave room for it. At the
- * source the migration is over, and `brant_outgoing_wait` and `brant_outgoing_free` return, only when
- * all is compared. A destination that does not know this is refused (BRANT_E_VERSION).
+ * source the migration is over, and `brant_outgoing_wait` returns, only when all is compared or
+ * `brant_outgoing_cancel` has ended the comparison. A destination that does not know this is refused (BRANT_E_VERSION).
  */
 #define BRANT_VERIFY_ON 1
 

@@ -7,6 +7,7 @@
 pub(crate) mod callbacks;
 pub mod device;
 pub(crate) mod held;
+pub(crate) mod watch;
 
 use crate::error::{Error, Kind, Result};
 

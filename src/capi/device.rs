@@ -126,9 +126,11 @@ pub struct brant_device {
     /// Destination: the migration failed. Drop what was loaded, so that another can begin. NULL:
     /// nothing to do.
     pub reset: Option<unsafe extern "C" fn(*mut c_void)>,
-    /// Either side: the migration was cancelled. A callback of this device that is in progress should
-    /// return soon, with any failure: the cancel waits for it. Called on the thread that cancels, at
-    /// the same time as any other callback; must not block, and must call nothing of the migration.
+    /// Either side: the migration, save or restore was cancelled, or a timeout of the migration has
+    /// passed during a callback of a device. A callback of this device that is in progress should
+    /// return soon, with any failure: the cancel waits for it, and the timeout holds no sooner. Called
+    /// once, on the thread that cancels or on one of brant's (BRANT_ROLE_WATCH), at the same time as any
+    /// other callback; must not block, and must call nothing of the migration.
     /// Comes between `begin` and `end`, or before `run` or `reset`, and never after the hand-over.
     /// NULL: nothing to do.
     pub cancel: Option<unsafe extern "C" fn(*mut c_void)>,

@@ -116,6 +116,9 @@ pub const BRANT_ROLE_IMAGE: u32 = 9;
 /// migration (`brant_params.verify`), while the guest stands still. An incoming migration has one
 /// for each channel but one. It calls no operation but `thread_start`.
 pub const BRANT_ROLE_DIGEST: u32 = 10;
+/// A thread of a migration whose guest has devices (`brant_guest_add_device`): at the total timeout or
+/// the switchover timeout it asks a device in a call to return (`brant_device.cancel`).
+pub const BRANT_ROLE_WATCH: u32 = 11;
 
 /// The VMM's operations. An operation that the VMM does not have is NULL. Operations belong to a
 /// guest: `brant_guest_new` copies the table, and takes the `opaque` that each operation gets.
@@ -687,5 +690,6 @@ mod tests {
         assert_eq!(Role::Snapshot.number(), BRANT_ROLE_SNAPSHOT);
         assert_eq!(Role::Image.number(), BRANT_ROLE_IMAGE);
         assert_eq!(Role::Digest.number(), BRANT_ROLE_DIGEST);
+        assert_eq!(Role::Watch.number(), BRANT_ROLE_WATCH);
     }
 }

@@ -42,11 +42,13 @@ pub enum Role {
     Image = 9,
     /// Computes checksums of the destination's memory, for a source that verifies the migration.
     Digest = 10,
+    /// Ends calls of devices that outlast a time limit.
+    Watch = 11,
 }
 
 impl Role {
     /// Every role, by number.
-    pub const ALL: [Role; 10] = [
+    pub const ALL: [Role; 11] = [
         Role::Migration,
         Role::Channel,
         Role::Listener,
@@ -57,6 +59,7 @@ impl Role {
         Role::DirtyRate,
         Role::Image,
         Role::Digest,
+        Role::Watch,
     ];
 
     /// The number in the C ABI.
@@ -78,6 +81,7 @@ impl Role {
             Role::DirtyRate => "brant-dirtyrate",
             Role::Image => "brant-image",
             Role::Digest => "brant-digest",
+            Role::Watch => "brant-watch",
         }
     }
 

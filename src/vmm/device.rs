@@ -107,12 +107,14 @@ pub trait Device: Send + Sync {
     /// when the VMM resolves the migration that way.
     fn end(&self) {}
 
-    /// Either side: the migration was cancelled. A call of this device that is in progress should
-    /// return soon, with any error: the cancel waits for it. Called on the thread that cancels, once,
-    /// possibly at the same time as any other call; must not block, and must call nothing of this
-    /// migration. Comes only after `begin` and before `end`, or from the agreement on devices to
-    /// `run` or `reset`, and never after the hand-over. Those three make the device as new: the next
-    /// migration knows nothing of this cancel.
+    /// Either side: the migration, save or restore was cancelled, or a time limit of the migration has
+    /// passed while a device was in a call. A call of this device that is in progress should return
+    /// soon, with any error: the cancel waits for it, and a time limit holds no sooner. Called once, on
+    /// the thread that cancels or on one of brant's ([`Role::Watch`](super::Role::Watch)), possibly at
+    /// the same time as any other call; must not block, and must call nothing of this migration. Comes
+    /// only after `begin` and before `end`, or from the agreement on devices to `run` or `reset`, and
+    /// never after the hand-over. Those three make the device as new: the next migration knows
+    /// nothing of this cancel.
     fn cancel(&self) {}
 
     /// Destination: takes the next bytes of the running part. Must not write guest memory, where

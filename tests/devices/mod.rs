@@ -6,6 +6,7 @@ mod cancelled;
 mod downtime;
 mod failing;
 mod image;
+mod late;
 mod model;
 mod order;
 mod refused;

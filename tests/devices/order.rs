@@ -86,6 +86,7 @@ fn all_state_arrives_in_the_order_that_the_trait_says() {
         assert_eq!(there.device_running_bytes, running, "{what}");
         assert_eq!(there.device_stopped_bytes, all - running, "{what}");
         assert!(stats.device_stopped.is_some(), "{what}");
+        assert_eq!(stats.device_left_bytes, 0, "{what}");
         assert_eq!(stats.mismatched_pages, 0, "{what}");
     }
 }
@@ -123,6 +124,33 @@ fn initial_state_is_loaded_before_the_pause() {
     inc.wait(Some(LONG)).unwrap();
     devices.assert_moved("initial");
     assert_eq!(*seen.lock().unwrap(), [3 << 20, 3 << 20]);
+}
+
+/// All of memory fits the limit at once, and the first bytes of the device take a minute.
+#[test]
+fn a_migration_whose_pause_waits_for_initial_state_names_the_device_and_initial_when_time_is_up() {
+    let size = Size {
+        initial: 60 << 20,
+        running: 60 << 20,
+        ..Size::default()
+    };
+    // Once the first pass has ended, and once in its middle: a piece takes longer than the time.
+    for (rate, time) in [(8 << 20, 3000), (100_000, 1000)] {
+        let devices = Devices::new(16, &[Size::default(), size]);
+        let link = Link::of(rate, MS, 64 << 10);
+        let params = Params {
+            total_timeout: Some(MS * time),
+            ..patient()
+        };
+        let (out, inc) = start_over(&devices.pair, &link, &params);
+        let error = out.wait(Some(LONG)).unwrap_err();
+        inc.wait(Some(LONG)).unwrap_err();
+        for part in ["device `nic` has ", "`initial`", "before the pause"] {
+            assert!(error.message().contains(part), "{part}: {error}");
+        }
+        assert_eq!(devices.log.count("pause"), 0);
+        devices.assert_runs_on("initial state takes too long");
+    }
 }
 
 #[test]

@@ -18,9 +18,10 @@ use super::lane::Waits;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::migrate::callbacks::Callbacks;
-use crate::runtime::Cancel;
+use crate::runtime::{Cancel, Limit, Timeout};
 use crate::vmm::device::{described, InUse, Registered};
-use crate::vmm::held;
+use crate::vmm::held::{self, Arrivals};
+use crate::vmm::watch::Watch;
 use crate::wire::{DeviceLoaded, NamedDevice, Piece, DEVICES_MAX, PIECE_PREFIX};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -87,9 +88,9 @@ pub(super) struct Devices {
     vmm: Callbacks,
     /// The migration's cancel.
     cancelled: Cancel,
-    /// Devices are told of a cancel. The lock is held during the calls, so that no cancel comes after
-    /// `run` or `reset`.
-    open_to_cancel: Mutex<bool>,
+    arrivals: Arc<Arrivals>,
+    /// Ends calls that outlast the migration's time, or the time for which the source waits for them.
+    watch: Watch,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -143,7 +144,7 @@ struct Part {
     waiting: BTreeMap<u64, Waiting>,
     /// A thread is giving it a piece.
     busy: bool,
-    /// Where a stopped part ends, once the source has said so.
+    /// Where the part ends, once the source has said so.
     end: Option<u64>,
     /// The source has said where an initial part ends, and that part is not loaded yet.
     initial: bool,
@@ -171,6 +172,17 @@ pub(super) struct Pieces {
     pages_ended: bool,
 }
 
+/// How long a call may load. The source waits no longer for a call than for any other sign of life, and
+/// nor do the other channels, which have nothing to receive meanwhile. This ends before they give up, so
+/// that all of them hear the device's name.
+fn call_limit(waits: &Waits<'_>) -> Timeout {
+    let length = waits.patience().length() * 3 / 4;
+    Timeout::new(
+        "the limit of a call that loads (3/4 of the I/O or switchover timeout)",
+        length,
+    )
+}
+
 impl Devices {
     pub(super) fn new(
         list: Vec<Arc<Registered>>,
@@ -194,14 +206,18 @@ impl Devices {
             moves: 0,
             figures: Figures::default(),
         };
+        let all = fallible::collect(list.iter().cloned(), "devices")?;
+        let arrivals = Arc::new(Arrivals::new(vmm.clone(), all));
+        let asked = Arc::clone(&arrivals);
         Ok(Arc::new(Devices {
             list,
             _in_use: in_use,
             most,
             lanes,
+            watch: Watch::new(vmm.clone(), move || asked.cancel()),
             vmm,
             cancelled,
-            open_to_cancel: Mutex::new(true),
+            arrivals,
             state: Mutex::new(state),
             changed: Condvar::new(),
         }))
@@ -255,12 +271,21 @@ impl Devices {
             state = self.wait(state, waits, &mut seen, &what)?;
         }
         // What is missing now does not come any more.
-        for (part, device) in state.running.iter().zip(&self.list) {
-            if let Some((next, _)) = part.waiting.first_key_value() {
-                let why = format!(
-                    "bytes {} to {next} of its running part are missing",
-                    part.taken
-                );
+        self.check_whole(&state.running, "running")
+    }
+
+    /// Whether the part called `name` of each device was loaded up to its end.
+    fn check_whole(&self, parts: &[Part], name: &str) -> Result<()> {
+        for (part, device) in parts.iter().zip(&self.list) {
+            if !part.is_whole() {
+                let next = part.waiting.keys().next().copied().or(part.end);
+                let why = match next.filter(|next| *next > part.taken) {
+                    Some(next) => {
+                        let from = part.taken;
+                        format!("bytes {from} to {next} of its {name} part are missing")
+                    }
+                    None => format!("the end of its {name} part is missing"),
+                };
                 return Err(Error::new(Kind::Protocol, why).context(device));
             }
         }
@@ -269,28 +294,37 @@ impl Devices {
 
     /// All of memory is here: loads the stopped parts that have come, and each later piece when it
     /// comes.
-    pub(super) fn open(&self) -> Result<()> {
+    pub(super) fn open(&self, waits: &Waits<'_>) -> Result<()> {
         let mut state = self.lock();
         state.open = true;
         state.moves += 1;
         self.changed.notify_all();
-        self.load_stopped(state)
+        self.load_stopped(state, waits)
     }
 
     /// Loads what waits and is next of a running part.
-    fn load_running<'a>(&'a self, mut state: MutexGuard<'a, State>, at: usize) -> Result<()> {
+    fn load_running<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        at: usize,
+        waits: &Waits<'_>,
+    ) -> Result<()> {
         while !state.broken && !state.running[at].busy {
             let part = &mut state.running[at];
             let Some(piece) = part.waiting.remove(&part.taken) else {
                 break;
             };
-            state = self.give(state, at, piece, false)?;
+            state = self.give(state, at, piece, false, waits)?;
         }
         Ok(())
     }
 
     /// Loads what waits and is next of the stopped parts.
-    fn load_stopped<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Result<()> {
+    fn load_stopped<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        waits: &Waits<'_>,
+    ) -> Result<()> {
         while state.open && !state.broken {
             let Some(at) = state.turn() else {
                 break;
@@ -302,7 +336,7 @@ impl Devices {
             let Some(piece) = part.waiting.remove(&part.taken) else {
                 break;
             };
-            state = self.give(state, at, piece, true)?;
+            state = self.give(state, at, piece, true, waits)?;
         }
         Ok(())
     }
@@ -314,6 +348,7 @@ impl Devices {
         at: usize,
         piece: Waiting,
         stopped: bool,
+        waits: &Waits<'_>,
     ) -> Result<MutexGuard<'a, State>> {
         let length = piece.bytes().len() as u64;
         state.waiting -= piece.cost();
@@ -323,14 +358,18 @@ impl Devices {
         drop(state);
         let begun = Instant::now();
         let device = &self.list[at];
-        let done = match stopped {
-            true => held::call(&self.vmm, device, "load_stopped", |d| {
-                d.load_stopped(piece.bytes())
-            }),
-            false => held::call(&self.vmm, device, "load_running", |d| {
-                d.load_running(piece.bytes())
-            }),
-        };
+        let limit = call_limit(waits).from_now().earlier(waits.overall);
+        let done = self.watch.within(limit).and_then(|watched| {
+            let done = match stopped {
+                true => held::call(&self.vmm, device, "load_stopped", |d| {
+                    d.load_stopped(piece.bytes())
+                }),
+                false => held::call(&self.vmm, device, "load_running", |d| {
+                    d.load_running(piece.bytes())
+                }),
+            };
+            done.map_err(|e| watched.explain(e))
+        });
         let mut state = self.lock();
         state.figures.time += begun.elapsed();
         match stopped {
@@ -348,57 +387,36 @@ impl Devices {
 
     /// Called when every lane has ended: each device has all of its state.
     pub(super) fn check_complete(&self) -> Result<()> {
-        let state = self.lock();
-        for (part, device) in state.stopped.iter().zip(&self.list) {
-            if !part.is_whole() {
-                let end = match part.end {
-                    Some(end) => end.to_string(),
-                    None => "its end".to_owned(),
-                };
-                let why = format!(
-                    "bytes {} to {end} of its stopped part are missing",
-                    part.taken
-                );
-                return Err(Error::new(Kind::Protocol, why).context(device));
-            }
-        }
-        Ok(())
+        self.check_whole(&self.lock().stopped, "stopped")
     }
 
     /// Tells every device that all state is here.
-    pub(super) fn loaded(&self) -> Result<()> {
-        held::loaded(&self.vmm, &self.list)
-    }
-
-    fn open_to_cancel(&self) -> MutexGuard<'_, bool> {
-        self.open_to_cancel
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
+    pub(super) fn loaded(&self, limit: Limit) -> Result<()> {
+        let watched = self.watch.within(limit)?;
+        let loaded = held::loaded(&self.vmm, &self.list);
+        loaded.map_err(|e| watched.explain(e))
     }
 
     /// The migration is cancelled: asks every device to end the call that it is in.
     pub(super) fn cancel(&self) {
-        let open = self.open_to_cancel();
-        if *open {
-            held::cancel(&self.vmm, &self.list);
-        }
+        self.arrivals.cancel();
     }
 
     /// The guest is this side's: all devices run.
     pub(super) fn run(&self) -> Result<()> {
-        *self.open_to_cancel() = false;
+        self.arrivals.close();
         held::run(&self.vmm, &self.list)
     }
 
     /// The guest never runs here: all devices drop what they have loaded.
     pub(super) fn reset(&self) {
-        *self.open_to_cancel() = false;
+        self.arrivals.close();
         held::reset(&self.vmm, &self.list);
     }
 }
 
 impl Part {
-    /// Whether a stopped part is loaded up to its end.
+    /// Whether the part is loaded up to its end.
     fn is_whole(&self) -> bool {
         self.end == Some(self.taken) && !self.busy
     }
@@ -501,7 +519,8 @@ impl Devices {
                 Error::new(Kind::Protocol, format!("DEVICE: {why}")).context(device)
             })?;
             let next = turn && part.taken == piece.offset && !part.busy;
-            if next || waiting.cost() <= room {
+            // An empty piece only says where something ends, and needs no room.
+            if next || piece.length == 0 || waiting.cost() <= room {
                 if piece.is_last() {
                     part.end = Some(piece.end());
                 }
@@ -522,7 +541,6 @@ impl Devices {
             state = self.wait(state, waits, &mut seen, &what)?;
         }
         state.moves += 1;
-        // An empty piece only says where something ends.
         if piece.length > 0 {
             state.waiting += waiting.cost();
             let part = state.part(at, stopped);
@@ -531,11 +549,11 @@ impl Devices {
         match stopped {
             true => {
                 self.changed.notify_all();
-                self.load_stopped(state)?;
+                self.load_stopped(state, waits)?;
                 Ok(None)
             }
             false => {
-                self.load_running(state, at)?;
+                self.load_running(state, at, waits)?;
                 self.await_initial(at, piece, waits)
             }
         }

@@ -622,7 +622,7 @@ impl Driver {
         if self.agreed.verify {
             self.compute_digests()?;
         }
-        devices.open()
+        devices.open(waits)
     }
 
     fn load(&mut self) -> Result<()> {
@@ -645,7 +645,7 @@ impl Driver {
             self.common.shared.handle.cancel.check("loading")?;
         }
         if let Some(devices) = &self.devices {
-            devices.loaded()?;
+            devices.loaded(self.limit)?;
         }
         self.common
             .vmm

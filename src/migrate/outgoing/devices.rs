@@ -10,11 +10,15 @@ use crate::fallible;
 use crate::migrate::callbacks::Callbacks;
 use crate::vmm::device::{Left, Registered};
 use crate::vmm::held::{call, read};
+use crate::vmm::watch::Watch;
 use crate::wire::{
     Piece, HEADER_LEN, PIECE_BYTES_MAX, PIECE_INITIAL, PIECE_LAST, PIECE_PREFIX, PIECE_STOPPED,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// How many devices an error lists.
+const NAMED: usize = 8;
 
 /// One piece as bytes: header, prefix and state.
 #[derive(Debug)]
@@ -40,6 +44,15 @@ struct Stream {
     /// Where such bytes end that were sent and that the destination has not loaded yet. Until it has,
     /// no further end is sent.
     awaited: Option<u64>,
+    /// Bytes of the running part that the destination has taken, by the acknowledgements.
+    acknowledged: u64,
+}
+
+impl Stream {
+    /// Whether the destination has not said that it took all that was sent.
+    fn is_untaken(&self) -> bool {
+        self.running > self.acknowledged || self.stopped > 0
+    }
 }
 
 /// The states of all devices as they are read, as the file's description says.
@@ -54,6 +67,8 @@ pub(super) struct Streams {
     pub(super) time: Duration,
     buffer: Vec<u8>,
     growth: Growth,
+    /// Ends calls that outlast a time limit; where there are devices.
+    watch: Option<Arc<Watch>>,
 }
 
 /// How fast the devices' running parts grow.
@@ -109,11 +124,12 @@ pub(super) struct AllLeft {
 
 impl Streams {
     /// The streams of `list`, none of which has begun.
-    pub(super) fn of(list: Vec<Arc<Registered>>) -> Result<Streams> {
+    pub(super) fn of(list: Vec<Arc<Registered>>, watch: Watch) -> Result<Streams> {
         let mut streams = Streams::default();
         if list.is_empty() {
             return Ok(streams);
         }
+        streams.watch = Some(Arc::new(watch));
         fallible::reserve(&mut streams.buffer, PIECE_BYTES_MAX, "devices' state")?;
         streams.buffer.resize(PIECE_BYTES_MAX, 0);
         let each = list.into_iter().map(|device| Stream {
@@ -123,6 +139,7 @@ impl Streams {
             stopped: 0,
             initial: false,
             awaited: None,
+            acknowledged: 0,
         });
         streams.list = fallible::collect(each, "devices")?;
         Ok(streams)
@@ -130,6 +147,42 @@ impl Streams {
 
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    /// What ends calls that outlast a time limit; where there are devices.
+    pub(super) fn watch(&self) -> Option<Arc<Watch>> {
+        self.watch.clone()
+    }
+
+    /// The destination has acknowledged all that was sent.
+    pub(super) fn acknowledged(&mut self) {
+        for stream in &mut self.list {
+            stream.acknowledged = stream.running;
+        }
+    }
+
+    /// The error of a migration that waited too long for the destination, with the devices whose state
+    /// the destination may be loading.
+    pub(super) fn naming_untaken(&self, error: Error) -> Error {
+        let untaken = self.list.iter().filter(|s| s.is_untaken());
+        let mut names: Vec<String> = untaken.map(|s| s.device.to_string()).collect();
+        if names.is_empty() || error.kind() != Kind::Timeout {
+            return error;
+        }
+        let more = names.len().saturating_sub(NAMED);
+        names.truncate(NAMED);
+        if more > 0 {
+            names.push(format!("{more} more"));
+        }
+        Error::new(
+            error.kind(),
+            format!(
+                "{}; the destination has not acknowledged the state of {}, and may be in a call that \
+                 loads it",
+                error.message(),
+                names.join(", ")
+            ),
+        )
     }
 
     /// Asks every device how much is left.
@@ -263,6 +316,12 @@ impl Streams {
             }
         }
         Ok(None)
+    }
+
+    /// The pieces that end the running parts. Nothing is read of them any more.
+    pub(super) fn running_ends(&self) -> impl Iterator<Item = Result<PieceBytes>> + '_ {
+        let each = self.list.iter().enumerate();
+        each.map(|(at, stream)| piece(at, PIECE_LAST, stream.running, &[]))
     }
 
     /// Reads the next bytes of the stopped parts, one device after the other. `None` at the end of

@@ -397,7 +397,7 @@ impl Driver {
         let operations = shared.params.expected;
         let devices = shared.guest.tracker.memory().devices().in_use();
         shared.guest.devices.hold(devices);
-        let streams = Streams::of(shared.guest.devices.list())?;
+        let streams = Streams::of(shared.guest.devices.list(), devices::watch(&shared))?;
         Ok(Driver {
             lent: lent.is_some(),
             consumer: lent.unwrap_or_else(|| Arc::new(shared.guest.tracker.consumer())),
@@ -747,10 +747,11 @@ impl Driver {
 
     /// When sending failed because the peer went away, the peer's own reason replaces `error`.
     fn explain(&mut self, error: Error) -> Error {
-        match &mut self.lanes {
+        let error = match &mut self.lanes {
             Some(lanes) => lanes.explain(error),
             None => error,
-        }
+        };
+        self.streams.naming_untaken(error)
     }
 
     /// Sends some pages. `None` when the walk has come to its end.
@@ -824,6 +825,7 @@ impl Driver {
             self.sending(io)?.2.finish()?;
             self.last_bytes = self.sent().saturating_sub(before);
         } else {
+            self.end_running(io)?;
             self.sending(io)?.2.end_pages()?;
             self.last_bytes = self.sent().saturating_sub(before);
             self.send_stopped(io)?;

@@ -66,7 +66,8 @@ fn with_devices(left: &[u64], initial: u64) -> (Streams, Callbacks, Vec<Arc<Plai
     }
     let list = memory.devices().in_use().all().to_vec();
     let vmm = Callbacks::new(Arc::new(Machine), 0);
-    (Streams::of(list).unwrap(), vmm, devices)
+    let watch = Watch::new(vmm.clone(), || ());
+    (Streams::of(list, watch).unwrap(), vmm, devices)
 }
 
 /// Device, flags, offset and length of a piece.

@@ -206,7 +206,9 @@ impl Driver {
 
     /// Waits until all that was sent is in the destination's memory.
     pub(super) fn acknowledge_all(&mut self, io: &Io<'_>) -> Result<()> {
-        self.sending(io)?.2.barrier()
+        self.sending(io)?.2.barrier()?;
+        self.streams.acknowledged();
+        Ok(())
     }
 
     pub(super) fn ask_walking(&mut self) -> Result<Next> {
@@ -263,10 +265,10 @@ impl Driver {
             device_rate: self.streams.rate(),
             device_growth: devices.growth,
             device_stopped: Bytes(devices.stopped),
-            stood: self.common.shared.guest.stood().unwrap_or_default(),
-            aborted_pauses: self.common.stats.aborted_pauses as u32,
             limited_vcpus: self.steer.limited_in_rings(),
             ring: self.steer.ring(),
+            stood: self.common.shared.guest.stood().unwrap_or_default(),
+            aborted_pauses: self.common.stats.aborted_pauses as u32,
         }
     }
 
@@ -304,14 +306,17 @@ impl Driver {
             let e = self.explain(e);
             let over = total.expired() || watch.cancels().expired();
             match (e.kind(), over) {
-                (Kind::Timeout, true) => self.out_of_time(e),
+                (Kind::Timeout, true) => {
+                    let e = self.out_of_time(e);
+                    self.naming_who_waits(e)
+                }
                 _ => e,
             }
         })
     }
 
     /// What this thread looks at in waits that begin now.
-    fn watch(&self) -> StillWatch {
+    pub(super) fn watch(&self) -> StillWatch {
         let common = &self.common;
         StillWatch::new(&common.shared, common.begun, common.stats.pass)
     }

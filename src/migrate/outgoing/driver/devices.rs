@@ -4,8 +4,13 @@
 use super::copy::capped_batch;
 use super::Driver;
 use crate::channel::Io;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::fallible;
+use crate::migrate::common::Migration;
+use crate::migrate::outgoing::leaving::Leaving;
 use crate::migrate::switchover::source::State;
+use crate::runtime::Limit;
+use crate::vmm::watch::Watch;
 use crate::vmm::EventKind;
 use crate::wire::PIECE_BYTES_MAX;
 use std::sync::Arc;
@@ -16,10 +21,40 @@ const TAIL: Duration = Duration::from_secs(1);
 /// A pass that sent at least this much of devices' state is followed by the next at once.
 const WORTH: u64 = 64 << 10;
 
+/// Has the guest's devices asked to end their calls when a time limit of the migration passes.
+pub(super) fn watch(shared: &Arc<Migration<Leaving, State>>) -> Watch {
+    let ours = Arc::clone(shared);
+    Watch::new(shared.callbacks(), move || {
+        ours.guest.devices.cancel(&ours.callbacks());
+    })
+}
+
 impl Driver {
     /// A migration begins.
     pub(super) fn begin_devices(&mut self) -> Result<()> {
-        self.common.shared.guest.devices.begin(&self.common.vmm)
+        self.calling_devices(self.total(), |driver| {
+            let devices = &driver.common.shared.guest.devices;
+            devices.begin(&driver.common.vmm)
+        })
+    }
+
+    /// When a migration ends that is still copying: at the total timeout, or at a deadline of the
+    /// policy's that cancels it.
+    pub(super) fn ends_at(&self) -> Limit {
+        self.total().earlier(self.watch().cancels())
+    }
+
+    /// Has `calls` call devices, which are asked to return when `limit` passes meanwhile.
+    fn calling_devices<T>(
+        &mut self,
+        limit: Limit,
+        calls: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let Some(watch) = self.streams.watch() else {
+            return calls(self);
+        };
+        let watched = watch.within(limit)?;
+        calls(self).map_err(|e| self.unless_cancelled(watched.explain(e)))
     }
 
     /// The migration is over, whatever its outcome.
@@ -36,10 +71,19 @@ impl Driver {
         if self.streams.is_empty() {
             return Ok(());
         }
-        let stopped = self.common.shared.guest.devices.stop(&self.common.vmm);
-        stopped.map_err(|e| self.unless_cancelled(e))?;
-        self.streams.stops();
-        self.streams.look(&self.common.vmm)
+        self.calling_devices(self.switchover, |driver| {
+            let devices = &driver.common.shared.guest.devices;
+            devices.stop(&driver.common.vmm)?;
+            driver.streams.stops();
+            driver.streams.look(&driver.common.vmm)
+        })
+    }
+
+    /// Asks every device how much is left.
+    fn look_at_devices(&mut self) -> Result<()> {
+        self.calling_devices(self.ends_at(), |driver| {
+            driver.streams.look(&driver.common.vmm)
+        })
     }
 
     /// The error of a device's call. A call that the cancel has ended is no failure of the device's.
@@ -64,8 +108,10 @@ impl Driver {
         });
         // A cancel that came before a device's `begin` ended has been forgotten there.
         self.common.shared.handle.cancel.check("the migration")?;
-        let piece = self.streams.round(most, &self.common.vmm);
-        let Some(piece) = piece.map_err(|e| self.unless_cancelled(e))? else {
+        let piece = self.calling_devices(self.ends_at(), |driver| {
+            driver.streams.round(most, &driver.common.vmm)
+        });
+        let Some(piece) = piece? else {
             return Ok(false);
         };
         self.course.sends(self.common.begun.elapsed());
@@ -79,7 +125,7 @@ impl Driver {
         if self.streams.is_empty() {
             return Ok(());
         }
-        self.streams.look(&self.common.vmm)?;
+        self.look_at_devices()?;
         let (begun, before) = (Instant::now(), self.streams.running());
         let enough = before.saturating_add(self.streams.left().running);
         loop {
@@ -104,7 +150,7 @@ impl Driver {
         for loaded in self.loaded.take() {
             self.streams.loaded(loaded.number, loaded.bytes)?;
         }
-        self.streams.look(&self.common.vmm)?;
+        self.look_at_devices()?;
         let growth = self.streams.left().growth.unwrap_or(0.0);
         let link = self.course.bandwidth.estimate().unwrap_or(f64::INFINITY);
         if growth > link && !std::mem::replace(&mut self.told_growth, true) {
@@ -150,13 +196,24 @@ impl Driver {
             .of("devices' state");
         let begun = Instant::now();
         while begun.elapsed() < TAIL && self.streams.not_read() {
-            let sent = self.read_device(&io).map_err(|e| self.explain(e))?;
+            let sent = self.read_device(&io);
+            let sent = sent.map_err(|e| self.explain_initial(e))?;
             if !sent {
                 break;
             }
             self.renew(false);
         }
-        self.acknowledge_all(&io).map_err(|e| self.explain(e))
+        let acknowledged = self.acknowledge_all(&io);
+        acknowledged.map_err(|e| self.explain_initial(e))
+    }
+
+    /// The error of sending what the pause waits for.
+    fn explain_initial(&mut self, error: Error) -> Error {
+        let error = self.explain(error);
+        match error.kind() {
+            Kind::Timeout => self.naming_who_waits(error),
+            _ => error,
+        }
     }
 
     /// Whether the pass that began when `before` bytes were read sent so much of devices' state that
@@ -165,14 +222,26 @@ impl Driver {
         self.streams.running().saturating_sub(before) >= WORTH
     }
 
+    /// The guest stands still, and no pause is aborted any more: says where the running parts end, so
+    /// that the destination notices when the last bytes of one are missing.
+    pub(super) fn end_running(&mut self, io: &Io<'_>) -> Result<()> {
+        let ends = fallible::collect(self.streams.running_ends(), "the ends of devices' state")?;
+        for end in ends {
+            self.sending(io)?.2.put_piece(end?)?;
+        }
+        Ok(())
+    }
+
     /// The guest stands still and its pages have ended: sends the rest of all devices' state, and the
     /// final markers.
     pub(super) fn send_stopped(&mut self, io: &Io<'_>) -> Result<()> {
         let begun = Instant::now();
         let io = &io.of("devices' state");
         loop {
-            let piece = self.streams.read_stopped(&self.common.vmm);
-            let Some(piece) = piece.map_err(|e| self.unless_cancelled(e))? else {
+            let piece = self.calling_devices(self.switchover, |driver| {
+                driver.streams.read_stopped(&driver.common.vmm)
+            });
+            let Some(piece) = piece? else {
                 break;
             };
             self.check_gate()?;
