@@ -5,9 +5,12 @@
 //! **A slow device does not starve pages.** After a round that took 5 ms, pages have at least 5 ms
 //! before the next round.
 
+use super::leaving::Leaving;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::migrate::callbacks::Callbacks;
+use crate::migrate::common::Migration;
+use crate::migrate::switchover::source::State;
 use crate::vmm::device::{Left, Registered};
 use crate::vmm::held::{call, read};
 use crate::vmm::watch::Watch;
@@ -120,6 +123,14 @@ pub(super) struct AllLeft {
     pub(super) stopped: u64,
     /// Bytes a second by which the running parts grow, once measured.
     pub(super) growth: Option<f64>,
+}
+
+/// Has the guest's devices asked to end their calls when a time limit of the migration passes.
+pub(super) fn watch(shared: &Arc<Migration<Leaving, State>>) -> Watch {
+    let ours = Arc::clone(shared);
+    Watch::new(shared.callbacks(), move || {
+        ours.guest.devices.cancel(&ours.callbacks());
+    })
 }
 
 impl Streams {

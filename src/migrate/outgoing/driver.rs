@@ -12,7 +12,7 @@ use super::advance::Advance;
 use super::announced::Announced;
 use super::asking::Asked;
 use super::course::Course;
-use super::devices::Streams;
+use super::devices::{self as streams, Streams};
 use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
 use super::leaving::Leaving;
@@ -397,7 +397,7 @@ impl Driver {
         let operations = shared.params.expected;
         let devices = shared.guest.tracker.memory().devices().in_use();
         shared.guest.devices.hold(devices);
-        let streams = Streams::of(shared.guest.devices.list(), devices::watch(&shared))?;
+        let streams = Streams::of(shared.guest.devices.list(), streams::watch(&shared))?;
         Ok(Driver {
             lent: lent.is_some(),
             consumer: lent.unwrap_or_else(|| Arc::new(shared.guest.tracker.consumer())),

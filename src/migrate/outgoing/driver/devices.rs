@@ -6,11 +6,8 @@ use super::Driver;
 use crate::channel::Io;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
-use crate::migrate::common::Migration;
-use crate::migrate::outgoing::leaving::Leaving;
 use crate::migrate::switchover::source::State;
 use crate::runtime::Limit;
-use crate::vmm::watch::Watch;
 use crate::vmm::EventKind;
 use crate::wire::PIECE_BYTES_MAX;
 use std::sync::Arc;
@@ -20,14 +17,6 @@ use std::time::{Duration, Instant};
 const TAIL: Duration = Duration::from_secs(1);
 /// A pass that sent at least this much of devices' state is followed by the next at once.
 const WORTH: u64 = 64 << 10;
-
-/// Has the guest's devices asked to end their calls when a time limit of the migration passes.
-pub(super) fn watch(shared: &Arc<Migration<Leaving, State>>) -> Watch {
-    let ours = Arc::clone(shared);
-    Watch::new(shared.callbacks(), move || {
-        ours.guest.devices.cancel(&ours.callbacks());
-    })
-}
 
 impl Driver {
     /// A migration begins.
