@@ -1147,8 +1147,8 @@ typedef struct brant_ops {
     int32_t (*save)(void *opaque, struct brant_saver *saver, struct brant_reason *reason);
     /**
      * Destination: all memory is here; take one blob of device state. Called once for each blob,
-     * in the order of saving. May write guest memory: no page arrives after this call. When a
-     * tracker of this guest is started here (a backup's, from before the guest went away), mark
+     * in the order of saving. May write guest memory, except blocks that came by descriptor
+     * (`map_block`): no page arrives after this call. When a tracker of this guest is started here (a backup's, from before the guest went away), mark
      * the writes of `load`. A failure refuses the switchover, and the guest runs on at the source.
      */
     int32_t (*load)(void *opaque,
@@ -1239,6 +1239,28 @@ typedef struct brant_ops {
                         uint32_t vcpu,
                         uint32_t percent,
                         struct brant_reason *reason);
+    /**
+     * Destination, after `early_load` and before the layouts are compared: map `length` bytes of the
+     * file `fd` from `offset` on, with MAP_SHARED, and put the address into `address`. Called once for
+     * each block that comes by descriptor from a source on the same host (`brant_params.hand_over`).
+     * `fd` is brant's: duplicate it to keep it. After the call the block `name` is in the guest's map,
+     * without a slot: find its number by its name (`brant_guest_find_block`). When the VMM has added a
+     * block of that name before, map the file over its memory (MAP_FIXED) and return the same
+     * address: the new block then has a new number, and the old one's slots.
+     *
+     * Nothing may write this memory before `run`: not this operation, not `load`, not `loaded`, no
+     * device, no other process. It is the memory of the guest that runs at the source, which keeps the
+     * guest when the migration fails. What must write waits for `run`. KVM writes the guest's clock
+     * page when the MSR of its wall clock is set: set that MSR in `run`. Do not map with MAP_POPULATE,
+     * which would fill the file's holes. `brant_params.verify` at the source finds such writes.
+     */
+    int32_t (*map_block)(void *opaque,
+                         const char *name,
+                         int32_t fd,
+                         uint64_t length,
+                         uint64_t offset,
+                         void **address,
+                         struct brant_reason *reason);
 } brant_ops;
 
 /** As the vCPU of `brant_ops.throttle`: all vCPUs. */
@@ -3358,9 +3380,30 @@ typedef struct brant_params {
     uint32_t ballooned;
     /** Source: BRANT_OVERRUN_*: what becomes of a migration whose downtime limit cannot be kept. */
     uint32_t overrun;
-    /** 0. */
-    uint32_t reserved;
+    /**
+     * Source: BRANT_HAND_OVER_*: whether a destination on the same host gets memory by descriptors,
+     * without a copy.
+     */
+    uint32_t hand_over;
 } brant_params;
+
+/** In `brant_params.hand_over`, the default: all blocks are copied. */
+#define BRANT_HAND_OVER_OFF 0
+/**
+ * In `brant_params.hand_over`: over a unix socket, a block goes to the destination by the descriptor
+ * of its file, where that is possible. Nothing of it is copied: both processes map the same pages, and
+ * the guest stands still equally long whatever its size. Possible for a block that was described with
+ * the descriptor of its file, is mapped from it with MAP_SHARED, and whose file is a memfd (of huge
+ * pages too) that is sealed with F_SEAL_SHRINK or can be (MFD_ALLOW_SEALING). The destination's table
+ * of operations needs `map_block`. All other blocks are copied. See `docs/hand-over.md`.
+ */
+#define BRANT_HAND_OVER_POSSIBLE 1
+/**
+ * In `brant_params.hand_over`: every block goes by descriptor. When one has to be copied, the
+ * migration fails with BRANT_E_UNSUPPORTED, and the message names the block and the reason. A
+ * destination that takes no descriptors is refused (BRANT_E_VERSION).
+ */
+#define BRANT_HAND_OVER_ONLY 2
 
 /**
  * In `brant_params.overrun`, the default: a migration whose downtime limit cannot be kept fails with
@@ -3623,6 +3666,11 @@ typedef struct brant_stats {
     uint32_t progress;
     /** The guest's memory. */
     uint64_t total_bytes;
+    /**
+     * Of these, what both processes have in common because it was handed over by descriptor
+     * (`brant_params.hand_over`): nothing of it is sent.
+     */
+    uint64_t shared_bytes;
     /**
      * Source: bytes that are pending now; `total_bytes` before the first pass. Destination:
      * `total_bytes` less the pages received so far. 0 when the migration has completed; after a

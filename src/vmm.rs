@@ -10,6 +10,7 @@ pub(crate) mod held;
 pub(crate) mod watch;
 
 use crate::error::{Error, Kind, Result};
+use std::os::fd::BorrowedFd;
 
 /// One named blob of device or vCPU state, or of configuration.
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +79,27 @@ pub struct Event {
     pub kind: EventKind,
     /// One sentence.
     pub message: String,
+}
+
+/// Where a VMM has mapped the file of a block that another process hands over ([`Vmm::map_block`]).
+#[derive(Debug)]
+pub struct MappedBlock(*mut u8);
+
+impl MappedBlock {
+    /// Memory that the VMM has mapped at `start`.
+    ///
+    /// # Safety
+    /// From `start` on, as many bytes as [`Vmm::map_block`] was asked for are mapped, shared
+    /// (`MAP_SHARED`), from the file and the offset that it was given. They stay mapped, and are
+    /// accessed, as [`HostMemory::new`](crate::memory::HostMemory::new) demands.
+    pub const unsafe fn new(start: *mut u8) -> Self {
+        MappedBlock(start)
+    }
+
+    /// The address.
+    pub fn start(&self) -> *mut u8 {
+        self.0
+    }
 }
 
 fn has_no(what: &str) -> Error {
@@ -210,7 +232,8 @@ pub trait Vmm: Send + Sync {
     }
 
     /// Destination: take one blob. All of the guest's memory has arrived before. Called once for
-    /// each blob, in the order of saving. May write guest memory: no page arrives after this call.
+    /// each blob, in the order of saving. May write guest memory, except blocks that came by
+    /// descriptor ([`Vmm::map_block`]): no page arrives after this call.
     /// When a tracker of this guest is started here (a backup's, from before the guest went away),
     /// mark the writes. On an error the destination refuses the switchover, and the guest runs on
     /// at the source.
@@ -247,6 +270,36 @@ pub trait Vmm: Send + Sync {
                 blob.name
             ),
         ))
+    }
+
+    /// Destination, after `early_load` and before the memory layouts are compared: map `length` bytes of
+    /// `file` from `offset` on, shared (`MAP_SHARED`), and return where. Called once for each block
+    /// that comes by descriptor from a source on the same host
+    /// ([`Params::hand_over`](crate::migrate::Params::hand_over)). `file` is brant's: duplicate it to
+    /// keep it. After the call the block is in the guest's map, without a slot; find its number by
+    /// its name. A block of that name that the VMM has added before is replaced by the new one: map
+    /// the file over its memory (`MAP_FIXED`) and return the same address. Its slots stay, and it has
+    /// a new number.
+    ///
+    /// **Nothing writes this memory before `run`**: not this call, not `load`, not `loaded`, no
+    /// device. It is the memory of the guest that runs at the source, and the source keeps the guest
+    /// when the migration fails. What must write waits for `run`. Two things write although they do
+    /// not look like it: KVM writes the guest's clock page when `MSR_KVM_WALL_CLOCK` is set, and a
+    /// mapping with `MAP_POPULATE` of a sparse file fills it with zeros, which costs the source memory.
+    fn map_block(
+        &self,
+        name: &str,
+        file: BorrowedFd<'_>,
+        length: u64,
+        offset: u64,
+    ) -> Result<MappedBlock> {
+        let _ = (name, file, length, offset);
+        Err(has_no("map_block"))
+    }
+
+    /// Whether this VMM has `map_block`. Otherwise a source copies all blocks, or is refused.
+    fn can_map_blocks(&self) -> bool {
+        false
     }
 
     /// Source, guest paused, destination ready: let go of what only one side may hold, such as disk

@@ -3,9 +3,10 @@
 use super::error::{brant_error, invalid};
 use super::structs::{handle, read, sized, text};
 use crate::error::{Error, Kind, Result};
-use crate::vmm::{Event, Role, StateBlob, StateSink, Vmm};
+use crate::vmm::{Event, MappedBlock, Role, StateBlob, StateSink, Vmm};
 use std::cell::RefCell;
 use std::ffi::{c_char, c_void, CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Where a callback that fails says why: `brant_reason_set`.
 ///
@@ -184,8 +185,8 @@ pub struct brant_ops {
         ) -> i32,
     >,
     /// Destination: all memory is here; take one blob of device state. Called once for each blob,
-    /// in the order of saving. May write guest memory: no page arrives after this call. When a
-    /// tracker of this guest is started here (a backup's, from before the guest went away), mark
+    /// in the order of saving. May write guest memory, except blocks that came by descriptor
+    /// (`map_block`): no page arrives after this call. When a tracker of this guest is started here (a backup's, from before the guest went away), mark
     /// the writes of `load`. A failure refuses the switchover, and the guest runs on at the source.
     pub load: Option<
         unsafe extern "C" fn(
@@ -279,6 +280,30 @@ pub struct brant_ops {
             opaque: *mut c_void,
             vcpu: u32,
             percent: u32,
+            reason: *mut brant_reason,
+        ) -> i32,
+    >,
+    /// Destination, after `early_load` and before the layouts are compared: map `length` bytes of the
+    /// file `fd` from `offset` on, with MAP_SHARED, and put the address into `address`. Called once for
+    /// each block that comes by descriptor from a source on the same host (`brant_params.hand_over`).
+    /// `fd` is brant's: duplicate it to keep it. After the call the block `name` is in the guest's map,
+    /// without a slot: find its number by its name (`brant_guest_find_block`). When the VMM has added a
+    /// block of that name before, map the file over its memory (MAP_FIXED) and return the same
+    /// address: the new block then has a new number, and the old one's slots.
+    ///
+    /// Nothing may write this memory before `run`: not this operation, not `load`, not `loaded`, no
+    /// device, no other process. It is the memory of the guest that runs at the source, which keeps the
+    /// guest when the migration fails. What must write waits for `run`. KVM writes the guest's clock
+    /// page when the MSR of its wall clock is set: set that MSR in `run`. Do not map with MAP_POPULATE,
+    /// which would fill the file's holes. `brant_params.verify` at the source finds such writes.
+    pub map_block: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            name: *const c_char,
+            fd: i32,
+            length: u64,
+            offset: u64,
+            address: *mut *mut c_void,
             reason: *mut brant_reason,
         ) -> i32,
     >,
@@ -621,6 +646,42 @@ impl Vmm for Ops {
     }
     fn can_throttle(&self) -> bool {
         self.table.throttle.is_some()
+    }
+    fn map_block(
+        &self,
+        name: &str,
+        file: BorrowedFd<'_>,
+        length: u64,
+        offset: u64,
+    ) -> Result<MappedBlock> {
+        let Some(f) = self.table.map_block else {
+            return Err(Error::new(
+                Kind::Vmm,
+                "the table of operations has no `map_block`",
+            ));
+        };
+        let name = c_text(name);
+        let mut address = std::ptr::null_mut();
+        self.call(|opaque, reason| {
+            let fd = file.as_raw_fd();
+            // SAFETY: the VMM's function, called as the table says; name and address outlive the call.
+            unsafe {
+                f(
+                    opaque,
+                    name.as_ptr(),
+                    fd,
+                    length,
+                    offset,
+                    &mut address,
+                    reason,
+                )
+            }
+        })?;
+        // SAFETY: the table's contract for `map_block`.
+        Ok(unsafe { MappedBlock::new(address.cast()) })
+    }
+    fn can_map_blocks(&self) -> bool {
+        self.table.map_block.is_some()
     }
     fn event(&self, event: &Event) {
         if let Some(f) = self.table.event {

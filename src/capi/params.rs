@@ -3,7 +3,7 @@
 use super::error::invalid;
 use super::structs::{read, sized};
 use crate::error::Result;
-use crate::migrate::{Compression, Operations, Overrun, PageChecksums, Params};
+use crate::migrate::{Compression, HandOver, Operations, Overrun, PageChecksums, Params};
 use std::time::Duration;
 
 /// As the value of a time limit: no limit.
@@ -124,9 +124,24 @@ pub struct brant_params {
     pub ballooned: u32,
     /// Source: BRANT_OVERRUN_*: what becomes of a migration whose downtime limit cannot be kept.
     pub overrun: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Source: BRANT_HAND_OVER_*: whether a destination on the same host gets memory by descriptors,
+    /// without a copy.
+    pub hand_over: u32,
 }
+
+/// In `brant_params.hand_over`, the default: all blocks are copied.
+pub const BRANT_HAND_OVER_OFF: u32 = 0;
+/// In `brant_params.hand_over`: over a unix socket, a block goes to the destination by the descriptor
+/// of its file, where that is possible. Nothing of it is copied: both processes map the same pages, and
+/// the guest stands still equally long whatever its size. Possible for a block that was described with
+/// the descriptor of its file, is mapped from it with MAP_SHARED, and whose file is a memfd (of huge
+/// pages too) that is sealed with F_SEAL_SHRINK or can be (MFD_ALLOW_SEALING). The destination's table
+/// of operations needs `map_block`. All other blocks are copied. See `docs/hand-over.md`.
+pub const BRANT_HAND_OVER_POSSIBLE: u32 = 1;
+/// In `brant_params.hand_over`: every block goes by descriptor. When one has to be copied, the
+/// migration fails with BRANT_E_UNSUPPORTED, and the message names the block and the reason. A
+/// destination that takes no descriptors is refused (BRANT_E_VERSION).
+pub const BRANT_HAND_OVER_ONLY: u32 = 2;
 
 /// In `brant_params.overrun`, the default: a migration whose downtime limit cannot be kept fails with
 /// BRANT_E_NOT_CONVERGED, and the guest runs on. The message names the part that alone exceeds the
@@ -231,12 +246,17 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
     }
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
-    if p.reserved != 0 {
-        return Err(invalid(format!(
-            "brant_params.reserved is {}, not 0",
-            p.reserved
-        )));
-    }
+    let hand_over = match p.hand_over {
+        BRANT_HAND_OVER_OFF => HandOver::Off,
+        BRANT_HAND_OVER_POSSIBLE => HandOver::WherePossible,
+        BRANT_HAND_OVER_ONLY => HandOver::Only,
+        other => {
+            return Err(invalid(format!(
+            "brant_params.hand_over is BRANT_HAND_OVER_OFF (0), BRANT_HAND_OVER_POSSIBLE (1) or \
+                 BRANT_HAND_OVER_ONLY (2), not {other}"
+        )))
+        }
+    };
     if p.verify > BRANT_VERIFY_ON {
         return Err(invalid(format!(
             "brant_params.verify is BRANT_VERIFY_OFF (0) or BRANT_VERIFY_ON (1), not {}",
@@ -349,6 +369,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         compression_level: p.compression_level,
         page_checksums,
         verify: p.verify == BRANT_VERIFY_ON,
+        hand_over,
         delta_cache_bytes: some(p.delta_cache_bytes),
         switchover_max_bandwidth: some(p.switchover_max_bandwidth),
         zero_copy: p.zero_copy == BRANT_ZERO_COPY_ON,

@@ -136,6 +136,9 @@ pub struct brant_stats {
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
+    /// Of these, what both processes have in common because it was handed over by descriptor
+    /// (`brant_params.hand_over`): nothing of it is sent.
+    pub shared_bytes: u64,
     /// Source: bytes that are pending now; `total_bytes` before the first pass. Destination:
     /// `total_bytes` less the pages received so far. 0 when the migration has completed; after a
     /// failure or a cancel it keeps its last value.
@@ -471,6 +474,7 @@ impl From<&Stats> for brant_stats {
             error: s.error.map_or(0, |kind| kind as i32),
             progress: s.progress,
             total_bytes: s.total_bytes,
+            shared_bytes: s.shared_bytes,
             remaining_bytes: s.remaining_bytes,
             wire_bytes: s.wire_bytes,
             data_pages: s.data_pages,

@@ -390,7 +390,7 @@ impl Channel {
     }
 
     /// Refuses a transfer after an earlier one that ended in the middle.
-    fn check(&self, direction: Direction) -> Result<()> {
+    pub(super) fn check(&self, direction: Direction) -> Result<()> {
         let (broken, what) = match direction {
             Direction::Send => (self.send_broken, "send"),
             Direction::Receive => (self.recv_broken, "receive"),

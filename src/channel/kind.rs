@@ -5,6 +5,7 @@
 //! descriptor. So a kind may send while it was asked to receive, and may wait for another event
 //! than it was asked for.
 
+use super::attached::Attached;
 use super::parts::{IoPart, Part, PartMut};
 use super::socket::{Identity, Socket};
 use crate::error::Result;
@@ -79,6 +80,38 @@ impl ConnectionKind {
     pub fn recv(&mut self, parts: &[PartMut<'_>]) -> io::Result<usize> {
         match self {
             ConnectionKind::Socket(socket) => socket.recv(parts),
+        }
+    }
+
+    /// Whether descriptors can travel with its bytes.
+    pub fn carries_descriptors(&self) -> bool {
+        match self {
+            ConnectionKind::Socket(socket) => socket.is_unix(),
+        }
+    }
+
+    /// Keeps descriptors that the peer attaches from now on, or lets the kernel close them.
+    pub fn keep_descriptors(&mut self, keep: bool) {
+        match self {
+            ConnectionKind::Socket(socket) => socket.keep_descriptors(keep),
+        }
+    }
+
+    /// The descriptors that the peer has attached, while they are kept.
+    pub fn attached(&mut self) -> Option<&mut Attached> {
+        match self {
+            ConnectionKind::Socket(socket) => socket.attached(),
+        }
+    }
+
+    /// Sends as much of `bytes` as it can without waiting, and `descriptor` with the first byte.
+    pub fn send_with_descriptor(
+        &mut self,
+        bytes: &[u8],
+        descriptor: BorrowedFd<'_>,
+    ) -> io::Result<usize> {
+        match self {
+            ConnectionKind::Socket(socket) => socket.send_with_descriptor(bytes, descriptor),
         }
     }
 

@@ -4,9 +4,11 @@
 //! Code above sends, receives, waits and shuts down, without a descriptor, whatever kind of
 //! connection carries the bytes. Nothing in this module knows of records. `migrate` uses it.
 
+mod attached;
 mod connect;
 mod connection;
 mod cursor;
+mod descriptors;
 pub mod endpoint;
 pub mod handed_in;
 mod in_flight;

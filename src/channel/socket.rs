@@ -3,12 +3,14 @@
 //!
 //! Each verb is one system call. Waiting and trying again are done by `transfer`.
 
+use super::attached::Attached;
 use super::parts::{iovecs, Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::sys::errqueue::{self, Said};
 use crate::sys::event::{self, Poll};
 use crate::sys::fd::what_is;
 use crate::sys::net::{self, Address, Manner};
+use crate::sys::passing;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -55,6 +57,8 @@ pub struct Socket {
     /// How many bytes make a wait for bytes end (`SO_RCVLOWAT`). `None`: always one, because it is no
     /// TCP socket.
     low_water: Option<AtomicU32>,
+    /// The descriptors that the peer has attached. `None`: the kernel closes them.
+    attached: Option<Attached>,
 }
 
 impl Socket {
@@ -106,7 +110,11 @@ impl Socket {
             net::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1).map_err(failed)?;
             low_water = Some(AtomicU32::new(1));
         }
-        Ok(Socket { fd, low_water })
+        Ok(Socket {
+            fd,
+            low_water,
+            attached: None,
+        })
     }
 
     /// Takes a socket that was just accepted. It is connected, non-blocking and closed on exec.
@@ -115,6 +123,7 @@ impl Socket {
         Socket {
             fd,
             low_water: None,
+            attached: None,
         }
     }
 
@@ -182,9 +191,43 @@ impl Socket {
     }
 
     /// Receives the bytes that are there now. Returns their number, or 0 at the end of the stream.
-    pub fn recv(&self, parts: &[PartMut<'_>]) -> io::Result<usize> {
-        // SAFETY: whoever made a part promised that its memory may be written.
-        unsafe { net::recv(self.fd.as_fd(), iovecs(parts)) }
+    pub fn recv(&mut self, parts: &[PartMut<'_>]) -> io::Result<usize> {
+        let Some(attached) = &mut self.attached else {
+            // SAFETY: whoever made a part promised that its memory may be written.
+            return unsafe { net::recv(self.fd.as_fd(), iovecs(parts)) };
+        };
+        let parts = iovecs(parts);
+        let parts = &parts[..parts.len().min(net::PARTS_MAX)];
+        // SAFETY: as above.
+        let received = unsafe { passing::receive_into(self.fd.as_fd(), parts, 1) }?;
+        attached.came(received.descriptors, received.cut);
+        Ok(received.bytes)
+    }
+
+    /// Whether it is a unix socket, with which descriptors can travel.
+    pub(super) fn is_unix(&self) -> bool {
+        let domain = net::option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN);
+        domain.is_ok_and(|domain| domain == libc::AF_UNIX)
+    }
+
+    /// Keeps descriptors that the peer attaches from now on, or lets the kernel close them. Those
+    /// that were kept so far are closed.
+    pub(super) fn keep_descriptors(&mut self, keep: bool) {
+        self.attached = keep.then(Attached::default);
+    }
+
+    /// The descriptors that the peer has attached, while they are kept.
+    pub(super) fn attached(&mut self) -> Option<&mut Attached> {
+        self.attached.as_mut()
+    }
+
+    /// Sends as much of `bytes` as the socket takes now, and `descriptor` with the first byte.
+    pub(super) fn send_with_descriptor(
+        &self,
+        bytes: &[u8],
+        descriptor: BorrowedFd<'_>,
+    ) -> io::Result<usize> {
+        passing::send(self.fd.as_fd(), bytes, Some(descriptor))
     }
 
     /// The descriptor to poll.

@@ -7,7 +7,7 @@ use super::cursor::{Cursor, CALL_BYTES, CUT_PARTS};
 use super::io::{Io, Looked};
 use super::kind::{Directed, Direction};
 use super::pacing::{Grant, Pacer, Turn};
-use super::parts::PartMut;
+use super::parts::{Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Cancel, Deadline, Limit, Recall, Wake};
 use crate::sys::net::Manner;
@@ -290,6 +290,17 @@ impl Channel {
             (Direction::Receive, "") => format!("receiving from {}", self.peer),
             (Direction::Receive, what) => format!("waiting for {what} from {}", self.peer),
         }
+    }
+
+    /// Counts bytes that were sent by another call than this file's.
+    pub(super) fn count_sent(&mut self, bytes: usize) {
+        self.count(Direction::Send, bytes);
+    }
+
+    /// The error of such a call.
+    #[cold]
+    pub(super) fn sending_failed(&mut self, io: &Io<'_>, error: io::Error) -> Error {
+        self.failed(&Cursor::<Part<'_>>::new(&[]), io, error)
     }
 
     #[cold]

@@ -307,6 +307,9 @@ impl Consumer {
         let mut inner = self.lock();
         let mut pages = 0;
         for block in map.blocks() {
+            if inner.leaves_out(self.seat(), block.id()) {
+                continue;
+            }
             pages += inner.any_set(self.seat(), block.id())?.pending.count();
         }
         Some(Pages(pages))
@@ -447,6 +450,7 @@ impl Inner {
     fn begin(&mut self, seat: Seat, with: StartWith) -> Result<()> {
         let everything = with == StartWith::Everything;
         if self.started {
+            self.widen_for(seat)?;
             if !everything {
                 // Restores the chunks that a sync has armed since: see the file's description.
                 self.rearm_all()?;
@@ -454,12 +458,18 @@ impl Inner {
         } else {
             // Before the logs start, because a log may have found a page before it is ballooned.
             self.forget_news(seat);
+            self.narrow(seat);
             self.start_logs(everything)?;
         }
         let Some(total) = self.member(seat).map(|m| Arc::clone(&m.total)) else {
             return Ok(());
         };
+        let left_out = self.member(seat).map(|m| m.left_out.clone());
+        let left_out = left_out.unwrap_or_default();
         for state in self.all_blocks() {
+            if left_out.contains(&state.pin_source.id()) {
+                continue;
+            }
             state.make_set(seat, &total)?;
             if let Some(set) = state.set_mut(seat).filter(|_| everything) {
                 // The chunks need no arming. A page that was cleared since its harvest is

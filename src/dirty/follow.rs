@@ -26,6 +26,7 @@ impl Inner {
         self.blocks
             .move_into(&mut change.aside, &change.gone, false);
         self.map = Arc::clone(&change.new);
+        self.whole = Arc::clone(&change.whole.1);
         self.change = Some(change);
         Ok(())
     }
@@ -34,7 +35,12 @@ impl Inner {
     pub(super) fn take_back(&mut self, mut change: Change) {
         self.forget(&change.came);
         change.aside.move_into(&mut self.blocks, &change.gone, true);
-        self.map = Arc::clone(&change.old);
+        self.whole = Arc::clone(&change.whole.0);
+        self.map = match self.unwatched.is_empty() {
+            // The logs may have stopped in the middle of the change.
+            true => Arc::clone(&self.whole),
+            false => Arc::clone(&change.old),
+        };
         if self.started {
             let Inner { logs, blocks, .. } = self;
             for log in logs {

@@ -116,8 +116,11 @@ fn all_is_dirty(map: &Map, sink: &mut PendingSink<'_>) {
 /// The difference between two maps, listed before any of it is applied. From then on no step may
 /// fail for want of memory.
 pub(super) struct Change {
+    /// The maps that the logs are led by.
     pub(super) old: Arc<Map>,
     pub(super) new: Arc<Map>,
+    /// The memory's maps, before and after.
+    pub(super) whole: (Arc<Map>, Arc<Map>),
     pub(super) gone: Vec<Arc<Block>>,
     pub(super) came: Vec<Arc<Block>>,
     pub(super) hidden: Vec<Arc<Slot>>,
@@ -127,15 +130,37 @@ pub(super) struct Change {
 }
 
 impl Change {
+    /// A change of the memory's map, by which the logs are led too.
     pub fn new(old: &Arc<Map>, new: &Arc<Map>) -> Result<Self> {
+        Self::narrowed(old, new, old, new)
+    }
+
+    /// A change of the memory's map from `whole_old` to `whole_new`, for logs that do not watch all of
+    /// it and are led from `old` to `new`.
+    pub fn narrowed(
+        old: &Arc<Map>,
+        new: &Arc<Map>,
+        whole_old: &Arc<Map>,
+        whole_new: &Arc<Map>,
+    ) -> Result<Self> {
         Ok(Change {
-            gone: old.blocks_not_in(new)?,
-            came: new.blocks_not_in(old)?,
+            gone: whole_old.blocks_not_in(whole_new)?,
+            came: whole_new.blocks_not_in(whole_old)?,
             hidden: old.slots_not_in(new)?,
             shown: new.slots_not_in(old)?,
             old: Arc::clone(old),
             new: Arc::clone(new),
+            whole: (Arc::clone(whole_old), Arc::clone(whole_new)),
             aside: Blocks::default(),
+        })
+    }
+
+    /// The logs are led from `old` to the memory's map `whole`, which stays as it is.
+    pub fn of_logs(old: &Arc<Map>, whole: &Arc<Map>) -> Result<Self> {
+        let change = Self::new(old, whole)?;
+        Ok(Change {
+            whole: (Arc::clone(whole), Arc::clone(whole)),
+            ..change
         })
     }
 
@@ -150,6 +175,6 @@ impl Change {
 
     /// Whether a change to `new` takes this change back.
     pub fn is_taken_back_by(&self, new: &Arc<Map>) -> bool {
-        Arc::ptr_eq(&self.old, new)
+        Arc::ptr_eq(&self.whole.0, new)
     }
 }

@@ -21,6 +21,7 @@ pub mod iova;
 pub mod kvm;
 mod lease;
 mod led;
+mod left_out;
 mod merge;
 mod pending;
 mod protected;

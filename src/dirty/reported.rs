@@ -131,9 +131,10 @@ impl Reported {
         }
         let pages = (last - begin + 1).min(PAGES_A_PIN);
         for part in map.block_parts(from(begin), Pages(pages)) {
+            // A block of the map that has no marks is one that nobody wants to hear of.
+            *found += part.pages.0;
             if let Some(shared) = table.of(part.block) {
                 shared.mark_pinned(&pinned, part.first.index(), part.pages.index());
-                *found += part.pages.0;
             }
         }
         let next = begin + pages;
@@ -181,10 +182,10 @@ impl Reported {
             if let Some(shared) = table.of(part.block) {
                 let (first, n) = (part.first.index(), part.pages.index());
                 shared.mark_words(&pinned, first, words, begin as usize, n);
-                if known < end {
-                    strays -= count(begin.max(known)..end);
-                    known = end;
-                }
+            }
+            if known < end {
+                strays -= count(begin.max(known)..end);
+                known = end;
             }
         }
         drop(pinned);
@@ -203,7 +204,8 @@ impl Reported {
         let pinned = pin();
         let many = match self.table.get(&pinned).marks.get(&block) {
             None => {
-                self.strays.fetch_add(1, Ordering::Relaxed);
+                let known = self.memory.map_pinned(&pinned).block(block).is_some();
+                self.strays.fetch_add(u64::from(!known), Ordering::Relaxed);
                 return;
             }
             Some(marks) if last - first < PAGES_A_PIN => {

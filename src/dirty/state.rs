@@ -24,6 +24,8 @@ pub(super) struct Member {
     /// How many of its pending pages were ballooned at the last sync or start, less those handed
     /// out since.
     pub(super) ballooned: u64,
+    /// The blocks of which it hears of no page.
+    pub(super) left_out: Vec<BlockId>,
     pub(super) stats: ConsumerStats,
     /// How many pages are pending for it in all blocks.
     pub(super) total: Arc<AtomicU64>,
@@ -36,6 +38,7 @@ impl Member {
             phase: Phase::Stopped,
             skip_ballooned: false,
             ballooned: 0,
+            left_out: Vec::new(),
             stats: ConsumerStats::default(),
             total: Arc::default(),
             published: Arc::clone(published),
@@ -59,8 +62,12 @@ impl Member {
 pub(super) struct Inner {
     pub(super) clearing: Clearing,
     pub(super) logs: Vec<Log>,
-    /// The map that the logs know: the memory's map, with every announced change.
+    /// The map that the logs know: [`Inner::whole`], without the blocks that no log watches.
     pub(super) map: Arc<Map>,
+    /// The memory's map, with every announced change.
+    pub(super) whole: Arc<Map>,
+    /// The blocks that no log watches, because every started consumer leaves them out.
+    pub(super) unwatched: Vec<BlockId>,
     /// The last change of that map, until it has happened.
     pub(super) change: Option<Change>,
     pub(super) blocks: Blocks,
@@ -120,6 +127,9 @@ impl Inner {
             let Some(member) = member.as_ref().filter(|m| m.phase != Phase::Stopped) else {
                 continue;
             };
+            if member.left_out.contains(&block) {
+                continue;
+            }
             state.make_set(seat, &member.total)?;
             if let Some(set) = state.set_mut(seat) {
                 set.phase = member.phase;
@@ -157,6 +167,7 @@ impl Inner {
                         // The first error is the one that is returned.
                         let _ = log.stop(&map);
                     }
+                    self.watch_all();
                     return Err(e.context(format_args!("starting {name}")));
                 }
             }
@@ -224,6 +235,7 @@ impl Inner {
             let _ = log.stop(&map);
             log.knows_the_map();
         }
+        self.watch_all();
     }
 
     /// Makes all pages of these slots and blocks pending.

@@ -94,6 +94,8 @@ impl Tracker {
                 logs: vec![Log::new(Box::new(ReportedLog::new(Arc::clone(&reported))))],
                 change: None,
                 map: memory.map(),
+                whole: memory.map(),
+                unwatched: Vec::new(),
                 blocks: Blocks::default(),
                 members: Vec::new(),
                 consumers: 0,
@@ -120,6 +122,7 @@ impl Tracker {
         let mut inner = tracker.lock();
         // An observer's call may have brought a later map in the meantime.
         if inner.map.generation() < now.generation() {
+            inner.whole = Arc::clone(&now);
             inner.map = now;
         }
         drop(inner);
@@ -320,7 +323,11 @@ impl MapObserver for Tracker {
         }
         match inner.change.take() {
             Some(change) if change.is_taken_back_by(new) => inner.take_back(change),
-            _ => inner.follow(Change::new(old, new)?)?,
+            _ if inner.unwatched.is_empty() => inner.follow(Change::new(old, new)?)?,
+            _ => {
+                let narrow = Arc::new(new.without(&inner.unwatched));
+                inner.follow(Change::narrowed(&inner.map, &narrow, old, new)?)?
+            }
         }
         Ok(())
     }

@@ -180,6 +180,18 @@ impl Map {
         }
     }
 
+    /// This map without some blocks and their slots. Its generation tells it from no other map.
+    pub(crate) fn without(&self, blocks: &[BlockId]) -> Map {
+        let mut map = self.clone();
+        for block in blocks {
+            if let Some(block) = self.block(*block) {
+                map.remove_block(block);
+            }
+        }
+        map.generation = self.generation;
+        map
+    }
+
     fn add_block(&mut self, block: Arc<Block>) {
         self.generation += 1;
         self.total += block.length().0;

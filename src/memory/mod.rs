@@ -18,6 +18,7 @@ mod declared;
 #[doc(hidden)]
 pub mod digest;
 mod ground;
+pub(crate) mod handed;
 mod hidden_holes;
 mod holds;
 pub mod host;

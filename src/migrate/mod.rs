@@ -34,7 +34,7 @@ use crate::vmm::callbacks;
 
 pub use incoming::{AcceptFrom, Incoming};
 pub use outgoing::{ConnectTo, Outgoing};
-pub use params::{Compression, PageChecksums, Params};
+pub use params::{Compression, HandOver, PageChecksums, Params};
 pub use report::{LaneState, LaneStats, Stats, ZeroCopyState};
 pub use state::State;
 pub use steering::forecast::{Forecast, Remedies};

@@ -135,6 +135,9 @@ pub struct Params {
     /// thread (`Role::Prefault`). On. Memory that is backed already, and memory that a userfaultfd
     /// watches, is left alone either way.
     pub prefault: bool,
+    /// Source: whether a destination on the same host gets the guest's memory by the descriptors of
+    /// the blocks' files, without a copy. Off. See `docs/hand-over.md`.
+    pub hand_over: HandOver,
     /// Source: pages go from guest memory to the network device without a copy (`MSG_ZEROCOPY`),
     /// when the connection is TCP or vsock and the kernel can do that. Off. This pays for links of
     /// 10 Gbit/s and more, with guest memory that may be locked. Pages that travel with a checksum,
@@ -161,6 +164,27 @@ pub enum Compression {
     Adaptive = 1,
     /// Contents are always compressed. A destination that cannot decompress is refused.
     Always = 2,
+}
+
+/// Whether a source hands memory over by descriptors: see [`Params::hand_over`].
+///
+/// A block goes by descriptor when it is a shared mapping of a memfd, or of a file of hugetlbfs, that
+/// can be sealed against becoming shorter (`F_SEAL_SHRINK`), and when the connection is a unix socket
+/// and the destination's VMM has [`Vmm::map_block`](crate::vmm::Vmm::map_block). From then on both
+/// processes map the same pages. No page of such a block is sent and no log watches it, so the guest
+/// stands still equally long whatever its size.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum HandOver {
+    /// All blocks are copied.
+    #[default]
+    Off = 0,
+    /// Blocks go by descriptor where that is possible, and the others are copied.
+    WherePossible = 1,
+    /// Every block goes by descriptor. When one has to be copied, the migration fails with
+    /// [`Kind::Unsupported`], which names the block and the reason. A destination that takes no
+    /// descriptors is refused ([`Kind::Version`]).
+    Only = 2,
 }
 
 /// Whether contents of pages travel with a checksum: see [`Params::page_checksums`].
@@ -209,6 +233,7 @@ impl Default for Params {
             page_checksums: PageChecksums::Default,
             switchover_max_bandwidth: None,
             verify: false,
+            hand_over: HandOver::Off,
             prefault: true,
             zero_copy: false,
             skip_ballooned: true,
@@ -301,12 +326,22 @@ pub(super) fn check_max_bandwidth(bytes_per_second: Option<u64>) -> Result<()> {
 
 impl Params {
     /// The protocol versions and features of a side.
-    /// `devices`: whether the source has devices whose state is streamed.
-    pub(super) fn ours(&self, side: Side, devices: bool) -> wire::Ours {
+    /// `devices`: whether the source has devices whose state is streamed. `descriptors`: whether
+    /// descriptors can travel over the connection and this side's VMM wants them.
+    pub(super) fn ours(&self, side: Side, devices: bool, descriptors: bool) -> wire::Ours {
         let mut ours = wire::Ours::default();
         if let Side::Source = side {
             // This side cannot do it yet.
             ours = ours.without(wire::FEATURE_POSTCOPY);
+        }
+        match (descriptors, side, self.hand_over) {
+            (true, Side::Source, HandOver::Only) => {
+                ours = ours.requiring(wire::FEATURE_DESCRIPTORS);
+            }
+            (true, Side::Source, HandOver::WherePossible) | (true, Side::Destination, _) => {}
+            (false, ..) | (true, Side::Source, HandOver::Off) => {
+                ours = ours.without(wire::FEATURE_DESCRIPTORS);
+            }
         }
         match (devices, side) {
             (true, Side::Source) => ours = ours.requiring(wire::FEATURE_DEVICE_STREAMS),
@@ -520,7 +555,7 @@ mod tests {
                     page_checksums,
                     ..Params::default()
                 };
-                params.ours(side, false)
+                params.ours(side, false, false)
             };
             let ours = of(source, Side::Source);
             let hello = wire::Hello {

@@ -60,6 +60,9 @@ pub struct Stats {
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
+    /// Of these, what both processes have in common because it was handed over by descriptor
+    /// ([`Params::hand_over`](crate::migrate::Params::hand_over)): nothing of it is sent.
+    pub shared_bytes: u64,
     /// Source: bytes pending now; `total_bytes` before the first pass. Destination: `total_bytes`
     /// less the pages received so far. 0 after success; after a failure or a cancel, the last
     /// value.
@@ -853,7 +856,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 98);
+        assert_eq!(value.as_object().unwrap().len(), 99);
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod own;
 pub mod pagemap;
 pub mod passing;
 pub mod pipe;
+pub mod seals;
 pub mod shm;
 pub mod thread;
 pub mod uffd;

@@ -1,7 +1,7 @@
 //! Bytes over a unix socket together with one descriptor (`SCM_RIGHTS`, unix(7)), as vhost-user
-//! messages are sent.
+//! messages are sent, and the descriptors of memory that changes hands on one host.
 //!
-//! Each function is one call. `device::vhost_user`, the only caller, knows the messages.
+//! Each function is one call. `device::vhost_user` and `channel` know the messages.
 
 use super::{kernel, net};
 use std::io;
@@ -53,15 +53,54 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, V
         iov_base: bytes.as_mut_ptr().cast(),
         iov_len: bytes.len(),
     };
+    // SAFETY: the bytes are writable.
+    let received = unsafe { receive_into(socket, std::slice::from_ref(&part), usize::MAX) }?;
+    Ok((received.bytes, received.descriptors))
+}
+
+/// What one call received.
+#[derive(Debug)]
+pub struct Received {
+    /// How many bytes. 0: the peer has closed.
+    pub bytes: usize,
+    /// The descriptors that came with them, closed on exec.
+    pub descriptors: Vec<OwnedFd>,
+    /// The kernel dropped descriptors: there were more than room, or the process may have no more.
+    pub cut: bool,
+}
+
+/// Receives what is there now into `parts`, and at most `most` descriptors that came with it. The
+/// kernel drops further ones. Never waits.
+///
+/// Bytes behind those that a descriptor came with are never in the same answer: the kernel ends a
+/// read there (unix(7)).
+///
+/// # Safety
+/// The parts are writable memory, as long as they say.
+pub unsafe fn receive_into(
+    socket: BorrowedFd<'_>,
+    parts: &[libc::iovec],
+    most: usize,
+) -> io::Result<Received> {
     let mut control = Control([0; 128]);
-    let mut message = net::message(std::slice::from_ref(&part));
+    let mut message = net::message(parts);
     message.msg_control = (&raw mut control).cast();
-    message.msg_controllen = size_of::<Control>() as _;
+    let room = most
+        .min(size_of::<Control>())
+        .saturating_mul(size_of::<RawFd>());
+    // SAFETY: CMSG_LEN only computes. Without the padding of CMSG_SPACE there is no room for one
+    // descriptor more.
+    let wanted = unsafe { libc::CMSG_LEN(room as u32) } as usize;
+    message.msg_controllen = wanted.min(size_of::<Control>()) as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: the bytes and `control` are writable and as long as they say.
+    // SAFETY: the parts by the caller's promise; `control` is writable and as long as it says.
     let n = unsafe { kernel::recvmsg(socket.as_raw_fd(), &mut message, flags) };
     let n = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
-    let mut received = Vec::new();
+    let mut received = Received {
+        bytes: n,
+        descriptors: Vec::new(),
+        cut: message.msg_flags & libc::MSG_CTRUNC != 0,
+    };
     // SAFETY: the kernel has filled `control` with headers as far as msg_controllen says; each
     // SCM_RIGHTS header is followed by descriptors that are ours from now on.
     unsafe {
@@ -71,13 +110,50 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, V
                 let length = (*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
                 let data = libc::CMSG_DATA(header).cast::<RawFd>();
                 for i in 0..length / size_of::<RawFd>() {
-                    received.push(OwnedFd::from_raw_fd(data.add(i).read_unaligned()));
+                    let fd = OwnedFd::from_raw_fd(data.add(i).read_unaligned());
+                    received.descriptors.push(fd);
                 }
             }
             header = libc::CMSG_NXTHDR(&message, header);
         }
     }
-    Ok((n, received))
+    Ok(received)
+}
+
+/// What a hostile peer sends, for tests of other files.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Sends `bytes` with two duplicates of `attached`.
+    pub(crate) fn send_two(
+        socket: BorrowedFd<'_>,
+        bytes: &[u8],
+        attached: BorrowedFd<'_>,
+    ) -> io::Result<usize> {
+        let part = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        let mut control = Control([0; 128]);
+        let mut message = net::message(std::slice::from_ref(&part));
+        let length = 2 * size_of::<RawFd>() as u32;
+        message.msg_control = (&raw mut control).cast();
+        // SAFETY: as in `send`, with room for two descriptors.
+        unsafe {
+            message.msg_controllen = libc::CMSG_SPACE(length) as _;
+            let header = libc::CMSG_FIRSTHDR(&message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(length) as _;
+            let data = libc::CMSG_DATA(header).cast::<RawFd>();
+            data.write_unaligned(attached.as_raw_fd());
+            data.add(1).write_unaligned(attached.as_raw_fd());
+        }
+        // SAFETY: the message's parts live on this stack frame and in `bytes`.
+        let n = unsafe { kernel::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]

@@ -206,6 +206,8 @@ record_types! {
     Recover = 36, "RECOVER", ToDestination, 4, 4;
     /// The destination takes the recovery.
     RecoverReply = 37, "RECOVER_REPLY", ToSource, 12, 12;
+    /// The file of the block that was announced last comes with this record as a descriptor.
+    BlockFd = 38, "BLOCK_FD", ToDestination, 16, 16;
 }
 
 impl RecordType {
@@ -258,6 +260,7 @@ impl RecordType {
             || matches!(
                 self,
                 RecordType::Block
+                    | RecordType::BlockFd
                     | RecordType::BlockAdded
                     | RecordType::BlockRemoved
                     | RecordType::Digest

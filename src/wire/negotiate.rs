@@ -37,6 +37,9 @@ pub const FEATURE_DEVICE_STREAMS: u64 = 1 << 6;
 
 /// Bit of "postcopy": the guest may run at the destination before all of its pages are there.
 pub const FEATURE_POSTCOPY: u64 = 1 << 7;
+/// Bit of "descriptors": BLOCK_FD records bring the file of a block's memory as a descriptor, and no
+/// page of such a block is sent. Only over a unix socket.
+pub const FEATURE_DESCRIPTORS: u64 = 1 << 8;
 
 /// A feature with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,6 +84,10 @@ pub const FEATURES: &[Feature] = &[
         bit: 7,
         name: "postcopy",
     },
+    Feature {
+        bit: 8,
+        name: "descriptors",
+    },
 ];
 
 /// What one side can use, and what it requires.
@@ -109,7 +116,8 @@ impl Default for Ours {
                 | FEATURE_VERIFY
                 | FEATURE_PAGE_CHECKSUMS
                 | FEATURE_DEVICE_STREAMS
-                | FEATURE_POSTCOPY,
+                | FEATURE_POSTCOPY
+                | FEATURE_DESCRIPTORS,
             required: FEATURE_ZERO_RUNS,
         }
     }

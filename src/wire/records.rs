@@ -544,6 +544,46 @@ impl Body for Abort {
     }
 }
 
+/// BLOCK_FD: where in the file that came as a descriptor a block begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockFd {
+    /// The block's number. It travels in the header.
+    pub id: u32,
+    /// Where the block begins in the file, in bytes; a multiple of 4096.
+    pub offset: u64,
+    /// The block's length in bytes, as in its BLOCK.
+    pub length: u64,
+}
+
+impl Body for BlockFd {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.offset.to_le_bytes());
+        out.extend_from_slice(&self.length.to_le_bytes());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(BlockFd {
+            id: 0,
+            offset: reader.u64("offset")?,
+            length: reader.u64("length")?,
+        })
+    }
+
+    fn problem(&self) -> Checked {
+        let whole = |bytes: u64| bytes.is_multiple_of(PAGE_SIZE);
+        let end = self.offset.checked_add(self.length);
+        let fits = end.is_some_and(|end| end <= i64::MAX as u64);
+        if self.length == 0 || !whole(self.length) || !whole(self.offset) || !fits {
+            return Err(format!(
+                "block {}: expected an offset and a length in whole pages of {PAGE_SIZE} bytes that \
+                 end before 2^63, found offset {} and length {}",
+                self.id, self.offset, self.length
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// A control record: every record but page runs, blobs and pieces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
@@ -602,6 +642,8 @@ pub enum Record {
     Recover(Recover),
     /// RECOVER_REPLY.
     RecoverReply(RecoverReply),
+    /// BLOCK_FD.
+    BlockFd(BlockFd),
 }
 
 impl Record {
@@ -634,6 +676,7 @@ impl Record {
             Record::Complete(_) => RecordType::Complete,
             Record::Recover(_) => RecordType::Recover,
             Record::RecoverReply(_) => RecordType::RecoverReply,
+            Record::BlockFd(_) => RecordType::BlockFd,
         }
     }
 
@@ -664,6 +707,7 @@ impl Record {
             Record::Complete(body) => self.put(body, 0, out),
             Record::Recover(body) => self.put(body, 0, out),
             Record::RecoverReply(body) => self.put(body, 0, out),
+            Record::BlockFd(body) => self.put(body, body.id, out),
             Record::BlockRemoved { id } => append(out, self.record_type(), *id, |_| None),
             Record::LayoutOk | Record::EarlyOk | Record::Keepalive => {
                 append(out, self.record_type(), 0, |_| None)
@@ -750,6 +794,10 @@ impl Record {
             RecordType::Complete => Record::Complete(read(kind, payload)?),
             RecordType::Recover => Record::Recover(read(kind, payload)?),
             RecordType::RecoverReply => Record::RecoverReply(read(kind, payload)?),
+            RecordType::BlockFd => Record::BlockFd(BlockFd {
+                id: header.block,
+                ..read(kind, payload)?
+            }),
             RecordType::Pages
             | RecordType::Zeros
             | RecordType::Ballooned

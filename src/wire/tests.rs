@@ -428,6 +428,14 @@ fn examples() -> Vec<(&'static str, Any)> {
                 pages: Pages(0x0102_0304_0506),
             })),
         ),
+        (
+            "block_fd",
+            Any::Control(Record::BlockFd(BlockFd {
+                id: 5,
+                offset: 0x1_0000_2000,
+                length: 0x8000_3000,
+            })),
+        ),
     ]
 }
 

@@ -126,6 +126,11 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
             epoch: 1,
             pages: Pages(3),
         }),
+        R::BlockFd => Record::BlockFd(wire::BlockFd {
+            id: 4,
+            offset: 0,
+            length: PAGES * PAGE_SIZE,
+        }),
     })
 }
 

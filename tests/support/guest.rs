@@ -16,6 +16,7 @@ use brant::units::{Bytes, Pages};
 use brant::vmm::Vmm;
 use std::collections::HashSet;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak};
 use std::thread::JoinHandle;
@@ -60,6 +61,8 @@ struct Inner {
     gate: Gate,
     /// All blocks.
     rams: Mutex<Vec<(BlockId, Arc<Ram>)>>,
+    /// Memory that came by descriptor, until brant has its blocks.
+    handed: Mutex<Vec<Arc<Ram>>>,
     /// The blocks to which the writers write.
     targets: Mutex<Vec<(BlockId, Arc<Ram>)>>,
 }
@@ -100,6 +103,7 @@ impl Guest {
                     changed: Condvar::new(),
                 },
                 rams: Mutex::default(),
+                handed: Mutex::default(),
                 targets: Mutex::default(),
             }),
             memory,
@@ -147,12 +151,41 @@ impl Guest {
         assert!(Arc::into_inner(ram).is_some());
     }
 
+    /// Memory that came by descriptor, in the place of a block of that name if there is one. brant
+    /// makes the block.
+    pub fn hand(&self, name: &str, file: BorrowedFd<'_>, length: u64, offset: u64) -> *mut u8 {
+        let there = self.rams();
+        let there = there.iter().find(|(_, r)| r.spec.name == name);
+        let at = there.map_or(std::ptr::null_mut(), |(_, ram)| ram.host());
+        let ram = Ram::of_file(name, file, length, offset, at);
+        let host = ram.host();
+        self.inner.handed.lock().unwrap().push(Arc::new(ram));
+        host
+    }
+
     pub fn rams(&self) -> Vec<(BlockId, Arc<Ram>)> {
-        self.inner.rams.lock().unwrap().clone()
+        let mut rams = self.inner.rams.lock().unwrap();
+        self.inner.handed.lock().unwrap().retain(|ram| {
+            let Ok(id) = self.memory.find_block(ram.spec.name) else {
+                return true;
+            };
+            match rams.iter_mut().find(|(_, r)| r.spec.name == ram.spec.name) {
+                Some((before, _)) if *before == id => return true,
+                // The mapping is the same one, and its owner stays.
+                Some((before, _)) => *before = id,
+                None => rams.push((id, Arc::clone(ram))),
+            }
+            let mut targets = self.inner.targets.lock().unwrap();
+            targets.retain(|(_, r)| r.spec.name != ram.spec.name);
+            let (_, ram) = rams.iter().find(|(i, _)| *i == id).unwrap();
+            targets.push((id, Arc::clone(ram)));
+            false
+        });
+        rams.clone()
     }
 
     pub fn ram(&self, name: &str) -> Arc<Ram> {
-        let rams = self.inner.rams.lock().unwrap();
+        let rams = self.rams();
         Arc::clone(&rams.iter().find(|(_, r)| r.spec.name == name).unwrap().1)
     }
 

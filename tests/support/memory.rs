@@ -4,7 +4,7 @@ use super::random::Random;
 use brant::memory::block::{BackingFile, BlockDescription, BlockFlags};
 use brant::units::{Bytes, PAGE_SIZE};
 use std::any::Any;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub const PAGE: usize = PAGE_SIZE as usize;
@@ -75,7 +75,10 @@ impl Ram {
         let length = spec.pages * PAGE;
         let (flags, fd) = if spec.memfd {
             // SAFETY: a literal name; the descriptor is owned at once.
-            let fd = unsafe { libc::memfd_create(c"ram".as_ptr(), libc::MFD_CLOEXEC) };
+            let fd = unsafe {
+                let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+                libc::memfd_create(c"ram".as_ptr(), flags)
+            };
             assert!(fd >= 0);
             // SAFETY: just made, and nobody else owns it.
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -106,6 +109,41 @@ impl Ram {
             fd,
             owner: None,
         }
+    }
+
+    /// Memory that another process hands over: `length` bytes of `file` from `offset` on, mapped at
+    /// `at`, or anywhere if that is null.
+    pub fn of_file(name: &str, file: BorrowedFd<'_>, length: u64, offset: u64, at: *mut u8) -> Ram {
+        let flags = match at.is_null() {
+            true => libc::MAP_SHARED,
+            false => libc::MAP_SHARED | libc::MAP_FIXED,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice, or in the place of one that the
+        // caller gives up.
+        let host = unsafe {
+            libc::mmap(
+                at.cast(),
+                length as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                file.as_raw_fd(),
+                offset as i64,
+            )
+        };
+        assert_ne!(host, libc::MAP_FAILED);
+        let pages = length as usize / PAGE;
+        Ram {
+            spec: shared(String::leak(name.to_owned()), pages),
+            host: host.cast(),
+            fd: Some(file.try_clone_to_owned().unwrap()),
+            // A mapping in the place of another one belongs to whoever had that.
+            owner: (!at.is_null()).then(|| Box::new(()) as Box<dyn Any + Send + Sync>),
+        }
+    }
+
+    /// The address of the first byte.
+    pub fn host(&self) -> *mut u8 {
+        self.host
     }
 
     /// Memory of any other kind: a mapping at `host` with the length of `spec`, which `owner` keeps

@@ -7,8 +7,9 @@ use super::hold::Hold;
 use super::memory::{Ram, Spec};
 use super::time::LONG;
 use brant::error::{Error, Kind, Result};
-use brant::vmm::{Event, EventKind, Role, StateBlob, StateSink, Vmm};
+use brant::vmm::{Event, EventKind, MappedBlock, Role, StateBlob, StateSink, Vmm};
 use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -45,6 +46,9 @@ pub enum Side {
 /// An action in an operation, besides what that does anyway.
 pub type Hook = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
+/// What is done with memory that was just mapped, and its file.
+type AfterMap = Box<dyn Fn(*mut u8, BorrowedFd<'_>) + Send + Sync>;
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OwnedBlob {
     pub name: String,
@@ -74,6 +78,10 @@ pub struct TestVmm {
     changed: Condvar,
     pub state: Mutex<Vec<OwnedBlob>>,
     pub early: Mutex<Vec<OwnedBlob>>,
+    /// What is done with memory that `map_block` has mapped.
+    after_map: Mutex<Option<AfterMap>>,
+    /// Whether it has the operation `map_block`.
+    pub can_map_blocks: AtomicBool,
     /// Whether it has the operation `throttle`.
     pub can_throttle: AtomicBool,
     /// What `throttle` was last called with, for all vCPUs.
@@ -103,6 +111,8 @@ impl TestVmm {
             changed: Condvar::new(),
             state: Mutex::new(vec![blob("cpu", 0, &[1, 2, 3])]),
             early: Mutex::default(),
+            after_map: Mutex::default(),
+            can_map_blocks: AtomicBool::new(true),
             can_throttle: AtomicBool::new(true),
             throttle: Arc::default(),
             most: AtomicU8::new(0),
@@ -116,6 +126,10 @@ impl TestVmm {
             .lock()
             .unwrap()
             .insert(operation.to_owned(), Arc::new(hook));
+    }
+    /// Calls `after` with the memory that `map_block` has mapped, before it returns.
+    pub fn after_map(&self, after: impl Fn(*mut u8, BorrowedFd<'_>) + Send + Sync + 'static) {
+        *self.after_map.lock().unwrap() = Some(Box::new(after));
     }
     pub fn hold_at(&self, operation: &str) -> Arc<Hold> {
         let hold = Hold::new();
@@ -262,6 +276,25 @@ impl Vmm for TestVmm {
             self.guest.add(Ram::new(spec));
         }
         Ok(())
+    }
+    fn map_block(
+        &self,
+        name: &str,
+        file: BorrowedFd<'_>,
+        length: u64,
+        offset: u64,
+    ) -> Result<MappedBlock> {
+        self.call("map_block");
+        self.hook("map_block")?;
+        let host = self.guest.hand(name, file, length, offset);
+        if let Some(after) = self.after_map.lock().unwrap().as_ref() {
+            after(host, file);
+        }
+        // SAFETY: mapped with this length from this file, for as long as the guest lives.
+        Ok(unsafe { MappedBlock::new(host) })
+    }
+    fn can_map_blocks(&self) -> bool {
+        self.can_map_blocks.load(Ordering::SeqCst)
     }
     fn release(&self) -> Result<()> {
         self.call("release");

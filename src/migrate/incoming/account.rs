@@ -116,6 +116,7 @@ impl Account {
             name: theirs.name.clone(),
             pages: Bytes(theirs.length).pages_down(),
             block: None,
+            shared: false,
             zero: KnownZero::nothing(),
         };
         self.insert(theirs.id, target)?;
@@ -145,6 +146,20 @@ impl Account {
         self.table.insert(id, target)
     }
 
+    /// `block` is the memory of the source's block `id` itself. It is not touched before the guest runs
+    /// here.
+    pub(super) fn add_shared(&mut self, id: u32, block: &Arc<Block>) -> Result<()> {
+        self.check_new(id, block.name())?;
+        let target = Target {
+            name: block.name().to_owned(),
+            pages: block.pages(),
+            block: Some(Arc::clone(block)),
+            shared: true,
+            zero: KnownZero::nothing(),
+        };
+        self.insert(id, target)
+    }
+
     /// Takes pages of the source's block `id` into `block` from now on.
     pub(super) fn add(&mut self, id: u32, block: &Arc<Block>) -> Result<()> {
         self.check_new(id, block.name())?;
@@ -161,6 +176,7 @@ impl Account {
             name: block.name().to_owned(),
             pages,
             block: Some(Arc::clone(block)),
+            shared: false,
             zero,
         };
         self.insert(id, target)?;
@@ -183,7 +199,9 @@ impl Account {
             };
             // Pages that are known to be zero were not touched. Only this check finds that the file
             // does not reach that far any more.
-            access::file_reaches(block, &(Pages(0)..target.pages), Access::Write)?;
+            if !target.shared {
+                access::file_reaches(block, &(Pages(0)..target.pages), Access::Write)?;
+            }
             // The VMM loads its device state next, and then the guest runs: both write to the
             // block.
             block.zeroed_no_more();
@@ -208,10 +226,19 @@ impl Account {
         Some((*id, removed(&target.name)))
     }
 
-    /// The blocks that are here, by the source's numbers, in ascending order.
-    pub(super) fn blocks(&self) -> Result<Vec<(u32, Arc<Block>)>> {
+    /// The bytes of the blocks that are the source's memory itself.
+    pub(super) fn shared_bytes(&self) -> u64 {
         let targets = self.table.now();
-        let here = targets.iter().filter_map(|(id, target)| {
+        let shared = targets.values().filter(|target| target.shared);
+        shared.map(|target| target.pages.bytes().0).sum()
+    }
+
+    /// The blocks that are here and hold a copy of the source's, by the source's numbers, in ascending
+    /// order.
+    pub(super) fn copied(&self) -> Result<Vec<(u32, Arc<Block>)>> {
+        let targets = self.table.now();
+        let copied = targets.iter().filter(|(_, target)| !target.shared);
+        let here = copied.filter_map(|(id, target)| {
             let block = target.block.as_ref()?;
             Some((*id, Arc::clone(block)))
         });

@@ -21,6 +21,8 @@ pub(super) struct Agreed {
     pub(super) devices: bool,
     /// Whether the guest may be handed over before all of its memory is here.
     pub(super) postcopy: bool,
+    /// Whether BLOCK_FD records may come on channel 0.
+    pub(super) descriptors: bool,
 }
 
 impl Agreed {

@@ -93,6 +93,8 @@ pub(super) struct Driver {
     digests: Option<Digests>,
     /// The guest's devices, once both sides have agreed on them.
     devices: Option<Arc<Devices>>,
+    /// `run` was called, or the devices began to run.
+    may_have_run: bool,
     /// How long a hand-over is valid, as the source said.
     handover_limit: Duration,
     /// The limit for the hand-over of the guest. It begins when there is a connection.
@@ -175,6 +177,7 @@ impl Driver {
                     return Ok(Some(self.late()));
                 }
                 self.forgotten = shared.guest.memory.settle_ballooned();
+                self.may_have_run = true;
                 if let Some(devices) = &self.devices {
                     devices.run()?;
                 }
@@ -273,6 +276,7 @@ impl Driver {
             rest: None,
             digests: None,
             devices: None,
+            may_have_run: false,
             handover_limit: Duration::ZERO,
             limit: Limit::never(),
         })
@@ -325,7 +329,8 @@ impl Driver {
             .guest
             .memory
             .with_map(|map| map.total().0);
-        let seen = (stats.data_pages + stats.zero_pages) * crate::units::PAGE_SIZE;
+        let arrived = (stats.data_pages + stats.zero_pages) * crate::units::PAGE_SIZE;
+        let seen = arrived + stats.shared_bytes;
         stats.remaining_bytes = stats.total_bytes.saturating_sub(seen);
         stats.advance();
         self.common.shared.handle.publish(stats);
@@ -374,7 +379,7 @@ impl Driver {
     }
 
     fn tell_peer(&mut self) {
-        let Some(error) = &self.common.error else {
+        let Some(error) = self.common.error.clone() else {
             return;
         };
         if let Some(rest) = self.rest.take() {
@@ -383,6 +388,13 @@ impl Driver {
             self.lanes.extend(rest.abandon());
             self.common.shared.guest.serves_nobody();
         }
+        // A source that has memory in common with this side may take the guest back only when this
+        // side says that it never ran: with any code but this one.
+        let error = match self.may_have_run && self.agreed.descriptors {
+            true => Error::new(Kind::Unanswered, error.message()),
+            false => error,
+        };
+        let error = &error;
         let Some((first, others)) = self.lanes.split_first_mut() else {
             return;
         };
@@ -462,6 +474,7 @@ impl Driver {
             servable,
         } = first.lane.named(agreed)?;
         self.servable = servable;
+        common.stats.shared_bytes = account.shared_bytes();
         if self.agreed.devices {
             let most = shared.params.max_device_buffer;
             let cancelled = shared.handle.cancel.clone();
@@ -483,7 +496,11 @@ impl Driver {
             Some(hello) => hello,
             None => hellos(&mut self.lanes, &waits, limit)?,
         };
-        let (reply, agreed) = answer(&hello, &shared.params)?;
+        // Channel 0 carries the descriptors.
+        let first = self.lanes.first().map(|first| &first.lane);
+        let carries = first.is_some_and(Lane::carries_descriptors);
+        let takes = carries && shared.vmm.can_map_blocks();
+        let (reply, agreed) = answer(&hello, &shared.params, takes)?;
         self.agreed = agreed;
         for receiver in &mut self.lanes {
             if hello.channels > 1 && receiver.channel < hello.channels {
@@ -660,7 +677,7 @@ impl Driver {
         let shared = Arc::clone(&self.common.shared);
         let digests = Digests::compute(
             &shared.guest.memory,
-            self.account.blocks()?,
+            self.account.copied()?,
             self.lanes.len(),
             &shared.handle.cancel,
             &self.common.vmm,

@@ -13,6 +13,7 @@ use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
 use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall, Timeout};
 use crate::wire::{list_len, Header, Marker, Record, RecordType, HEADER_LEN};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// The pause between two looks, when there is something to acknowledge and something to read.
@@ -117,6 +118,26 @@ impl Lane {
     /// The lane's name in messages.
     pub(super) fn name(&self) -> &LaneName {
         &self.name
+    }
+
+    /// Whether descriptors can travel over the connection.
+    pub(super) fn carries_descriptors(&self) -> bool {
+        self.channel.carries_descriptors()
+    }
+
+    /// From now on descriptors that the source attaches are kept, or are closed.
+    pub(super) fn keep_descriptors(&mut self, keep: bool) {
+        self.channel.keep_descriptors(keep);
+    }
+
+    /// The descriptor that came with the record which was just read.
+    pub(super) fn take_descriptor(&mut self) -> Result<OwnedFd> {
+        self.channel.take_descriptor()
+    }
+
+    /// Checks that no descriptor came which no record has taken.
+    pub(super) fn check_no_descriptor(&mut self) -> Result<()> {
+        self.channel.check_no_descriptor()
     }
 
     /// The HELLO has said which channel of several this is.

@@ -47,6 +47,7 @@ impl LaneAccount {
     /// and are dropped.
     fn target(&mut self, header: &Header) -> Result<(&Target, Option<Place>, &mut Contents)> {
         let target = self.view.get(header.block)?;
+        target.check_copied()?;
         header.check_run(target.pages)?;
         let pin = target.block.as_ref().and_then(|b| self.memory.pin(b));
         let (first, count) = (Pages(header.first_page), Pages(u64::from(header.count)));
@@ -100,6 +101,7 @@ impl LaneAccount {
         runs: &mut Vec<PageRun>,
     ) -> Result<(&Target, Option<BlockPin>, &mut Contents)> {
         let target = self.view.get(header.block)?;
+        target.check_copied()?;
         let pin = target.block.as_ref().and_then(|b| self.memory.pin(b));
         runs.clear();
         fallible::reserve(runs, header.count as usize, "a list of pages")?;
@@ -116,6 +118,7 @@ impl LaneAccount {
     /// the page in our memory. When the block is gone here, the pages are dropped.
     pub(super) fn changed(&mut self, header: &Header, payload: &[u8]) -> Result<()> {
         let target = self.view.get(header.block)?;
+        target.check_copied()?;
         let changed = wire::decode_delta(header, payload, target.pages)?;
         let Some(block) = target.block.as_ref().and_then(|b| self.memory.pin(b)) else {
             return Ok(());

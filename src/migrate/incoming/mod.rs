@@ -12,6 +12,7 @@ mod digests;
 mod driver;
 mod figures;
 mod gather;
+mod handed;
 mod known_zero;
 mod lane;
 mod lane_account;

@@ -6,6 +6,7 @@ use super::agreed::Agreed;
 use super::authenticate::{check_role, connections, is_urgent, Session};
 use super::blobs;
 use super::devices;
+use super::handed::{self, File};
 use super::lane::{Incomer, Lane, Waits};
 use super::receiver::Receiver;
 use crate::error::{Error, Kind, Result};
@@ -21,7 +22,7 @@ use crate::runtime::{Deadline, Limit};
 use crate::sys::uffd::Faults;
 use crate::vmm::device::{InUse, Registered};
 use crate::wire::{self, Hello, NamedDevice, Record, RecordType};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,8 +35,17 @@ const LOOK: Duration = Duration::from_millis(10);
 /// # Errors
 /// When versions or features do not go together, or when the source has more channels than this
 /// side takes.
-pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)> {
-    let (ours, without) = offer(params);
+///
+/// `descriptors`: whether they can travel over the connection and the VMM can map their files.
+pub(super) fn answer(
+    hello: &Hello,
+    params: &Params,
+    descriptors: bool,
+) -> Result<(Record, Agreed)> {
+    // Memory that comes by descriptor is all here, so no fault of it is served. A source that wants
+    // both gets postcopy.
+    let descriptors = descriptors && hello.features_required & wire::FEATURE_POSTCOPY == 0;
+    let (ours, without) = offer(params, descriptors);
     let agreed = wire::negotiate(hello, &ours).map_err(|error| match &without {
         // The source learns why "postcopy" is not offered here.
         Some(why) if hello.features_required & wire::FEATURE_POSTCOPY != 0 => {
@@ -70,13 +80,14 @@ pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)>
         devices: features & wire::FEATURE_DEVICE_STREAMS != 0,
         // A source that could do it and does not want it has no urgent lane.
         postcopy: features & hello.features_required & wire::FEATURE_POSTCOPY != 0,
+        descriptors: features & wire::FEATURE_DESCRIPTORS != 0,
     };
     Ok((Record::HelloReply(reply), agreed))
 }
 
 /// What this side offers, and why not "postcopy" if it does not.
-fn offer(params: &Params) -> (wire::Ours, Option<Error>) {
-    let ours = params.ours(Side::Destination, false);
+fn offer(params: &Params, descriptors: bool) -> (wire::Ours, Option<Error>) {
+    let ours = params.ours(Side::Destination, false, descriptors);
     match Faults::open() {
         Ok(_) => (ours, None),
         Err(why) => (ours.without(wire::FEATURE_POSTCOPY), Some(why)),
@@ -181,7 +192,7 @@ pub(super) fn negotiate(
     memory: &Memory,
     account: &mut Account,
 ) -> Result<Layout> {
-    let (devices_agreed, postcopy) = (agreed.devices, agreed.postcopy);
+    let postcopy = agreed.postcopy;
     let early = blobs::receive(lane, waits, RecordType::Early, limit)?;
     let building = Instant::now();
     for stored in &early.list {
@@ -192,7 +203,15 @@ pub(super) fn negotiate(
     let ours = memory.devices().in_use();
     lane.send(waits, &Record::EarlyOk)?;
     limit = limit.extended(building.elapsed());
-    let (theirs, named) = layout(lane, waits, limit, devices_agreed)?;
+    lane.keep_descriptors(agreed.descriptors);
+    let announced = layout(lane, waits, limit, agreed);
+    // Descriptors that nobody has taken are closed.
+    lane.keep_descriptors(false);
+    let Announced {
+        blocks: theirs,
+        devices: named,
+        mut files,
+    } = announced?;
     let mut names = HashSet::new();
     for block in &theirs {
         if !fallible::add(&mut names, block.name.as_str(), "the source's blocks")? {
@@ -200,6 +219,14 @@ pub(super) fn negotiate(
                 Kind::Protocol,
                 format!("block `{}` is announced twice", block.name),
             ));
+        }
+    }
+    let mut shared = HashSet::new();
+    for theirs in &theirs {
+        if let Some(file) = files.remove(&theirs.id) {
+            handed::take_in(vmm, memory, theirs, file)?;
+            waits.cancel.check("mapping memory")?;
+            fallible::add(&mut shared, theirs.id, "the source's blocks")?;
         }
     }
     let map = memory.map();
@@ -212,6 +239,7 @@ pub(super) fn negotiate(
     }
     for theirs in &theirs {
         match map.block_named(&theirs.name) {
+            Some(ours) if shared.contains(&theirs.id) => account.add_shared(theirs.id, ours)?,
             Some(ours) => account.add(theirs.id, ours)?,
             None => account.added(theirs)?,
         }
@@ -239,36 +267,57 @@ pub(super) struct Layout {
     pub(super) servable: Option<Checked>,
 }
 
-/// The source's RAM blocks and devices, as it announces them.
-fn layout(
-    lane: &mut Lane,
-    waits: &Waits<'_>,
-    limit: Limit,
-    devices_agreed: bool,
-) -> Result<(Vec<wire::Block>, Vec<NamedDevice>)> {
-    let mut blocks: Vec<wire::Block> = Vec::new();
-    let mut devices: Vec<NamedDevice> = Vec::new();
+/// What the source announces.
+#[derive(Default)]
+struct Announced {
+    blocks: Vec<wire::Block>,
+    devices: Vec<NamedDevice>,
+    /// The files that came by descriptor, by the numbers of their blocks.
+    files: HashMap<u32, File>,
+}
+
+/// The source's RAM blocks, their files and its devices, as it announces them.
+fn layout(lane: &mut Lane, waits: &Waits<'_>, limit: Limit, agreed: &Agreed) -> Result<Announced> {
+    let mut announced = Announced::default();
     loop {
         match lane.next(waits, limit, "BLOCK or LAYOUT_END")? {
             Incomer::Control(Record::Block(block)) => {
+                let blocks = &mut announced.blocks;
                 if blocks.len() >= BLOCKS_MAX {
                     return Err(Error::new(
                         Kind::Protocol,
                         format!("more than {BLOCKS_MAX} blocks"),
                     ));
                 }
-                fallible::push(&mut blocks, block, "the source's blocks")?;
+                fallible::push(blocks, block, "the source's blocks")?;
             }
-            Incomer::Control(Record::DeviceNamed(device)) if devices_agreed => {
+            Incomer::Control(Record::BlockFd(said)) if agreed.descriptors => {
+                let file = File {
+                    fd: lane.take_descriptor()?,
+                    offset: said.offset,
+                };
+                handed::check_place(&said, announced.blocks.last())?;
+                let (files, what) = (&mut announced.files, "the source's blocks");
+                if fallible::insert(files, said.id, file, what)?.is_some() {
+                    return Err(Error::new(
+                        Kind::Protocol,
+                        format!("a second BLOCK_FD of block {}", said.id),
+                    ));
+                }
+            }
+            Incomer::Control(Record::DeviceNamed(device)) if agreed.devices => {
+                let devices = &mut announced.devices;
                 if devices.len() >= wire::DEVICES_MAX as usize {
                     return Err(Error::new(
                         Kind::Protocol,
                         format!("more than {} devices", wire::DEVICES_MAX),
                     ));
                 }
-                fallible::push(&mut devices, device, "the source's devices")?;
+                fallible::push(devices, device, "the source's devices")?;
             }
             Incomer::Control(Record::LayoutEnd(end)) => {
+                lane.check_no_descriptor()?;
+                let blocks = &announced.blocks;
                 let bytes = blocks
                     .iter()
                     .fold(0u64, |sum, b| sum.saturating_add(b.length));
@@ -283,7 +332,7 @@ fn layout(
                         ),
                     ));
                 }
-                return Ok((blocks, devices));
+                return Ok(announced);
             }
             other => return Err(control::unexpected(other.kind(), "BLOCK or LAYOUT_END")),
         }

@@ -31,6 +31,8 @@ pub(super) struct Target {
     /// two records. `None` when the VMM had removed it before the source's word of the block
     /// arrived here.
     pub(super) block: Option<Arc<Block>>,
+    /// Our block is the source's memory itself: its file came by descriptor, and no page may come.
+    pub(super) shared: bool,
     /// What is known of our block's contents.
     pub(super) zero: KnownZero,
 }
@@ -128,6 +130,22 @@ impl View {
             .get(&id)
             .map(|target| &**target)
             .ok_or_else(|| unknown(id))
+    }
+}
+
+impl Target {
+    /// Refuses pages of a block that is the source's memory itself.
+    pub(super) fn check_copied(&self) -> Result<()> {
+        if !self.shared {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Protocol,
+            format!(
+                "found pages of block `{}`, whose memory came by descriptor",
+                self.name
+            ),
+        ))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::memory::{Block, BlockId, Map, Memory};
 use crate::migrate::layout::describe;
 use crate::units::Pages;
 use crate::wire::Record;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The name of a table of blocks in the error of a failed allocation.
 const BLOCKS: &str = "the guest's blocks";
@@ -19,6 +19,8 @@ pub(super) struct Announced {
     blocks: HashMap<BlockId, Pages>,
     /// The generation of the map whose removals the destination knows.
     at: Option<u64>,
+    /// Those blocks whose memory the destination has in common with this side.
+    shared: HashSet<BlockId>,
 }
 
 impl Announced {
@@ -33,9 +35,24 @@ impl Announced {
         self.at = Some(map.generation());
     }
 
-    /// The blocks that the destination knows, with their lengths.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = (BlockId, Pages)> + '_ {
-        self.blocks.iter().map(|(id, pages)| (*id, *pages))
+    /// Records that the destination has these blocks in common with this side.
+    pub(super) fn share(&mut self, blocks: &HashSet<BlockId>) -> Result<()> {
+        for id in blocks {
+            fallible::add(&mut self.shared, *id, BLOCKS)?;
+        }
+        Ok(())
+    }
+
+    /// The blocks that the destination has in common with this side.
+    pub(super) fn shared(&self) -> impl Iterator<Item = BlockId> + '_ {
+        self.shared.iter().copied()
+    }
+
+    /// The blocks of which the destination has a copy, with their lengths.
+    pub(super) fn copied(&self) -> impl Iterator<Item = (BlockId, Pages)> + '_ {
+        let copied = self.blocks.iter();
+        let copied = copied.filter(|(id, _)| !self.shared.contains(id));
+        copied.map(|(id, pages)| (*id, *pages))
     }
 
     /// Whether `memory` has changed since the destination was told of all of it.

@@ -4,6 +4,7 @@
 mod background;
 mod copy;
 mod devices;
+mod hand_over;
 mod looking;
 mod negotiate;
 mod verify;
@@ -20,6 +21,7 @@ use super::loaded::Loaded;
 use super::rates::Rates;
 use super::steer::Steer;
 use super::unread::Unread;
+use super::untouched::Untouched;
 use crate::channel::handed_in::handed_in;
 use crate::channel::{Channel, Endpoint, Io, Route};
 use crate::dirty::consumer::Consumer;
@@ -101,6 +103,8 @@ pub(super) struct Driver {
     announced: Announced,
     /// The pages that were sent without being read, for verifying.
     unread: Option<Arc<Unread>>,
+    /// What the shared memory held at the pause, for verifying.
+    untouched: Option<Untouched>,
     token: Token,
     we_started_tracking: bool,
     walk: Walk,
@@ -240,6 +244,7 @@ impl Work for Driver {
                 // From here on the guest writes nothing. Pages that other consumers' syncs find now
                 // are not the guest's writes.
                 self.consumer.freeze();
+                self.note_shared()?;
                 Some(Event::Synced)
             }
             Action::SendLast => {
@@ -274,6 +279,7 @@ impl Work for Driver {
                 let listened = self.lanes()?.listen();
                 listened.map_err(|e| self.explain(e))?;
                 self.check_all_sent()?;
+                self.tell_written("");
                 Some(Event::Released)
             }
             Action::TakeGate => {
@@ -298,6 +304,9 @@ impl Work for Driver {
             Action::AwaitRunning => {
                 let begun = Instant::now();
                 let run = self.await_running();
+                if run.is_err() {
+                    self.note_abort();
+                }
                 self.common.stats.handover = Some(begun.elapsed());
                 self.common.stats.run = Some(Duration::from_micros(run?));
                 self.common.done = Some(match self.common.shared.params.verify {
@@ -328,6 +337,7 @@ impl Work for Driver {
             }
             Action::CallResume => {
                 self.consumer.unfreeze();
+                self.tell_written("; the guest, which runs on here, finds it written");
                 let vmm = &self.common.vmm;
                 let resumed = self.common.shared.guest.devices.resume(vmm);
                 let resumed = resumed
@@ -374,6 +384,9 @@ impl Work for Driver {
                             .event(EventKind::Warning, format!("stopping to track: {e}"));
                     }
                 }
+                // What the destination has in common with this side counts as delivered.
+                let dirty = self.common.shared.handle.state() != State::Completed;
+                self.consumer.take_in(dirty)?;
                 None
             }
             Action::Report => {
@@ -407,6 +420,7 @@ impl Driver {
             lanes: None,
             announced: Announced::default(),
             unread: None,
+            untouched: None,
             token: [0; 16],
             we_started_tracking: false,
             walk,
@@ -504,7 +518,7 @@ impl Driver {
         if stats.pass == 0 {
             // Before the first pass marks all of memory, nothing is pending although all memory
             // remains.
-            stats.remaining_bytes = stats.total_bytes;
+            stats.remaining_bytes = stats.total_bytes.saturating_sub(stats.shared_bytes);
         } else if !self.ended {
             stats.remaining_bytes = remaining.bytes().0;
         }

@@ -24,6 +24,7 @@ use crate::migrate::steering::timed::Span;
 use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::Put;
 use crate::wire::{DeviceLoaded, Record, RecordType};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -396,6 +397,22 @@ impl Lane {
     pub(super) fn hear_at_once(&mut self) -> Result<Option<Record>> {
         let heard = self.replies.poll(&mut self.channel);
         self.named(heard)
+    }
+
+    /// The code of the destination's ABORT, when one has come.
+    pub(super) fn abort_code(&self) -> Option<i32> {
+        self.replies.abort_code()
+    }
+
+    /// Sends an encoded record, and a descriptor with its first byte.
+    pub(super) fn say_with_descriptor(
+        &mut self,
+        record: &[u8],
+        descriptor: BorrowedFd<'_>,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        let sent = self.channel.send_with_descriptor(record, descriptor, io);
+        self.named(sent)
     }
 
     /// The connection, to be waited for together with others.

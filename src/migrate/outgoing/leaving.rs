@@ -7,9 +7,11 @@ use crate::channel::Pacer;
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::migrate::steering::standstill::Standstill;
+use crate::migrate::switchover::source::AfterHandOver;
 use crate::migrate::Blockers;
 use crate::runtime::Cancel;
 use crate::vmm::held::Held;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -34,6 +36,17 @@ pub(super) struct Leaving {
     pub(super) comparison: Cancel,
     /// The guest's devices whose state is streamed.
     pub(super) devices: Held,
+    /// What became of memory that the destination has in common with this side.
+    pub(super) shared: Shared,
+}
+
+/// What is known of memory that was handed over by descriptor: both processes have it.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    /// Some memory was.
+    is: AtomicBool,
+    /// The destination has said that it never ran the guest and never will.
+    never_ran: AtomicBool,
 }
 
 impl Leaving {
@@ -41,6 +54,28 @@ impl Leaving {
     pub(super) fn stood(&self) -> Option<Duration> {
         let paused_at = *self.paused_at();
         paused_at.map(|at| at.elapsed())
+    }
+
+    /// The destination has some of the guest's memory in common with this side.
+    pub(super) fn memory_is_shared(&self) {
+        self.shared.is.store(true, Ordering::SeqCst);
+    }
+
+    /// The destination has said that it never ran the guest and never will.
+    pub(super) fn destination_never_ran(&self) {
+        self.shared.never_ran.store(true, Ordering::SeqCst);
+    }
+
+    /// What decides whether a guest that was handed over without an answer may run on here.
+    pub(super) fn after_hand_over(&self) -> AfterHandOver {
+        match (
+            self.shared.is.load(Ordering::SeqCst),
+            self.shared.never_ran.load(Ordering::SeqCst),
+        ) {
+            (false, _) => AfterHandOver::OwnMemory,
+            (true, true) => AfterHandOver::NeverRan,
+            (true, false) => AfterHandOver::MayHaveRan,
+        }
     }
 
     pub(super) fn paused_at(&self) -> MutexGuard<'_, Option<Instant>> {

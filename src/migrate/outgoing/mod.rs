@@ -27,6 +27,7 @@ mod sent_pages;
 mod steer;
 mod still;
 mod unread;
+mod untouched;
 mod verify;
 mod waiting;
 mod worker;
@@ -166,6 +167,7 @@ impl Outgoing {
             standstill: Mutex::default(),
             comparison: Cancel::new()?,
             devices: Held::default(),
+            shared: leaving::Shared::default(),
         };
         Ok(Outgoing {
             shared: Migration::new(guest, vmm, params)?,
@@ -355,6 +357,9 @@ impl Outgoing {
 
     /// Takes the VMM's decision about a guest that was handed over without an answer. In any other
     /// state this is an error. When the decision is to resume, `resume` is called on this thread.
+    ///
+    /// [`Kind::State`] for [`Resolution::Resume`] also when memory was handed over by descriptor
+    /// ([`Params::hand_over`]), unless the destination has said that it never ran the guest.
     pub fn resolve(&self, resolution: Resolution) -> Result<()> {
         let handle = &self.shared.handle;
         check_not_inside(handle.owner(), "resolve")?;
@@ -373,6 +378,15 @@ impl Outgoing {
                          one is `{}`",
                         state.name()
                     ),
+                ));
+            }
+            let memory = self.shared.guest.after_hand_over();
+            if resolution == Resolution::Resume && !memory.may_resume() {
+                return Err(Error::new(
+                    Kind::State,
+                    "the guest's memory was handed over by descriptor, and the destination has not \
+                     said that it never ran the guest: what it wrote is in the memory here too, and \
+                     vCPUs and devices here do not fit it; destroy the guest here",
                 ));
             }
             let step = step(state, Event::Resolve(resolution));

@@ -15,14 +15,19 @@ const LONGEST: usize = 128 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Replies {
     bytes: Vec<u8>,
-    /// The destination has sent ABORT.
-    ended: bool,
+    /// The code of the destination's ABORT, when one has come.
+    abort: Option<i32>,
 }
 
 impl Replies {
     /// Whether the destination has sent ABORT.
     pub(super) fn ended(&self) -> bool {
-        self.ended
+        self.abort.is_some()
+    }
+
+    /// The code of the destination's ABORT, when one has come.
+    pub(super) fn abort_code(&self) -> Option<i32> {
+        self.abort
     }
 
     /// The next record that has arrived in full. Does not wait.
@@ -128,7 +133,7 @@ impl Replies {
             match record {
                 None => {}
                 Some(Record::Abort(abort)) => {
-                    self.ended = true;
+                    self.abort = Some(abort.code);
                     return Err(refused("the destination", &abort));
                 }
                 Some(record) => return Ok(Some(record)),

@@ -71,6 +71,29 @@ pub enum Resolution {
     Destroy = 2,
 }
 
+/// What has become of the guest's memory since it was handed over, as far as this side knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AfterHandOver {
+    /// The memory here is this side's own: what the destination did to its copy is not seen here.
+    OwnMemory,
+    /// The destination has some of the memory in common with this side, and has said that it never
+    /// ran the guest.
+    NeverRan,
+    /// The destination has some of the memory in common with this side, and may have run the guest.
+    MayHaveRan,
+}
+
+impl AfterHandOver {
+    /// Whether the VMM may take the guest back ([`Resolution::Resume`]).
+    ///
+    /// Example: the destination ran the guest for a second and died. Memory that both have in common
+    /// is a second ahead of the vCPUs and devices that stand still here. A guest that went on here
+    /// would be no guest that ever was.
+    pub fn may_resume(self) -> bool {
+        self != AfterHandOver::MayHaveRan
+    }
+}
+
 /// The events of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {

@@ -151,7 +151,7 @@ fn an_unknown_type_is_skipped_with_the_flag_and_refused_without() {
             ..unknown
         }
         .classify(),
-        &["999", "1 to 37"],
+        &["999", "1 to 38"],
     );
     refused(
         Header {

@@ -31,7 +31,7 @@ fn the_newest_common_version_and_the_common_features_are_used() {
     for (theirs, here, chosen) in [
         (hello(1, 1, 1, 1), Ours::default(), (1, 1)),
         (
-            hello(1, 9, 0xff, 1),
+            hello(1, 9, 0x1ff, 1),
             Ours::default(),
             (1, Ours::default().offered),
         ),

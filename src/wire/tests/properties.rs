@@ -87,6 +87,13 @@ fn any_control() -> impl Strategy<Value = Record> {
         (any::<i32>(), ".{0,250}").prop_map(|(code, reason)| Record::Abort(Abort { code, reason })),
         Just(Record::Keepalive),
         any::<u32>().prop_map(|id| Record::BlockRemoved { id }),
+        (any::<u32>(), 0..1u64 << 40, 1..1u64 << 40).prop_map(|(id, offset, length)| {
+            Record::BlockFd(BlockFd {
+                id,
+                offset: offset << 12,
+                length: length << 12,
+            })
+        }),
         any_digest().prop_map(Record::Digest),
         (0..DEVICES_MAX, any::<u64>())
             .prop_map(|(number, bytes)| Record::DeviceLoaded(DeviceLoaded { number, bytes })),

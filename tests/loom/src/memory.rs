@@ -48,6 +48,9 @@ impl Map {
     pub fn of(n: u32, pages: u64) -> Map {
         Map((0..n).map(|i| Arc::new(Block(i, pages))).collect())
     }
+    pub fn block(&self, id: BlockId) -> Option<&Arc<Block>> {
+        self.0.iter().find(|block| block.id() == id)
+    }
     pub fn blocks(&self) -> &[Arc<Block>] {
         &self.0
     }

@@ -2,10 +2,12 @@
 //! the first page. `docs/wire.md` has the order of the records, `docs/limits.md` the limit of each
 //! wait.
 
+use super::hand_over::file_of;
 use super::{no_connection, Driver};
 use crate::channel::{wait_for_channels, Channel, Io};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
+use crate::memory::handed::by_descriptor;
 use crate::migrate::control::{self, Blobs};
 use crate::migrate::layout::describe;
 use crate::migrate::outgoing::encode::Agreed;
@@ -17,6 +19,7 @@ use crate::runtime::Wake;
 use crate::sys::mem;
 use crate::units::PAGE_SHIFT;
 use crate::wire::{self, Hello, HelloReply, NamedDevice, Record};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,10 +56,13 @@ impl Driver {
 
     /// Says HELLO on each channel, and checks each answer. All HELLOs go out before the first wait,
     /// because a destination may answer none before it has all.
-    fn greet(&mut self, io: &Io<'_>) -> Result<()> {
+    ///
+    /// Returns whether both sides take descriptors.
+    fn greet(&mut self, io: &Io<'_>) -> Result<bool> {
+        let descriptors = self.offers_descriptors()?;
         let shared = Arc::clone(&self.common.shared);
         let devices = shared.guest.devices.any();
-        let ours = shared.params.ours(Side::Source, devices);
+        let ours = shared.params.ours(Side::Source, devices, descriptors);
         let token = self.token;
         let begun = Instant::now();
         self.unread = shared.params.verify.then(Arc::default);
@@ -105,7 +111,7 @@ impl Driver {
             }
         }
         self.greeted = greeted;
-        Ok(())
+        Ok(first.is_some_and(|reply| reply.features & wire::FEATURE_DESCRIPTORS != 0))
     }
 
     pub(super) fn negotiate(&mut self) -> Result<()> {
@@ -115,11 +121,8 @@ impl Driver {
         // One limit for the whole negotiation, whatever the destination spends its time on.
         let limit = params.connect().from_now().earlier(self.total());
         let io = Io::until(&shared.handle.cancel, params.io()).within(limit);
-        self.greet(&io)?;
-        let Driver {
-            lanes, announced, ..
-        } = self;
-        let lane = lanes.as_mut().ok_or_else(no_connection)?.first();
+        let descriptors = self.greet(&io)?;
+        let lane = self.first()?;
         lane.send_early(&early, &io.of("EARLY"))?;
         // A destination that builds its guest or looks through its memory says nothing meanwhile.
         let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
@@ -128,13 +131,28 @@ impl Driver {
             other => return Err(lane.unexpected(other.record_type(), "EARLY_OK")),
         }
         let map = shared.guest.tracker.memory().map();
+        let handed = match descriptors {
+            true => self.blocks_to_hand_over(&map)?,
+            false => HashSet::new(),
+        };
+        let Driver {
+            lanes, announced, ..
+        } = self;
+        let lane = lanes.as_mut().ok_or_else(no_connection)?.first();
         // Many records in one call: a guest may have thousands of blocks.
         let mut layout = Vec::new();
         for block in map.blocks() {
             Record::Block(describe(block)).encode(&mut layout)?;
-            if layout.len() >= LAYOUT_BYTES {
+            if layout.len() >= LAYOUT_BYTES || handed.contains(&block.id()) {
                 lane.say_encoded(&layout, &io.of("BLOCK"))?;
                 layout.clear();
+            }
+            if handed.contains(&block.id()) {
+                let (file, part) = by_descriptor(block)?;
+                let mut record = Vec::new();
+                Record::BlockFd(file_of(block.id(), part.offset, block.length()))
+                    .encode(&mut record)?;
+                lane.say_with_descriptor(&record, file, &io.of("BLOCK_FD"))?;
             }
             announced.add(block)?;
         }
@@ -158,8 +176,9 @@ impl Driver {
             Record::LayoutOk => {}
             other => return Err(lane.unexpected(other.record_type(), "LAYOUT_OK")),
         }
+        self.share(&map, &handed)?;
         let vmm = &self.common.vmm;
-        lanes
+        self.lanes
             .as_mut()
             .ok_or_else(no_connection)?
             .start(shared.guest.tracker.memory(), vmm)

@@ -18,7 +18,7 @@ impl Driver {
     pub(super) fn verify(&mut self) {
         let begun = Instant::now();
         let mut coverage = None;
-        let compared = Coverage::of(self.announced.blocks())
+        let compared = Coverage::of(self.announced.copied())
             .and_then(|all| self.compare_all(coverage.insert(all)));
         self.common.stats.verify = Some(begun.elapsed());
         let Err(error) = compared else {
