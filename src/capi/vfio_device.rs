@@ -86,6 +86,9 @@ impl Added {
 }
 
 impl Device for Added {
+    fn writes_unseen(&self) -> bool {
+        self.device.writes_unseen()
+    }
     fn begin(&self) -> Result<()> {
         self.device.begin()
     }

@@ -332,6 +332,11 @@ fn announced(buffer: &mut [u8], source: &mut Source) -> usize {
 }
 
 impl Device for VfioDevice {
+    // By DMA.
+    fn writes_unseen(&self) -> bool {
+        true
+    }
+
     fn begin(&self) -> Result<()> {
         let mut inner = self.lock();
         self.cancelled.forget();

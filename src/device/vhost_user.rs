@@ -178,6 +178,11 @@ fn wait(fd: &OwnedFd, interest: Interest, until: Deadline, patience: &Patience<'
 }
 
 impl Device for VhostUserDevice {
+    // Its back end is another process.
+    fn writes_unseen(&self) -> bool {
+        true
+    }
+
     fn begin(&self) -> Result<()> {
         let mut inner = self.lock();
         inner.transfer = Transfer::None;

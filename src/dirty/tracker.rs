@@ -30,7 +30,7 @@ use super::pending::Blocks;
 use super::reported::{Reported, ReportedLog};
 use super::state::Inner;
 use super::vcpus::Vcpus;
-use super::DirtyLog;
+use super::{DirtyLog, LogKind};
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, Map, MapObserver, Memory, WrittenObserver};
 use crate::runtime::fair::{Fair, FairGuard};
@@ -201,6 +201,11 @@ impl Tracker {
     /// and brant's differ.
     pub fn stray_marks(&self) -> u64 {
         self.reported.strays() + self.slow_figures().strays
+    }
+
+    /// The kinds of its logs, in the order in which they were added.
+    pub(crate) fn kinds(&self) -> Vec<LogKind> {
+        self.lock().logs.iter().map(|log| log.kind()).collect()
     }
 
     /// Whether tracking is on: whether any consumer is started.

@@ -13,11 +13,13 @@
 //! | `unfinished` | the file under its temporary name |
 //! | `pool` | threads that write, and buffers |
 //! | `writer` | the outlet |
+//! | `draft` | pages that come from elsewhere than a walk |
 //! | `deal` | which reader thread gets which pages; pure |
 //! | `reader` | the file checked, and brought into guest memory |
 
 mod buffer;
 mod deal;
+mod draft;
 pub mod format;
 mod pool;
 mod reader;
@@ -25,6 +27,7 @@ mod table;
 mod unfinished;
 mod writer;
 
+pub use draft::Draft;
 pub use pool::Announce;
 pub use reader::{Filled, Image};
 pub use writer::{Blobs, Writer, WRITERS_MAX};

@@ -43,6 +43,7 @@ pub(super) struct Area {
 }
 
 /// Pages of one block, and the contents that the image gets for them.
+#[derive(Debug)]
 pub(super) struct BatchPart {
     pub(super) area: Arc<Area>,
     pub(super) first: u64,
@@ -68,9 +69,16 @@ pub(super) fn span(taken: &Taken) -> Span {
     (first.block.id().0, start)..(last.block.id().0, end)
 }
 
+/// The span of some pages of one block.
+pub(super) fn span_of(block: u32, pages: &Range<Pages>) -> Span {
+    let start = pages.start.0 / STRETCH_PAGES * STRETCH_PAGES;
+    (block, start)..(block, pages.end.0.next_multiple_of(STRETCH_PAGES))
+}
+
 /// Pages on their way into the file.
 pub(super) struct Batch {
-    pub(super) taken: Taken,
+    /// Pages that a walk has taken; `None` for those of a [`super::draft`].
+    pub(super) taken: Option<Taken>,
     pub(super) span: Span,
     pub(super) buffer: Buffer,
     pub(super) pieces: Vec<BatchPart>,
@@ -182,8 +190,8 @@ impl Pool {
 
     /// A buffer for a batch with this span, when no page of the span is on its way any more. `None`
     /// when a removal wants the pins back.
-    pub(super) fn room(&self, span: &Span, recall: &Recall) -> Result<Option<Buffer>> {
-        self.wait(Some(recall), |state| {
+    pub(super) fn room(&self, span: &Span, recall: Option<&Recall>) -> Result<Option<Buffer>> {
+        self.wait(recall, |state| {
             let waits = state.spans.iter().any(|other| overlap(span, other));
             match waits {
                 true => None,
@@ -276,7 +284,11 @@ fn run(shared: &Shared, announce: &Announce) {
             write(shared, &buffer, &pieces)
         });
         match written.and_then(|written| written) {
-            Ok(()) => taken.delivered(),
+            Ok(()) => {
+                if let Some(taken) = taken {
+                    taken.delivered();
+                }
+            }
             // The pages are pending again before the error is published.
             Err(error) => {
                 drop(taken);

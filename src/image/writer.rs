@@ -1,10 +1,11 @@
 //! The outlet that writes pages into an image and, after the last page, completes the image.
 
+use super::draft::Draft;
 use super::format::{
     BlobEntry, BlobKind, BlockEntry, ImageHeader, Index, ALIGN, BLOBS_MAX, BLOB_NAME_MAX,
     HEADER_LEN,
 };
-use super::pool::{span, Announce, Area, Batch, BatchPart, Pool};
+use super::pool::{span, span_of, Announce, Area, Batch, BatchPart, Pool};
 use super::table::Table;
 use super::unfinished::Unfinished;
 use crate::channel::Pacer;
@@ -21,6 +22,7 @@ use crate::vmm::{StateBlob, StateSink};
 use crate::walk::{Outlet, Put, BATCH_PAGES};
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -164,6 +166,25 @@ impl Writer {
         Ok(area)
     }
 
+    /// A draft for pages of `block`, at most [`BATCH_PAGES`] and all of one stretch. Waits until a
+    /// buffer is free and no earlier page of the stretch is on its way.
+    ///
+    /// # Errors
+    /// Those of writing earlier pages, and when the cancel ends the wait.
+    pub fn draft(&mut self, block: &Block, pages: Range<Pages>) -> Result<Draft> {
+        let span = span_of(block.id().0, &pages);
+        let area = self.area(block)?;
+        match self.pool.room(&span, None)? {
+            Some(buffer) => Ok(Draft::new(area, pages, span, buffer)),
+            None => Err(Error::new(Kind::Internal, "a recall of nobody's")),
+        }
+    }
+
+    /// Passes a draft on to the threads that write.
+    pub fn submit(&self, draft: Draft) {
+        self.pool.submit(draft.into_batch());
+    }
+
     /// Fixes the image's blocks: those of `map`, the map when the guest was paused.
     ///
     /// # Errors
@@ -249,7 +270,7 @@ impl Outlet for Writer {
     fn put(&mut self, mut taken: Taken, recall: &Recall) -> Result<Put> {
         let begun = Instant::now();
         let span = span(&taken);
-        let Some(mut buffer) = self.pool.room(&span, recall)? else {
+        let Some(mut buffer) = self.pool.room(&span, Some(recall))? else {
             // The pages are pending again, so a removal need not wait for this batch.
             return Ok(Put::default());
         };
@@ -318,7 +339,7 @@ impl Outlet for Writer {
         put.time = begun.elapsed();
         taken.unpin();
         self.pool.submit(Batch {
-            taken,
+            taken: Some(taken),
             span,
             buffer,
             pieces,

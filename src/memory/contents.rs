@@ -112,6 +112,14 @@ impl Contents {
         }
     }
 
+    /// [`Contents::new`] for blocks that the caller watches by a userfaultfd, which protects pages
+    /// from writes and fills pages that are not there with zeros.
+    pub(crate) fn of_watched() -> Self {
+        let mut contents = Contents::new();
+        contents.looks.watch_ourselves();
+        contents
+    }
+
     /// Forgets what was found about mappings. Call it before each batch of pages.
     pub fn refresh(&mut self) {
         self.looks.refresh();

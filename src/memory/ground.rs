@@ -161,6 +161,8 @@ pub(super) struct Looks {
     served: Option<Served>,
     /// Device of the kernel's own tmpfs, where memfds and shared anonymous memory are.
     shared_device: Option<u64>,
+    /// See [`Looks::watch_ourselves`].
+    ours: bool,
 }
 
 impl Looks {
@@ -174,7 +176,15 @@ impl Looks {
             found: None,
             served: None,
             shared_device: None,
+            ours: false,
         }
+    }
+
+    /// All memory that is asked about is watched by a userfaultfd of the caller's. It protects pages,
+    /// fills a page that is not there with zeros, and lets no other userfaultfd in. So what an entry
+    /// or its absence proves stays proven.
+    pub(super) fn watch_ourselves(&mut self) {
+        self.ours = true;
     }
 
     /// Behaves as on a kernel before 6.11.
@@ -336,6 +346,9 @@ impl Looks {
     }
 
     fn watcher(&mut self, block: &Block, area: &Area) -> Watcher {
+        if self.ours {
+            return Watcher::Nobody;
+        }
         let start = area.start.max(block.host() as u64);
         if block.hidden_holes().is_some() && self.is_protected(start) {
             return Watcher::Log;

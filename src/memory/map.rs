@@ -8,6 +8,7 @@ use super::ballooned::Gate;
 use super::block::{Block, BlockDescription, BlockId, BlockPin, BLOCKS_MAX};
 use super::index::{Blocks, ByBlock, ByGuest, ByHost, ById, ByName, ByNumber, Named, Slots};
 use super::leaving::Leaving;
+use super::needed::Needed;
 use super::ownership::Ownership;
 use super::tree::{Index as _, Tree};
 use super::written::{WrittenObserver, WrittenObservers};
@@ -262,6 +263,7 @@ pub struct Memory {
     written: WrittenObservers,
     ownership: Arc<Ownership>,
     devices: Devices,
+    pub(super) needed: Needed,
 }
 
 #[derive(Default)]

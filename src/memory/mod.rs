@@ -17,6 +17,7 @@ pub mod contents;
 mod declared;
 #[doc(hidden)]
 pub mod digest;
+mod discard;
 mod ground;
 pub(crate) mod handed;
 mod hidden_holes;
@@ -25,6 +26,7 @@ pub mod host;
 pub mod index;
 mod leaving;
 pub mod map;
+mod needed;
 mod overview;
 pub mod ownership;
 mod page_run;
@@ -45,6 +47,7 @@ pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, Block
 pub(crate) use hidden_holes::HiddenHoles;
 pub(crate) use holds::Holder;
 pub use map::{BlockPart, Map, MapObserver, Memory};
+pub(crate) use needed::NeedsContents;
 pub(crate) use ownership::KeepsWaiting;
 pub use ownership::{Ownership, Whose};
 pub use page_run::PageRun;

@@ -90,6 +90,8 @@ pub(crate) enum Stage {
     Stands,
     /// Save: the guest is paused, or may be.
     SavePaused,
+    /// Save: the guest was paused and runs again, and its memory is still being written.
+    SavedRunning,
     /// Save: the guest that the VMM had paused by itself was saved, or not, and stands as before.
     PausedByVmm,
     /// Restore: the guest's memory is being written.
@@ -280,6 +282,10 @@ impl Guest {
             Stage::NotArrived => to(self.as_before()),
             Stage::Stands => whole(Whose::Stands),
             Stage::SavePaused => to(Whose::SavePaused),
+            Stage::SavedRunning => Guest {
+                before: Whose::Here,
+                ..to(Whose::Saving)
+            },
             // Example: a VMM never calls `runs_here`, pauses its guest, saves it and starts it
             // again. If the guest now counted as standing, its vCPUs would never be kicked again.
             // The VMM paused it without a word here, and starts it without one.

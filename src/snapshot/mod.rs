@@ -2,12 +2,16 @@
 //! [`Restore`] starts the guest from the file, here or on another host.
 //!
 //! A save writes pages in passes, as a migration sends them, and pauses a running guest for the
-//! last pages only. The file holds the guest as it was at that moment. A guest has one migration,
+//! last pages only. The file holds the guest as it was at that moment. A save can also hold the guest
+//! as it was at the start ([`SaveInstant::Start`]). A guest has one migration,
 //! save or restore at a time; another one fails with [`crate::Kind::Busy`].
 //!
 //! | file | what |
 //! |---|---|
-//! | `save` | passes, pause, state, last pages, resume |
+//! | `save` | the VMM's object, and how a save ends |
+//! | `saving` | a save in progress: figures, events, pause, resume |
+//! | `passes` | a save whose instant is its end: passes, pause, state, last pages, resume |
+//! | `instant` | a save whose instant is its start, by write protection |
 //! | `converge` | whether another pass is worth it; pure |
 //! | `restore` | layout, memory, state, run |
 //! | `report` | parameters and figures |
@@ -16,9 +20,12 @@
 
 mod converge;
 mod devices;
+mod instant;
+mod passes;
 mod report;
 mod restore;
 mod save;
+mod saving;
 mod task;
 #[cfg(test)]
 mod testing;
@@ -26,6 +33,6 @@ mod testing;
 mod tests;
 mod watching;
 
-pub use report::{RestoreParams, SaveParams, State, Stats};
+pub use report::{RestoreParams, SaveInstant, SaveParams, State, Stats};
 pub use restore::Restore;
 pub use save::Save;

@@ -91,6 +91,18 @@ pub struct Stats {
     pub file_bytes: u64,
     /// Since the start.
     pub elapsed: Duration,
+    /// Save with [`SaveInstant::Start`]: how long protecting memory took, which is part of
+    /// `downtime`. `None` before that, and in other saves.
+    pub protecting: Option<Duration>,
+    /// Save with [`SaveInstant::Start`]: how often a thread waited because it touched a page that the
+    /// image did not have yet.
+    pub faults: u64,
+    /// Save with [`SaveInstant::Start`], of the data pages: those that were copied because the guest
+    /// wrote them first.
+    pub copied_pages: u64,
+    /// Save with [`SaveInstant::Start`], of the faults: those that waited for a buffer or the disk,
+    /// because there was no room for a copy ([`SaveParams::max_copy_bytes`]).
+    pub held_faults: u64,
     /// Save: how long the guest stood still, from the call of `pause` to the return of `resume`.
     /// `None` before that, when the guest stays paused, and when it was paused already at the
     /// start.
@@ -127,9 +139,34 @@ fn within<T: PartialOrd + std::fmt::Display>(
     ))
 }
 
+/// Which moment of the guest an image holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum SaveInstant {
+    /// The end of the save. Memory is written while the guest runs, what it writes meanwhile is
+    /// written again, and the guest is paused for the last pages.
+    #[default]
+    End,
+    /// The start of the save. The guest is paused while its state is saved and its memory is protected
+    /// from writes, and then runs on. A page that it writes before the image has it is copied first.
+    ///
+    /// The save finds writes through the block's own mapping: by vCPUs, by threads of this process,
+    /// and by the kernel for either. It is refused for a guest with devices or logs that say of
+    /// writers that it would not see (vhost, VFIO, iommufd), and where another userfaultfd watches
+    /// the memory. It is the VMM's duty that nothing else writes guest memory past page tables or
+    /// through another mapping until the save is over: no other process, no DMA, no `O_DIRECT` or
+    /// `io_uring` read into guest memory. Before the VMM discards memory (a balloon, virtio-mem), it
+    /// calls [`Memory::before_discard`](crate::memory::Memory::before_discard).
+    ///
+    /// No block can be removed while such a save is in progress. A block that is added after the
+    /// pause is not in the image.
+    Start,
+}
+
 /// Parameters of a save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SaveParams {
+    /// Which moment of the guest the image holds: by default that at the end.
+    pub instant: SaveInstant,
     /// Passes go on until the rest can be written in half of this time: 1 ms to 1 hour, by default
     /// 300 ms. A guest that writes faster than the disk is paused nevertheless: see `max_passes`.
     pub downtime_limit: Duration,
@@ -140,8 +177,13 @@ pub struct SaveParams {
     pub writers: u32,
     /// Bytes of pages a second that are written while the guest runs, by all threads together: 64
     /// KiB/s to 1 TiB/s; `None`, the default, is no cap. When the save has paused the guest, the rest
-    /// is not capped. A guest that was paused already is saved under the cap to the end.
+    /// is not capped. With [`SaveInstant::Start`] the cap holds to the end, and a guest that was
+    /// paused already is saved under the cap to the end.
     pub max_bandwidth: Option<u64>,
+    /// With [`SaveInstant::Start`]: bytes of memory for copies of pages that the guest writes before
+    /// the image has them: 1 MiB to 1 TiB, by default 64 MiB. At the limit, threads of the guest wait
+    /// until their pages are read. The threads that write have buffers of 4 MiB each besides.
+    pub max_copy_bytes: u64,
     /// Whether long writes go past the page cache (`O_DIRECT`), if the file system allows it. On by
     /// default.
     pub direct: bool,
@@ -160,10 +202,12 @@ pub struct SaveParams {
 impl Default for SaveParams {
     fn default() -> Self {
         SaveParams {
+            instant: SaveInstant::End,
             downtime_limit: Duration::from_millis(300),
             max_passes: 30,
             writers: 2,
             max_bandwidth: None,
+            max_copy_bytes: 64 << 20,
             direct: true,
             already_paused: false,
             stay_paused: false,
@@ -177,6 +221,14 @@ impl SaveParams {
         within("downtime_limit (milliseconds)", limit, 1..=3_600_000)?;
         within("max_passes", self.max_passes, 1..=1000)?;
         within("writers", self.writers, 1..=WRITERS_MAX)?;
+        within("max_copy_bytes", self.max_copy_bytes, 1 << 20..=1 << 40)?;
+        if self.instant == SaveInstant::Start && (self.already_paused || self.stay_paused) {
+            return Err(Error::new(
+                Kind::Invalid,
+                "a save of the guest as it is at the start pauses and resumes it; found a guest that \
+                 is to stand still at the start or at the end",
+            ));
+        }
         match self.max_bandwidth {
             Some(cap) => within("max_bandwidth (bytes a second)", cap, 65_536..=1 << 40),
             None => Ok(()),

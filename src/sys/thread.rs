@@ -19,3 +19,10 @@ pub fn address() -> usize {
     // SAFETY: it has no arguments, cannot fail, and is async-signal-safe.
     unsafe { libc::pthread_self() as usize }
 }
+
+/// The kernel's number of the calling thread.
+pub fn number() -> u32 {
+    // SAFETY: it has no arguments and cannot fail.
+    let number = unsafe { libc::gettid() };
+    number.unsigned_abs()
+}

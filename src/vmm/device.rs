@@ -117,6 +117,13 @@ pub trait Device: Send + Sync {
     /// nothing of this cancel.
     fn cancel(&self) {}
 
+    /// Whether the running device may write guest memory in a way that page tables of this process do
+    /// not see: by DMA, or through a mapping of another process. Such a device and a save whose
+    /// instant is its start exclude each other.
+    fn writes_unseen(&self) -> bool {
+        false
+    }
+
     /// Destination: takes the next bytes of the running part. Must not write guest memory, where
     /// later pages would overwrite it, and must not depend on another device. The bytes are those of
     /// the source in the same order, divided in any way.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes as _, FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// Pages of a guest: an odd number, and more than one piece of a table.
 pub(super) const PAGES: u64 = 16 * 1024 + 77;
@@ -140,6 +140,25 @@ pub(super) fn world() -> World {
 pub(super) fn world_of(pages: u64, notes: Notes) -> World {
     let ranges = [(GuestAddress(0), (pages * PAGE_SIZE) as usize)];
     let ram = GuestMemoryMmap::<WriteMarks>::from_ranges(&ranges).unwrap();
+    world_with(ram, notes)
+}
+
+/// A guest in a memfd, and the file.
+pub(super) fn shared_world_of(pages: u64, notes: Notes) -> (World, std::fs::File) {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the kernel returns a new descriptor.
+    let fd = unsafe { libc::memfd_create(c"brant-test".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(fd >= 0);
+    // SAFETY: just made, and nobody else owns it.
+    let file = unsafe { std::fs::File::from_raw_fd(fd) };
+    file.set_len(pages * PAGE_SIZE).unwrap();
+    let at = FileOffset::new(file.try_clone().unwrap(), 0);
+    let ranges = [(GuestAddress(0), (pages * PAGE_SIZE) as usize, Some(at))];
+    let ram = GuestMemoryMmap::<WriteMarks>::from_ranges_with_files(ranges).unwrap();
+    (world_with(ram, notes), file)
+}
+
+fn world_with(ram: GuestMemoryMmap<WriteMarks>, notes: Notes) -> World {
     let memory = Arc::new(Memory::new().unwrap());
     memory.add_guest_memory(&ram, NO_SLOT).unwrap();
     let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();

@@ -3,7 +3,9 @@
 
 use crate::error::Result;
 use crate::memory::Whose;
+use crate::migrate::Blockers;
 use crate::snapshot::testing::*;
+use crate::snapshot::{Save, SaveInstant, SaveParams};
 use crate::sys::kernel::plan::{Call, Fault, Scope};
 use crate::sys::kernel::plausible::faults;
 use std::collections::BTreeMap;
@@ -87,6 +89,86 @@ fn whatever_call_of_a_save_fails_the_guest_runs_on_and_no_half_file_is_left() {
     }
     println!("{failed} failed, {succeeded} succeeded");
     assert!(failed > 20 && succeeded > 10, "{failed}, {succeeded}");
+}
+
+/// Writes every page of a guest. A page that is still protected would keep the thread for ever.
+fn write_all(here: &World) {
+    let (done, is_done) = std::sync::mpsc::channel();
+    let ram = here.ram.clone();
+    std::thread::spawn(move || {
+        (0..700).for_each(|page| write(&ram, page, 9));
+        let _ = done.send(());
+    });
+    is_done.recv_timeout(LONG).expect("a page stays protected");
+}
+
+#[test]
+fn whatever_call_of_a_save_of_the_start_fails_the_guest_runs_on_unprotected() {
+    let params = SaveParams {
+        instant: SaveInstant::Start,
+        ..SaveParams::default()
+    };
+    let guest = || {
+        let here = guest();
+        let ram = here.ram.clone();
+        // Pages with contents and holes, ahead of the walk.
+        here.notes.hook("resume", move || {
+            for page in [699, 650, 201, 50] {
+                write(&ram, page, 77);
+            }
+            Ok(())
+        });
+        here
+    };
+    let save = |here: &World, scope: &Scope, path: &Path| {
+        scope.enter(|| {
+            let (tracker, vmm) = (here.tracker.clone(), here.notes.clone());
+            let save = Save::new(tracker, Blockers::new(), vmm, params)?;
+            save.start(path)?;
+            save.wait(Some(LONG))
+        })
+    };
+    let mut numbers = Numbers::seeded();
+    let (directory, path) = place();
+    let whole = Scope::default();
+    save(&guest(), &whole, &path).unwrap();
+    let (mut failed, mut succeeded) = (0, 0);
+    let cases = cases(&whole, &mut numbers);
+    assert!(cases.len() > 80, "{}", cases.len());
+    for (call, fault) in cases {
+        std::fs::write(&path, "older").unwrap();
+        let here = guest();
+        let before = here.contents();
+        let scope = Scope::default();
+        scope.plan(call, fault);
+        let result = save(&here, &scope, &path);
+        let case = format!("{call}: {fault}: {result:?}");
+        assert!(!here.notes.paused.load(SeqCst), "{case}");
+        write_all(&here);
+        let whose = here.memory.ownership().whose();
+        assert!(
+            matches!(whose, Whose::Here | Whose::Unknown),
+            "{case}: {whose:?}"
+        );
+        assert_eq!(names(directory.path()), ["guest.image"], "{case}");
+        match result {
+            Ok(()) => {
+                succeeded += 1;
+                let there = world_of(700, Notes::default());
+                there.restore_from(&path).unwrap();
+                assert!(there.contents() == before, "{case}");
+            }
+            Err(error) => {
+                failed += 1;
+                assert!(scope.fired(), "{case}");
+                if !error.message().contains("it is whole") {
+                    assert_eq!(std::fs::read(&path).unwrap(), b"older", "{case}");
+                }
+            }
+        }
+    }
+    println!("{failed} failed, {succeeded} succeeded");
+    assert!(failed > 30 && succeeded > 10, "{failed}, {succeeded}");
 }
 
 #[test]

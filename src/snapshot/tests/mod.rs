@@ -3,4 +3,5 @@
 mod damage;
 mod endings;
 mod faults;
+mod instant;
 mod whole;

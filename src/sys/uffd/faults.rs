@@ -15,8 +15,8 @@
 //!   wake the page's threads by [`Faults::wake`], in every userfaultfd that watches it.
 
 use super::{
-    api, kernel, new_fd, refused, register, unregister, Copy, Span, REGISTER_MODE_MINOR,
-    REGISTER_MODE_MISSING, REGISTER_MODE_WP, UFFDIO_COPY,
+    api, kernel, new_fd, refused, register, unregister, Copy, Span, FEATURE_WP_HUGETLBFS_SHMEM,
+    REGISTER_MODE_MINOR, REGISTER_MODE_MISSING, REGISTER_MODE_WP, UFFDIO_COPY,
 };
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -52,7 +52,13 @@ const WRITEPROTECT_WP: u64 = 1;
 /// Of WRITEPROTECT: do not wake.
 const WRITEPROTECT_DONTWAKE: u64 = 2;
 
+/// Write-protect faults of anonymous memory (5.7), and messages about memory that the process gives
+/// back (4.11).
+const NEEDED_TO_PROTECT: u64 = 1 | EVENT_REMOVE_FEATURE;
+const EVENT_REMOVE_FEATURE: u64 = 1 << 3;
+
 const EVENT_PAGEFAULT: u8 = 0x12;
+const EVENT_REMOVE: u8 = 0x15;
 const FLAG_WRITE: u64 = 1;
 const FLAG_WP: u64 = 2;
 const FLAG_MINOR: u64 = 4;
@@ -62,7 +68,8 @@ const AT_ONCE: usize = 32;
 /// Faults that one [`Faults::read`] returns at most. The rest wait in the kernel.
 const MOST: usize = 4096;
 
-/// `struct uffd_msg`, as a page fault fills it.
+/// `struct uffd_msg`, as a page fault fills it. A removal has its first address in place of the
+/// flags, and its end in place of the address.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Message {
@@ -196,6 +203,40 @@ impl Faults {
         Ok(Faults(fd))
     }
 
+    /// A userfaultfd of this process for write protection. It also tells of memory that this process
+    /// discards by `madvise` (`MADV_DONTNEED`, `MADV_REMOVE`, `MADV_FREE`): the calling thread waits
+    /// until [`Faults::read_all`] has read the message, and the memory is discarded afterwards.
+    /// With `shared` it also protects memory of files and huge pages.
+    ///
+    /// While such a message is unread, no page can be filled ([`Stopped::Changing`]), and no
+    /// protection changed ([`Faults::try_unprotect`]).
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] says what is missing: the system call, the permission, or a feature.
+    pub fn open_protecting(shared: bool) -> Result<Faults> {
+        let asked = new_fd(true)?;
+        let has = api(&asked, 0).map_err(|e| Error::os("UFFDIO_API", e))?;
+        let needed = NEEDED_TO_PROTECT
+            | if shared {
+                FEATURE_WP_HUGETLBFS_SHMEM
+            } else {
+                0
+            };
+        if has & needed != needed {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "this kernel's userfaultfd cannot protect all of the guest's memory from writes \
+                     (features {needed:#x}; Linux 5.19 has them): its features are {has:#x}"
+                ),
+            ));
+        }
+        let fd = new_fd(true)?;
+        let asked = has & (WANTED | EVENT_REMOVE_FEATURE);
+        api(&fd, asked).map_err(|e| Error::os("UFFDIO_API", e))?;
+        Ok(Faults(fd))
+    }
+
     /// The userfaultfd of another process, which has called UFFDIO_API on it and registers its
     /// ranges itself. Addresses are those of that process.
     ///
@@ -241,6 +282,19 @@ impl Faults {
     /// # Errors
     /// When there is no memory for them, or the read fails.
     pub fn read(&self, into: &mut Vec<Fault>) -> Result<()> {
+        self.read_all(into, |_| {})
+    }
+
+    /// [`Faults::read`] that calls `removed` with each range of memory that is about to be
+    /// discarded. Of one batch of messages these come first, before its faults are in `into`.
+    ///
+    /// # Errors
+    /// Those of [`Faults::read`].
+    pub fn read_all(
+        &self,
+        into: &mut Vec<Fault>,
+        mut removed: impl FnMut(Range<u64>),
+    ) -> Result<()> {
         let mut messages = [Message::default(); AT_ONCE];
         let most = into.len() + MOST;
         while into.len() + AT_ONCE <= most {
@@ -262,6 +316,10 @@ impl Faults {
                 }
             }
             let got = got as usize / size_of::<Message>();
+            let removals = messages[..got].iter();
+            for it in removals.filter(|it| it.event == EVENT_REMOVE) {
+                removed(it.flags..it.address);
+            }
             let faults = messages[..got]
                 .iter()
                 .filter(|it| it.event == EVENT_PAGEFAULT);
@@ -324,18 +382,31 @@ impl Faults {
         }
     }
 
-    /// Protects the pages of `range` that are there from writes.
+    /// Protects the pages of `range` from writes: private pages that are there, and all pages of
+    /// files and huge pages.
     pub fn protect(&self, range: Range<u64>) -> Result<()> {
-        self.write_protect(range, WRITEPROTECT_WP)
+        self.write_protect(&range, WRITEPROTECT_WP)
+            .map_err(|e| failed("UFFDIO_WRITEPROTECT", &range, e))
     }
 
     /// Lifts the protection of `range`.
     pub fn unprotect(&self, range: Range<u64>, wake: bool) -> Result<()> {
-        self.write_protect(range, if wake { 0 } else { WRITEPROTECT_DONTWAKE })
+        self.write_protect(&range, if wake { 0 } else { WRITEPROTECT_DONTWAKE })
+            .map_err(|e| failed("UFFDIO_WRITEPROTECT", &range, e))
     }
 
-    fn write_protect(&self, range: Range<u64>, mode: u64) -> Result<()> {
-        let Span { start, len } = (&range).into();
+    /// Lifts the protection of `range` and wakes its threads. `false` when a message about a removal
+    /// is unread: read first, then try again.
+    pub fn try_unprotect(&self, range: Range<u64>) -> Result<bool> {
+        match self.write_protect(&range, 0) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
+            Err(error) => Err(failed("UFFDIO_WRITEPROTECT", &range, error)),
+        }
+    }
+
+    fn write_protect(&self, range: &Range<u64>, mode: u64) -> io::Result<()> {
+        let Span { start, len } = range.into();
         loop {
             let mut arg = WriteProtect { start, len, mode };
             // SAFETY: the kernel reads the structure, which outlives the call. Contents stay.
@@ -347,7 +418,7 @@ impl Faults {
             let error = io::Error::last_os_error();
             // A signal that is pending ends a long call; no change is lost by doing it again.
             if error.raw_os_error() != Some(libc::EINTR) {
-                return Err(failed("UFFDIO_WRITEPROTECT", &range, error));
+                return Err(error);
             }
         }
     }

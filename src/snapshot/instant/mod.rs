@@ -1,0 +1,158 @@
+//! A save whose instant is its start: the guest is paused once and briefly, runs on at once, and the
+//! image holds it as it was at that pause.
+//!
+//! All of guest memory is protected from writes in the pause. A page that the guest writes before
+//! the walk has come to it is copied first, and the guest's thread goes on. `save` has the other
+//! kind, whose instant is its end. One save uses one kind for all of memory: an image of two
+//! instants is of no guest.
+//!
+//! | file | what |
+//! |---|---|
+//! | here | what is refused before the pause; the order of things |
+//! | `watch` | registration, protection, the fault thread |
+//! | `ledger` | what has become of each part of memory, and the answer to each fault; pure |
+//! | `copies` | memory for copies of pages, up to a limit |
+//! | `unit` | one part of memory read into the image |
+
+mod copies;
+mod ledger;
+mod unit;
+mod watch;
+
+use super::devices;
+use super::report::State;
+use super::saving::Saving;
+use crate::dirty::tracker::Tracker;
+use crate::dirty::LogKind;
+use crate::error::{Error, Kind, Result};
+use crate::image::{Announce, Blobs, Writer};
+use crate::memory::contents::Contents;
+use crate::memory::ownership::Stage;
+use crate::memory::Map;
+use crate::runtime::{Cancel, Role};
+use crate::sys::disk::Caching;
+use crate::vmm::device::Registered;
+use std::sync::Arc;
+use std::time::Instant;
+use watch::Watch;
+
+/// Refuses guests with writers whose writes page tables of this process do not see.
+fn check_writers(tracker: &Tracker, devices: &[Arc<Registered>]) -> Result<()> {
+    let refused = |who: String, how: &str| {
+        Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "a save of the guest as it is at the start protects memory from writes, and {who} \
+                 writes {how}; save the guest as it is at the end"
+            ),
+        ))
+    };
+    for kind in tracker.kinds() {
+        let how = match kind {
+            LogKind::Vhost => "through mappings of another process",
+            LogKind::Vfio | LogKind::Iommufd => "by DMA",
+            _ => continue,
+        };
+        return refused(format!("what the tracker's {} log logs", kind.name()), how);
+    }
+    match devices.iter().find(|d| d.device.writes_unseen()) {
+        Some(device) => refused(device.to_string(), "where page tables do not see it"),
+        None => Ok(()),
+    }
+}
+
+impl Saving {
+    /// Saves the guest as it is at the start.
+    pub(super) fn save_start(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let params = &shared.params;
+        // Ends the writer's waits also when the fault thread fails.
+        let cancel = &Cancel::under(&shared.task.cancel)?;
+        self.vmm.thread_start(Role::Snapshot)?;
+        let memory = shared.tracker.memory();
+        check_writers(&shared.tracker, &shared.devices.list())?;
+        self.stats.total_bytes = memory.with_map(|map| map.total()).0;
+        self.stats.remaining_bytes = self.stats.total_bytes;
+        let mut blobs = Blobs::default();
+        self.vmm
+            .call("early_save", |vmm| vmm.early_save(&mut blobs))?;
+        let callbacks = self.vmm.clone();
+        let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
+        let caching = Caching::new(params.direct);
+        let (path, writers, pacer) = (&self.path, params.writers, &shared.pacer);
+        let mut writer = Writer::begin(path, memory, writers, caching, cancel, pacer, &announce)?;
+        let mut watch = Watch::begin(memory, params.max_copy_bytes, cancel, &announce)?;
+        let read = self.to_the_instant(&mut watch, &mut blobs).and_then(|map| {
+            self.read_all(&watch, &mut writer)?;
+            Ok(map)
+        });
+        self.tell(&watch);
+        // The fault thread's error is why a wait of the writer's was cancelled.
+        let failed = watch.check();
+        // All of memory is in the image or on its way there.
+        drop(watch);
+        failed?;
+        writer.seal(&*read?)?;
+        self.enter(State::Finishing);
+        self.stats.file_bytes = writer.finish_image(blobs, cancel)?;
+        Ok(())
+    }
+
+    /// Pauses the guest, saves its state, protects its memory, and resumes the guest. Returns the map
+    /// of the instant.
+    fn to_the_instant(&mut self, watch: &mut Watch, blobs: &mut Blobs) -> Result<Arc<Map>> {
+        let shared = Arc::clone(&self.shared);
+        let cancel = &shared.task.cancel;
+        let unless_cancelled = |e| cancel.check("the save").err().unwrap_or(e);
+        let begun = shared.devices.begin(&self.vmm);
+        begun.map_err(unless_cancelled)?;
+        self.pause()?;
+        self.enter(State::Paused);
+        cancel.check("the save")?;
+        // A call that the cancel has ended is no failure of the device's.
+        let stopped = shared.devices.stop(&self.vmm);
+        stopped.map_err(unless_cancelled)?;
+        devices::save(&shared.devices, &self.vmm, blobs, cancel)?;
+        blobs.state_begins();
+        self.vmm.call("save", |vmm| vmm.save(blobs))?;
+        self.stats.state_bytes = blobs.bytes();
+        cancel.check("the save")?;
+        // Saving state writes guest memory. From here on nobody does until `resume`.
+        let begun = Instant::now();
+        let map = shared.tracker.memory().map();
+        watch.arm(&map)?;
+        self.stats.protecting = Some(begun.elapsed());
+        self.resume_to(Stage::SavedRunning)?;
+        self.enter(State::Copying);
+        Ok(map)
+    }
+
+    /// Reads all of memory into the image, while the guest runs.
+    fn read_all(&mut self, watch: &Watch, writer: &mut Writer) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut contents = Contents::of_watched();
+        self.stats.pass = 1;
+        watch.walk();
+        loop {
+            shared.task.cancel.check("the save")?;
+            watch.check()?;
+            let Some(unit) = watch.next() else {
+                return Ok(());
+            };
+            let put = unit::save(watch, unit, &mut contents, writer)?;
+            if self.count(&put) {
+                self.tell(watch);
+                self.renew();
+            }
+        }
+    }
+
+    /// Brings the figures up to date.
+    fn tell(&mut self, watch: &Watch) {
+        let tally = watch.tally();
+        self.stats.remaining_bytes = watch.left().0;
+        self.stats.faults = tally.faults;
+        self.stats.copied_pages = tally.copied;
+        self.stats.held_faults = tally.held;
+    }
+}

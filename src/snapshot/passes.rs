@@ -1,0 +1,178 @@
+//! A save whose instant is its end: passes over what the guest has written, a pause, and the last
+//! pages.
+
+use super::converge::{pause_now, Facts};
+use super::devices;
+use super::report::State;
+use super::saving::Saving;
+use crate::dirty::consumer::Consumer;
+use crate::dirty::tracker::StartWith;
+use crate::dirty::When;
+use crate::error::Result;
+use crate::image::{Announce, Blobs, Writer};
+use crate::memory::ownership::Stage;
+use crate::memory::Map;
+use crate::runtime::Role;
+use crate::sys::disk::Caching;
+use crate::units::Pages;
+use crate::vmm::EventKind;
+use crate::walk::{Outlet, Walk, BATCH_PAGES};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Stops tracking when it is dropped, so after a failure too.
+struct Tracking(Consumer);
+
+impl Drop for Tracking {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+impl Saving {
+    /// Saves the guest as it is at the end.
+    pub(super) fn save_end(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let (params, cancel) = (&shared.params, &shared.task.cancel);
+        self.vmm.thread_start(Role::Snapshot)?;
+        let memory = shared.tracker.memory();
+        self.stats.total_bytes = memory.with_map(|map| map.total()).0;
+        self.stats.remaining_bytes = self.stats.total_bytes;
+        let mut blobs = Blobs::default();
+        self.vmm
+            .call("early_save", |vmm| vmm.early_save(&mut blobs))?;
+        let callbacks = self.vmm.clone();
+        let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
+        let caching = Caching::new(params.direct);
+        let (path, writers) = (&self.path, params.writers);
+        let pacer = &shared.pacer;
+        let mut writer = Writer::begin(path, memory, writers, caching, cancel, pacer, &announce)?;
+        let consumer = Tracking(shared.tracker.consumer());
+        let mut walk = Walk::over(memory)?;
+        if params.already_paused {
+            self.claim.comes_to(Stage::SavePaused);
+        }
+        consumer.0.skip_ballooned(true);
+        consumer.0.start(StartWith::Everything)?;
+        if let Some(warning) = shared.tracker.warning() {
+            self.vmm.event(EventKind::Warning, warning.to_owned());
+        }
+        let unless_cancelled = |e| cancel.check("the save").err().unwrap_or(e);
+        let begun = shared.devices.begin(&self.vmm);
+        begun.map_err(unless_cancelled)?;
+        if !params.already_paused {
+            self.passes(&consumer.0, &mut walk, &mut writer)?;
+            self.pause()?;
+        }
+        self.enter(State::Paused);
+        cancel.check("the save")?;
+        // A call that the cancel has ended is no failure of the device's.
+        let stopped = shared.devices.stop(&self.vmm);
+        stopped.map_err(unless_cancelled)?;
+        devices::save(&shared.devices, &self.vmm, &mut blobs, cancel)?;
+        blobs.state_begins();
+        self.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
+        self.stats.state_bytes = blobs.bytes();
+        cancel.check("the save")?;
+        consumer.0.sync(When::Stopped)?;
+        // The guest is paused: it has written none of the pages that syncs of other consumers find
+        // from here on.
+        consumer.0.freeze();
+        let map = self.pass(&consumer.0, &mut walk, &mut writer)?;
+        writer.seal(&map)?;
+        drop(consumer);
+        if self.paused_at.is_some() && !params.stay_paused {
+            self.resume()?;
+        }
+        self.enter(State::Finishing);
+        self.stats.file_bytes = writer.finish_image(blobs, cancel)?;
+        Ok(())
+    }
+
+    /// Writes memory while the guest runs, until another pass would not shorten the pause.
+    fn passes(&mut self, consumer: &Consumer, walk: &mut Walk, writer: &mut Writer) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let params = &shared.params;
+        let mut before = None;
+        self.enter(State::Copying);
+        loop {
+            let (begun, data) = (Instant::now(), self.stats.data_pages);
+            self.pass(consumer, walk, writer)?;
+            let took = begun.elapsed();
+            let report = consumer.sync(When::Running)?;
+            for warning in report.warnings {
+                self.vmm.event(EventKind::Warning, warning);
+            }
+            shared.blockers.check()?;
+            let remaining = consumer.to_read().bytes();
+            self.vmm.event(
+                EventKind::Pass,
+                format!(
+                    "pass {} done: {} pages to write",
+                    self.stats.pass,
+                    remaining.pages_up()
+                ),
+            );
+            let facts = Facts {
+                pass: self.stats.pass,
+                remaining,
+                before,
+                written: Pages(self.stats.data_pages - data).bytes(),
+                took,
+            };
+            if pause_now(&facts, params.downtime_limit, params.max_passes) {
+                return Ok(());
+            }
+            before = Some(remaining);
+        }
+    }
+
+    /// Writes all pending pages, and waits until they are in the file. Returns the map whose pages
+    /// these are: with a paused guest, no page of its blocks is pending.
+    ///
+    /// Example: another thread of the VMM's adds a block while the guest is paused. If the map were
+    /// taken after the last look at the pending pages, a block added between the two would be in the
+    /// map, and none of its pages in the file. So the map is taken first. The tracker makes a new
+    /// block's pages pending before the map has the block, so the look that follows finds them. A
+    /// block that is removed in between is not in the next map, and the pass goes on with that one.
+    ///
+    /// Another example: a block is being removed, which sets its pages aside, and a log then refuses.
+    /// Its pages are pending again after the look. So the look counts pages that are set aside, and
+    /// the pass goes on until the block is gone or its pages are taken.
+    fn pass(
+        &mut self,
+        consumer: &Consumer,
+        walk: &mut Walk,
+        writer: &mut Writer,
+    ) -> Result<Arc<Map>> {
+        let shared = Arc::clone(&self.shared);
+        self.stats.pass += 1;
+        walk.restart();
+        loop {
+            shared.task.cancel.check("the save")?;
+            writer.progress()?;
+            match walk.step(consumer, BATCH_PAGES, writer)? {
+                Some(put) => {
+                    if self.count(&put) {
+                        self.stats.remaining_bytes = consumer.pending().bytes().0;
+                        self.renew();
+                    }
+                }
+                None => {
+                    writer.barrier()?;
+                    // Pages whose pins a removal wanted back are pending again. While the guest
+                    // runs, the next pass takes them.
+                    let map = shared.tracker.memory().map();
+                    let whole = consumer.pending_in(&map) == Some(Pages(0))
+                        && shared.tracker.memory().map().generation() == map.generation();
+                    #[cfg(test)]
+                    super::testing::looked_at_pending();
+                    if whole || self.stats.state != State::Paused {
+                        return Ok(map);
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+}
