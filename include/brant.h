@@ -3198,6 +3198,30 @@ int32_t brant_incoming_give_up(struct brant_incoming *incoming,
                                struct brant_error **error);
 
 /**
+ * Recovers a migration in BRANT_DESTINATION_INTERRUPTED: listens for new connections of the source on
+ * "tcp:ADDRESS:PORT" or "unix:/PATH", as brant_incoming_listen, and returns at once.
+ * `brant_incoming_get_endpoint` tells the port that was found for port 0. The source's VMM calls
+ * brant_outgoing_recover. All of the source's connections have to come within the connect timeout,
+ * which begins with this call. The destination then says which pages it lacks, and asks again for
+ * those that somebody waits for. The guest runs on meanwhile. A recovery that fails leaves
+ * BRANT_DESTINATION_INTERRUPTED, and can be repeated. A connection of an older recovery is refused.
+ * BRANT_E_STATE in any other state. Any thread, also inside callbacks.
+ */
+int32_t brant_incoming_recover(struct brant_incoming *incoming,
+                               const char *endpoint,
+                               struct brant_error **error);
+
+/**
+ * As brant_incoming_recover, over connected stream sockets: `fds` has `count` of them, one for each
+ * channel of the source and one for its urgent connection, in any order. Who owns the sockets is as in
+ * brant_incoming_start_fds.
+ */
+int32_t brant_incoming_recover_fds(struct brant_incoming *incoming,
+                                   const int32_t *fds,
+                                   size_t count,
+                                   struct brant_error **error);
+
+/**
  * Serves page faults of another process, such as a vhost-user back end, which shares memory of the
  * guest and touches pages that have not arrived. That process makes a userfaultfd, calls UFFDIO_API
  * on it, registers its mappings of the guest's memory for missing faults, and sends the descriptor to

@@ -1,14 +1,17 @@
 //! A guest that runs at the destination of a postcopy before all of its memory is there: what is
-//! missing, who waits, other processes that share the memory, and giving up.
+//! missing, who waits, other processes that share the memory, recovery and giving up.
 
 use super::error::{brant_error, invalid};
 use super::incoming::brant_incoming;
-use super::structs::{duplicated, handle, put_optional};
+use super::structs::{duplicated, handle, put_optional, taken_all, text};
+use crate::channel::Endpoint;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::served::Theirs;
 use crate::memory::BlockId;
+use crate::migrate::AcceptFrom;
 use crate::units::{Bytes, Pages};
+use std::ffi::c_char;
 
 /// Some pages of a block that have not arrived. Pages are 4 KiB.
 #[repr(C)]
@@ -162,6 +165,49 @@ pub unsafe extern "C" fn brant_incoming_give_up(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         unsafe { handle(incoming, "incoming") }?.incoming.give_up()
+    })
+}
+
+/// Recovers a migration in BRANT_DESTINATION_INTERRUPTED: listens for new connections of the source on
+/// "tcp:ADDRESS:PORT" or "unix:/PATH", as brant_incoming_listen, and returns at once.
+/// `brant_incoming_get_endpoint` tells the port that was found for port 0. The source's VMM calls
+/// brant_outgoing_recover. All of the source's connections have to come within the connect timeout,
+/// which begins with this call. The destination then says which pages it lacks, and asks again for
+/// those that somebody waits for. The guest runs on meanwhile. A recovery that fails leaves
+/// BRANT_DESTINATION_INTERRUPTED, and can be repeated. A connection of an older recovery is refused.
+/// BRANT_E_STATE in any other state. Any thread, also inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_recover(
+    incoming: *mut brant_incoming,
+    endpoint: *const c_char,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let incoming = unsafe { handle(incoming, "incoming") }?;
+        // SAFETY: null or a string by contract.
+        let endpoint = Endpoint::parse(unsafe { text(endpoint, "endpoint") }?)?;
+        incoming.incoming.recover_at(&endpoint)?;
+        Ok(())
+    })
+}
+
+/// As brant_incoming_recover, over connected stream sockets: `fds` has `count` of them, one for each
+/// channel of the source and one for its urgent connection, in any order. Who owns the sockets is as in
+/// brant_incoming_start_fds.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_recover_fds(
+    incoming: *mut brant_incoming,
+    fds: *const i32,
+    count: usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: handed over by contract.
+        let sockets = unsafe { taken_all(fds, count) }?;
+        // SAFETY: null or ours by contract.
+        let incoming = unsafe { handle(incoming, "incoming") }?;
+        incoming.incoming.recover(AcceptFrom::ConnectedAll(sockets))
     })
 }
 

@@ -8,18 +8,10 @@ use brant::migrate::{DestinationState, Params};
 use brant::vmm::EventKind;
 use brant::wire::MARKER_FLAG_FINAL;
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 const PAGES: u64 = 1100;
-
-fn lose(source: &mut Scripted) {
-    let lanes = source.bulk.iter().chain([&source.urgent]);
-    for lane in lanes {
-        let _ = lane.raw.0.shutdown(Shutdown::Both);
-    }
-}
 
 fn missing(source: &Scripted) -> Vec<(String, std::ops::Range<u64>)> {
     let mut runs = Vec::new();
@@ -36,7 +28,7 @@ fn before_the_hand_over_no_guest_runs_here_and_the_memory_takes_another_one() {
     source.precopy(&missing);
     source.switch(&missing);
     source.bulk[1].pages(512..600);
-    lose(&mut source);
+    source.lose();
     let error = source.incoming.wait(Some(LONG)).unwrap_err();
     assert_eq!(error.kind(), Kind::PeerGone, "{error}");
     assert_eq!(source.incoming.state(), DestinationState::Failed);
@@ -64,7 +56,7 @@ fn after_it_the_guest_runs_on_and_what_is_missing_can_be_asked_for_and_given_up(
     source.urgent.answer_until(7);
     reader.join().unwrap();
     source.bulk[1].marked(0);
-    lose(&mut source);
+    source.lose();
     source.to.wait_state(INTERRUPTED);
     source.to.wait_event(EventKind::Warning);
     let name = || "ram".to_owned();

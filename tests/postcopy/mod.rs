@@ -2,5 +2,6 @@
 
 mod destination;
 mod lost;
+mod recovered;
 mod refused;
 mod scripted;

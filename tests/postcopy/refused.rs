@@ -19,10 +19,9 @@ fn begin(channels: u16) -> Scripted {
 
 /// The destination ends with a protocol error that has `word`, and runs nothing.
 fn refused(source: &mut Scripted, word: &str) {
-    // The destination waits for a source that may want to read the reason.
-    for lane in &source.bulk {
-        let _ = lane.raw.0.shutdown(std::net::Shutdown::Write);
-    }
+    // The destination waits for the source to read its reason.
+    assert!(source.bulk[0].raw.hear_abort().is_some(), "{word}");
+    source.lose();
     let error = source.incoming.wait(Some(LONG)).unwrap_err();
     assert_eq!(error.kind(), Kind::Protocol, "{word}: {error}");
     assert!(error.message().contains(word), "{word}: {error}");

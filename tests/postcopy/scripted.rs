@@ -13,6 +13,7 @@ use brant::wire::{
     FEATURE_DELTA, FEATURE_POSTCOPY, FEATURE_ZERO_RUNS, MARKER_FLAG_FINAL, MARKER_FLAG_POSTCOPY,
     ROLE_URGENT,
 };
+use std::net::Shutdown;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -248,6 +249,62 @@ impl Scripted {
             pages: Pages(pages),
             epoch: 0,
         }));
+    }
+
+    /// Breaks all connections.
+    pub fn lose(&mut self) {
+        let lanes = self.bulk.iter().chain([&self.urgent]);
+        for lane in lanes {
+            let _ = lane.raw.0.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Hands new connections to a destination that is interrupted, and says on each that they are of
+    /// recovery `epoch`.
+    pub fn reconnect(&mut self, epoch: u32) {
+        let channels = self.bulk.len() as u16;
+        let (mut lanes, mut theirs) = (Vec::new(), Vec::new());
+        for channel in 0..=channels {
+            let (mut raw, fd) = Raw::pair();
+            raw.say(&Record::Hello(postcopy_hello(channel, channels)));
+            raw.say(&Record::Recover(wire::Recover { epoch }));
+            lanes.push(Lane::new(raw));
+            theirs.push(fd);
+        }
+        let from = AcceptFrom::ConnectedAll(theirs);
+        self.incoming.recover(from).unwrap();
+        self.urgent = lanes.pop().unwrap();
+        self.bulk = lanes;
+    }
+
+    /// Hears the answers to [`Scripted::reconnect`], and returns the pages that the destination says
+    /// are missing.
+    pub fn told(&mut self, epoch: u32) -> Vec<Range<u64>> {
+        for lane in self.bulk.iter_mut().chain([&mut self.urgent]) {
+            let reply = lane.raw.hear_record();
+            assert!(matches!(reply, Some(Record::HelloReply(_))), "{reply:?}");
+        }
+        let first = &mut self.bulk[0].raw;
+        let Some(Record::RecoverReply(reply)) = first.hear_record() else {
+            panic!("no RECOVER_REPLY");
+        };
+        assert_eq!(reply.epoch, epoch);
+        let mut missing = Vec::new();
+        loop {
+            match first.hear_record() {
+                Some(Record::Missing(record)) => {
+                    assert_eq!(record.block, BLOCK);
+                    missing.extend(record.runs().map(|run| run.start.0..run.end.0));
+                }
+                Some(Record::MissingEnd(end)) => {
+                    assert_eq!((end.epoch, end.pages), (epoch, reply.pages));
+                    let pages: u64 = missing.iter().map(|run| run.end - run.start).sum();
+                    assert_eq!(end.pages, Pages(pages));
+                    return missing;
+                }
+                other => panic!("{other:?} in a description"),
+            }
+        }
     }
 
     /// Says that there is no more state.

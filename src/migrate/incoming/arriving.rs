@@ -1,5 +1,6 @@
 //! The part of an incoming migration that the VMM's object and the migration's threads share.
 
+use super::accepting::Accepting;
 use super::devices::Devices;
 use super::figures::Figures;
 use crate::channel::Endpoint;
@@ -14,6 +15,8 @@ use std::time::Duration;
 /// What the VMM decides about a guest that runs here without some of its memory, when the
 /// connections are lost.
 pub(super) enum Decision {
+    /// They come over new connections.
+    Recover(Accepting),
     /// The missing pages will not come.
     GiveUp,
 }
@@ -242,21 +245,24 @@ impl Arriving {
                     let waited = self.decided.wait_timeout(deciding, moment);
                     deciding = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
-                _ => {
-                    return Err(Error::new(
-                        Kind::State,
-                        format!(
-                            "{what}: expected a migration that was interrupted after the guest was \
-                             handed over, and for which nothing was decided yet"
-                        ),
-                    ));
-                }
+                _ => return Err(Arriving::undecidable(what)),
             }
         }
         deciding.asked = Asked::Decided(decision);
         drop(deciding);
         self.decided.notify_all();
         Ok(())
+    }
+
+    /// The error for a decision that nobody waits for.
+    pub(super) fn undecidable(what: &str) -> Error {
+        Error::new(
+            Kind::State,
+            format!(
+                "{what}: expected a migration that was interrupted after the guest was handed over, and \
+                 for which nothing was decided yet"
+            ),
+        )
     }
 
     /// The VMM drops the migration.

@@ -60,6 +60,14 @@ impl Session {
         session
     }
 
+    /// A session that was opened by `opening` and has lost all of its connections.
+    pub(super) fn again(opening: Hello) -> Self {
+        Session {
+            there: vec![false; connections(&opening)],
+            opening,
+        }
+    }
+
     /// Admits a connection on which `hello` was said, if the connection belongs to the session.
     ///
     /// # Errors
@@ -125,7 +133,8 @@ pub(super) fn check_role(hello: &Hello) -> Result<()> {
     let what = match hello.role {
         wire::ROLE_BULK if hello.channel < hello.channels => return Ok(()),
         wire::ROLE_URGENT if !wants_urgent(hello) => {
-            "an urgent connection, and does not require the feature \"postcopy\"".to_owned()
+            "a connection of role 1 (urgent), and does not require the feature \"postcopy\""
+                .to_owned()
         }
         wire::ROLE_URGENT if hello.channel == hello.channels => return Ok(()),
         wire::ROLE_BULK | wire::ROLE_URGENT => {

@@ -2,6 +2,7 @@
 //! [`crate::migrate::switchover::destination`] decides. The driver decides nothing, and believes
 //! nothing that the peer says.
 
+use super::accepting::{AcceptFrom, Accepting};
 use super::account::Account;
 use super::agreed::Agreed;
 use super::arriving::Arriving;
@@ -9,6 +10,7 @@ use super::authenticate::{connections, is_urgent};
 use super::blobs;
 use super::devices::Devices;
 use super::digests::Digests;
+use super::figures::Figures;
 use super::gather::Gathering;
 use super::lane::{Incomer, Lane, Waits};
 use super::negotiate::{answer, hellos, negotiate, Layout};
@@ -18,15 +20,13 @@ use super::postcopy::Rest;
 use super::prefault::{Backed, Prefault};
 use super::receiver::{Came, Receiver};
 use super::workers::Workers;
-use crate::channel::handed_in::handed_in;
-use crate::channel::{Channel, Listener};
+use crate::channel::Channel;
 use crate::error::{Error, Kind, Result};
 use crate::memory::ballooned::Forgotten;
 use crate::memory::served::Checked;
 use crate::migrate::common::{Common, Migration};
 use crate::migrate::control;
 use crate::migrate::lane_name::LaneName;
-use crate::migrate::params::Params;
 use crate::migrate::report::RENEW;
 use crate::migrate::switchover::destination::{Action, Event, State};
 use crate::migrate::work::Work;
@@ -34,37 +34,15 @@ use crate::runtime::{Deadline, Limit, Timeout};
 use crate::units::Pages;
 use crate::vmm::EventKind;
 use crate::wire::{self, Hello, Record, RecordType};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+mod recover;
 mod rest;
-
-/// Where an incoming migration gets its connections.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum AcceptFrom {
-    /// The first connection that says HELLO at this listener, and the other connections of the same
-    /// source. The listener stays the VMM's too, and the VMM can use it for the next migration.
-    /// When the VMM drops the listener, its address is free again as soon as a source has come.
-    Listener(Arc<Listener>),
-    /// A connected stream socket that the VMM made, for a source with one channel. brant owns it
-    /// from here on.
-    Connected(OwnedFd),
-    /// Connected stream sockets that the VMM made, in any order, for a source with as many
-    /// channels. Messages call socket `n` of the list `fds[n]`.
-    ConnectedAll(Vec<OwnedFd>),
-}
 
 /// When a block of the source's is missing here, the destination waits this long for the source's
 /// word that it has removed the block too. The source is required to remove it first.
 const NEWS: Duration = Duration::from_secs(2);
-
-/// An [`AcceptFrom`], until it has been used.
-enum Accepting {
-    Listener(Arc<Listener>),
-    Connected(Vec<Channel>),
-}
 
 /// What the thread owns.
 pub(super) struct Driver {
@@ -81,6 +59,11 @@ pub(super) struct Driver {
     forgotten: Forgotten,
     /// What both sides have agreed on.
     agreed: Agreed,
+    /// The HELLO that opened the session, and the answer to it. Those of a recovery are the same.
+    opened: Option<(Hello, Record)>,
+    /// Figures of lanes that are none of the session's channels: the urgent one, and those whose
+    /// connections were lost.
+    others: Vec<Arc<Figures>>,
     /// The lane of pages that somebody waits for, until it has a thread of its own.
     urgent: Option<Receiver>,
     /// The pages that the source has described as missing, until they are served.
@@ -255,11 +238,7 @@ impl Driver {
 
     /// Makes a driver. Refuses a descriptor that is no connected socket.
     pub(super) fn new(shared: Arc<Migration<Arriving, State>>, from: AcceptFrom) -> Result<Self> {
-        let accepting = match from {
-            AcceptFrom::Listener(listener) => Accepting::Listener(listener),
-            AcceptFrom::Connected(fd) => Accepting::Connected(vec![Channel::from_fd(fd)?]),
-            AcceptFrom::ConnectedAll(fds) => Accepting::Connected(all(fds, &shared.params)?),
-        };
+        let accepting = Accepting::new(from, &shared.params)?;
         let memory = Arc::clone(&shared.guest.memory);
         Ok(Driver {
             common: Common::new(shared),
@@ -270,6 +249,8 @@ impl Driver {
             account: Account::new(memory),
             forgotten: Forgotten::default(),
             agreed: Agreed::default(),
+            opened: None,
+            others: Vec::new(),
             urgent: None,
             described: None,
             servable: None,
@@ -294,20 +275,19 @@ impl Driver {
             lane.renew_figures();
         }
         let figures = self.common.shared.guest.figures();
+        let all = || figures.iter().chain(&self.others);
         (stats.wire_bytes, stats.data_pages, stats.zero_pages) = (0, 0, 0);
-        for one in figures.iter().map(|figures| figures.stats()) {
+        for one in all().map(|figures| figures.stats()) {
             stats.wire_bytes += one.wire_bytes;
             stats.data_pages += one.data_pages;
             stats.zero_pages += one.zero_pages;
         }
-        stats.ballooned_pages = figures.iter().map(|figures| figures.ballooned()).sum();
-        let compressed = figures.iter().map(|figures| figures.compressed());
+        stats.ballooned_pages = all().map(|figures| figures.ballooned()).sum();
+        let compressed = all().map(|figures| figures.compressed());
         (stats.compressed_pages, stats.compressed_bytes) =
             compressed.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         let mut prefaulted = Backed::default();
-        figures
-            .iter()
-            .for_each(|one| prefaulted += one.prefaulted());
+        all().for_each(|one| prefaulted += one.prefaulted());
         stats.prefaulted_pages = prefaulted.pages;
         stats.prefault_failures = prefaulted.failures;
         if let Some(rest) = &self.rest {
@@ -319,7 +299,7 @@ impl Driver {
             stats.device_stopped_bytes = loaded.stopped;
             stats.device_time = loaded.time;
         }
-        let passes = figures.iter().map(|figures| figures.last_pass());
+        let passes = all().map(|figures| figures.last_pass());
         stats.pass = passes.max().unwrap_or(0);
         drop(figures);
         stats.throughput = self.common.meter.rate(elapsed, stats.wire_bytes);
@@ -502,6 +482,7 @@ impl Driver {
         let takes = carries && shared.vmm.can_map_blocks();
         let (reply, agreed) = answer(&hello, &shared.params, takes)?;
         self.agreed = agreed;
+        self.opened = Some((hello.clone(), reply.clone()));
         for receiver in &mut self.lanes {
             if hello.channels > 1 && receiver.channel < hello.channels {
                 receiver.is_channel(receiver.channel);
@@ -535,6 +516,8 @@ impl Driver {
         if agreed.postcopy {
             // Its number is the one behind the last channel's.
             self.urgent = self.lanes.pop();
+            let figures = self.urgent.iter().map(|lane| Arc::clone(&lane.figures));
+            self.others.extend(figures);
         }
         let figures = self.lanes.iter().map(|lane| Arc::clone(&lane.figures));
         *shared.guest.figures() = figures.collect();
@@ -817,23 +800,6 @@ impl Driver {
         self.common.too_late(error);
         Event::Late
     }
-}
-
-/// Makes channels of the connections that a VMM has handed in.
-fn all(sockets: Vec<OwnedFd>, params: &Params) -> Result<Vec<Channel>> {
-    // One more for the urgent lane of a source that wants postcopy.
-    let most = params.incoming_channels as usize;
-    if !(1..=most + 1).contains(&sockets.len()) {
-        return Err(Error::new(
-            Kind::Invalid,
-            format!(
-                "expected at least one connected socket and at most {most}, the number of channels \
-                 in this side's parameters, and one for an urgent lane; found {}",
-                sockets.len()
-            ),
-        ));
-    }
-    handed_in(sockets)
 }
 
 /// The lane of channel `channel`, in a session of `channels` channels.

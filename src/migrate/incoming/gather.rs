@@ -63,6 +63,19 @@ impl Gathering {
         }
     }
 
+    /// Listening for new connections of a session that has lost its connections.
+    pub(super) fn again(listener: Arc<Listener>, params: Params, session: Session) -> Self {
+        Gathering {
+            session: Some(session),
+            ..Gathering::new(listener, params)
+        }
+    }
+
+    /// A channel of the session is gone again, and another connection for it may come.
+    pub(super) fn forget(&mut self, channel: u16) {
+        self.session.iter_mut().for_each(|s| s.forget(channel));
+    }
+
     /// Waits for the HELLO that opens a session. `warn` gets warnings for the VMM's user, a few a
     /// minute at most.
     ///
@@ -104,6 +117,32 @@ impl Gathering {
             }
             let soon = Deadline::after(LOOK).earlier(limit.at());
             self.turn(cancel, soon, warn)?;
+        }
+    }
+
+    /// Waits for more of the session's connections, until `limit`. None: all of them have been handed
+    /// out.
+    ///
+    /// # Errors
+    /// `Cancelled`; `Timeout`, which names the missing channels.
+    pub(super) fn some(
+        &mut self,
+        cancel: &Cancel,
+        limit: Limit,
+        warn: &mut Warn<'_>,
+    ) -> Result<Vec<Arrival>> {
+        loop {
+            if !self.arrived.is_empty() {
+                return Ok(std::mem::take(&mut self.arrived));
+            }
+            let Some(session) = self.session.as_ref().filter(|s| !s.is_complete()) else {
+                return Ok(Vec::new());
+            };
+            cancel.check("waiting for the source's connections")?;
+            if limit.expired() {
+                return Err(missing(&session.missing(), session.urgent(), &limit));
+            }
+            self.turn(cancel, limit.at(), warn)?;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The VMM's side of an incoming migration: start it, watch it, cancel it. The driver does the work
 //! on a thread of its own.
 
+mod accepting;
 mod account;
 mod agreed;
 mod arriving;
@@ -24,7 +25,7 @@ mod receiver;
 mod targets;
 mod workers;
 
-pub use driver::AcceptFrom;
+pub use accepting::AcceptFrom;
 
 use crate::channel::{Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
@@ -42,6 +43,7 @@ use crate::runtime::thread::{spawn, Role};
 use crate::sys::uffd::Faults;
 use crate::units::Pages;
 use crate::vmm::Vmm;
+use accepting::Accepting;
 use arriving::{Arriving, Decision};
 use driver::Driver;
 use std::ops::Range;
@@ -243,6 +245,43 @@ impl Incoming {
     /// another one; [`Kind::State`] behind a switch at which no such userfaultfd was known.
     pub fn add_uffd(&self, fd: OwnedFd, regions: Vec<Theirs>) -> Result<()> {
         self.shared.guest.add_uffd(Faults::adopt(fd)?, regions)
+    }
+
+    /// Takes new connections of the source for the pages that are missing, when the connections of
+    /// this migration were lost after the guest was handed over ([`State::Interrupted`]). Returns at
+    /// once. The source recovers too (`Outgoing::recover`), and has as many connections as before, the
+    /// urgent one included. All of them have to come within the connect timeout. This side then says
+    /// which pages it lacks, and asks again for those that somebody waits for. When the recovery
+    /// fails, the migration is interrupted again, and can be recovered again.
+    ///
+    /// # Errors
+    /// [`Kind::State`] when the migration is not interrupted; those of [`Incoming::start`] about
+    /// descriptors.
+    pub fn recover(&self, from: AcceptFrom) -> Result<()> {
+        let bound = match &from {
+            AcceptFrom::Listener(listener) => Some(listener.local_endpoint().clone()),
+            AcceptFrom::Connected(_) | AcceptFrom::ConnectedAll(_) => None,
+        };
+        let accepting = Accepting::new(from, &self.shared.params)?;
+        self.decide(Decision::Recover(accepting), "recovering")?;
+        *self.shared.guest.endpoint() = bound;
+        Ok(())
+    }
+
+    /// Binds to `endpoint`, and recovers as [`Incoming::recover`]. Returns the endpoint that it listens
+    /// on, as [`Incoming::listen`].
+    ///
+    /// # Errors
+    /// Those of [`Incoming::recover`] and [`Incoming::listen`].
+    pub fn recover_at(&self, endpoint: &Endpoint) -> Result<Endpoint> {
+        // Nothing is bound for a migration that is not interrupted.
+        if self.state() != State::Interrupted {
+            return Err(Arriving::undecidable("recovering"));
+        }
+        let listener = Arc::new(Listener::bind(endpoint)?);
+        let bound = listener.local_endpoint().clone();
+        self.recover(AcceptFrom::Listener(listener))?;
+        Ok(bound)
     }
 
     fn decide(&self, decision: Decision, what: &str) -> Result<()> {

@@ -38,6 +38,22 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_incoming_recover",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_incoming_recover(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_recover_fds",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_incoming_recover_fds(null_mut(), null(), 1, e) })
+        },
+        None,
+    ),
+    (
         "brant_incoming_add_uffd",
         |e| {
             // SAFETY: every pointer is null, except that for the error.

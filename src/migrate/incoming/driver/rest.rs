@@ -98,8 +98,14 @@ impl Driver {
         }
         let (others, failure) = workers.join();
         self.lanes.extend(others);
-        if let Some((_, error)) = failure {
-            return Err(error);
+        if let (Some((_, error)), Some(rest)) = (failure, &self.rest) {
+            // The last page may have come before the connections were lost.
+            if rest.served.left() > Pages(0) {
+                return Err(error);
+            }
+            let message =
+                format!("all of the guest is here, and then a connection failed: {error}");
+            self.common.vmm.event(EventKind::Warning, message);
         }
         if let Some(rest) = &self.rest {
             rest.check_complete()?;
@@ -158,7 +164,7 @@ impl Driver {
             return Err(Error::new(Kind::Internal, "nothing is missing"));
         };
         if let Some(workers) = rest.workers.take() {
-            drop(workers.end());
+            self.lanes.extend(workers.end());
         }
         // Whoever still has an end of them learns that they are over.
         for lane in self.lanes.drain(..) {
@@ -179,6 +185,11 @@ impl Driver {
             return Err(Error::new(Kind::Internal, "nothing is missing"));
         };
         match decision {
+            Decision::Recover(accepting) => {
+                self.accepting = Some(accepting);
+                self.common.error = None;
+                Ok(Event::Recover)
+            }
             Decision::GiveUp => {
                 for (_, block) in &rest.blocks {
                     rest.served.lose(block, Pages(0)..block.pages())?;
@@ -191,10 +202,5 @@ impl Driver {
                 Ok(Event::GiveUp)
             }
         }
-    }
-
-    /// Agrees with the source on what is missing, over new connections.
-    pub(super) fn reconnect(&mut self) -> Result<()> {
-        Err(Error::new(Kind::Unsupported, "no recovery"))
     }
 }
