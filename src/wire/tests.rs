@@ -376,6 +376,18 @@ fn examples() -> Vec<(&'static str, Any)> {
             ),
         ),
         (
+            "device_running_end",
+            Any::Piece(
+                Piece {
+                    number: 2,
+                    flags: PIECE_LAST,
+                    offset: 0x0102_0304_0506,
+                    length: 0,
+                },
+                Vec::new(),
+            ),
+        ),
+        (
             "device_loaded",
             Any::Control(Record::DeviceLoaded(DeviceLoaded {
                 number: 2,

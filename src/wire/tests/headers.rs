@@ -47,7 +47,8 @@ fn every_truncation_that_the_header_owns_up_to_is_refused() {
 #[test]
 fn trailing_bytes_are_refused_even_when_the_header_counts_them() {
     // As above: a longer payload is a longer piece.
-    let whole = |(name, _): &(&str, Any)| *name != "device";
+    let piece = ["device", "device_running_end"];
+    let whole = |(name, _): &(&str, Any)| !piece.contains(name);
     for (name, value) in examples().into_iter().filter(whole) {
         let mut bytes = encode(&value);
         let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
