@@ -158,15 +158,20 @@ impl Drop for Watch {
     }
 }
 
+/// In the message of a call that its limit has ended.
+const LATE: &str = "ran out in a call of a device";
+
+/// Whether a call of a device at this side was ended by its limit, and `error` says so.
+pub(crate) fn is_of_a_late_call(error: &Error) -> bool {
+    error.kind() == Kind::Timeout && error.message().contains(LATE)
+}
+
 impl Watched<'_> {
     /// `error` of the calls, or that their time is over when that has ended them.
     pub(crate) fn explain(&self, error: Error) -> Error {
         let asked = self.watch.shared.lock().asked;
         match asked && self.limit.expired() {
-            true => Error::new(
-                Kind::Timeout,
-                format!("{} ran out in a call of a device: {error}", self.limit),
-            ),
+            true => Error::new(Kind::Timeout, format!("{} {LATE}: {error}", self.limit)),
             false => error,
         }
     }

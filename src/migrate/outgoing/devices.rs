@@ -13,7 +13,7 @@ use crate::migrate::common::Migration;
 use crate::migrate::switchover::source::State;
 use crate::vmm::device::{Left, Registered};
 use crate::vmm::held::{call, read};
-use crate::vmm::watch::Watch;
+use crate::vmm::watch::{is_of_a_late_call, Watch};
 use crate::wire::{
     Piece, HEADER_LEN, PIECE_BYTES_MAX, PIECE_INITIAL, PIECE_LAST, PIECE_PREFIX, PIECE_STOPPED,
 };
@@ -177,7 +177,8 @@ impl Streams {
     pub(super) fn naming_untaken(&self, error: Error) -> Error {
         let untaken = self.list.iter().filter(|s| s.is_untaken());
         let mut names: Vec<String> = untaken.map(|s| s.device.to_string()).collect();
-        if names.is_empty() || error.kind() != Kind::Timeout {
+        let waited = error.kind() == Kind::Timeout && !is_of_a_late_call(&error);
+        if names.is_empty() || !waited {
             return error;
         }
         let more = names.len().saturating_sub(NAMED);
