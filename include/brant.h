@@ -3290,7 +3290,8 @@ typedef struct brant_params {
      * Source: how far the downtime may exceed its limit before a pause is aborted, milliseconds, at
      * most 3600000; default 0. When the guest stands still, the downtime is expected once more:
      * after `pause`, and after `save`. If it would exceed the limit by more than this, `resume` is
-     * called and passes go on. That happens at most three times; then `overrun` decides. Each
+     * called and passes go on. (Once the limit has risen, what counts is the policy's
+     * `downtime_ceiling_ms`.) That happens at most three times; then `overrun` decides. Each
      * aborted pause is in `brant_stats.aborted_pause_ns`.
      */
     uint64_t downtime_slack_ms;
@@ -4517,7 +4518,8 @@ int32_t brant_image_save_start(struct brant_image_save *save,
 
 /**
  * Ends the save and returns when the guest runs on and the file is gone: within 100 ms, unless a
- * callback or a kernel call is in progress. Inside one of its own callbacks the call only asks for
+ * callback or a kernel call is in progress; a callback of a device is asked to return
+ * (`brant_device.cancel`). Inside one of its own callbacks the call only asks for
  * the end. A save that has ended stays as it is.
  */
 int32_t brant_image_save_cancel(struct brant_image_save *save,
@@ -4576,7 +4578,7 @@ int32_t brant_image_restore_start(struct brant_image_restore *restore,
 
 /**
  * Ends the restore and returns when its threads have ended: within 100 ms, unless a callback or a
- * kernel call is in progress. Inside one of its own callbacks the call only asks for the end. A
+ * kernel call is in progress; a callback of a device is asked to return (`brant_device.cancel`). Inside one of its own callbacks the call only asks for the end. A
  * restore that has ended stays as it is; brant_image_restore_wait says whether the guest runs.
  */
 int32_t brant_image_restore_cancel(struct brant_image_restore *restore,

@@ -358,7 +358,8 @@ pub unsafe extern "C" fn brant_image_save_start(
 }
 
 /// Ends the save and returns when the guest runs on and the file is gone: within 100 ms, unless a
-/// callback or a kernel call is in progress. Inside one of its own callbacks the call only asks for
+/// callback or a kernel call is in progress; a callback of a device is asked to return
+/// (`brant_device.cancel`). Inside one of its own callbacks the call only asks for
 /// the end. A save that has ended stays as it is.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_cancel(
@@ -480,7 +481,7 @@ pub unsafe extern "C" fn brant_image_restore_start(
 }
 
 /// Ends the restore and returns when its threads have ended: within 100 ms, unless a callback or a
-/// kernel call is in progress. Inside one of its own callbacks the call only asks for the end. A
+/// kernel call is in progress; a callback of a device is asked to return (`brant_device.cancel`). Inside one of its own callbacks the call only asks for the end. A
 /// restore that has ended stays as it is; brant_image_restore_wait says whether the guest runs.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_cancel(

@@ -41,7 +41,8 @@ pub struct brant_params {
     /// Source: how far the downtime may exceed its limit before a pause is aborted, milliseconds, at
     /// most 3600000; default 0. When the guest stands still, the downtime is expected once more:
     /// after `pause`, and after `save`. If it would exceed the limit by more than this, `resume` is
-    /// called and passes go on. That happens at most three times; then `overrun` decides. Each
+    /// called and passes go on. (Once the limit has risen, what counts is the policy's
+    /// `downtime_ceiling_ms`.) That happens at most three times; then `overrun` decides. Each
     /// aborted pause is in `brant_stats.aborted_pause_ns`.
     pub downtime_slack_ms: u64,
     /// Source: how long `pause` will take at this side, microseconds, at most 3600000000; 0 when

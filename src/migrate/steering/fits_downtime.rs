@@ -537,6 +537,27 @@ mod tests {
     }
 
     #[test]
+    fn dirty_rings_that_are_too_large_for_the_limit_are_named_when_the_time_is_up() {
+        let mut decider = FitsDowntime::new(ms(300), Some(ms(1000)));
+        let mut error = |ring| {
+            let facts = Facts {
+                total: Bytes(8 << 30),
+                limited_vcpus: 4,
+                ring: Pages(ring),
+                ..devices(50_000_000, 1000)
+            };
+            match decider.decide(&facts).next {
+                Next::GiveUp(error) => error.message().to_owned(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let named = "the dirty rings of 4 limited vCPUs have 65536 entries each";
+        let message = error(65_536);
+        assert!(message.contains(named), "{message}");
+        assert!(!error(0).contains("entries"));
+    }
+
+    #[test]
     fn what_is_written_during_a_slow_pause_ends_a_migration_that_it_has_kept_for_long() {
         let mut decider = FitsDowntime::new(ms(300), None);
         decider.set_bounds(&bounds(300, Some(300)));
