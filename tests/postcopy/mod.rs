@@ -2,6 +2,7 @@
 
 mod destination;
 mod lost;
+mod other_process;
 mod recovered;
 mod refused;
 mod scripted;
