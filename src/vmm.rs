@@ -69,6 +69,10 @@ pub enum EventKind {
     Stalled = 9,
     /// Source: the guest is slowed by another percentage than before, or not any more.
     Throttle = 10,
+    /// Postcopy: the connections were lost after the guest was handed over, and pages of its memory are
+    /// not at the destination. Both sides keep what they have until their VMMs recover or resolve the
+    /// migration. The message says why, and how many pages are missing.
+    Interrupted = 11,
 }
 
 /// Something that happened, told through [`Vmm::event`].

@@ -49,6 +49,7 @@ pub mod outgoing;
 pub mod owner;
 pub mod params;
 pub mod policy;
+mod postcopy;
 pub mod rate;
 pub mod reader;
 pub mod ring;

@@ -75,6 +75,12 @@ pub const BRANT_EVENT_STALLED: u32 = 9;
 /// Source: the guest is slowed by another percentage than before, or other vCPUs are, or none
 /// (`brant_policy.slowing`).
 pub const BRANT_EVENT_THROTTLE: u32 = 10;
+/// Postcopy: the connections were lost after the guest was handed over, and pages of its memory are not
+/// at the destination. The guest runs there until it needs one of them, and waits for it. Both sides keep
+/// what they have until their VMMs recover or resolve the migration. The message says why, and how many
+/// pages are missing. The state is BRANT_SOURCE_INTERRUPTED or BRANT_DESTINATION_INTERRUPTED, and waiting
+/// for the end of the migration goes on.
+pub const BRANT_EVENT_INTERRUPTED: u32 = 11;
 
 /// Something that happened. Valid during the callback only.
 #[repr(C)]
@@ -739,6 +745,7 @@ mod tests {
             (EventKind::Downtime, BRANT_EVENT_DOWNTIME),
             (EventKind::Stalled, BRANT_EVENT_STALLED),
             (EventKind::Throttle, BRANT_EVENT_THROTTLE),
+            (EventKind::Interrupted, BRANT_EVENT_INTERRUPTED),
         ];
         for (kind, number) in events {
             assert_eq!(kind as u32, number);

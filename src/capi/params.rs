@@ -128,6 +128,11 @@ pub struct brant_params {
     /// Source: BRANT_HAND_OVER_*: whether a destination on the same host gets memory by descriptors,
     /// without a copy.
     pub hand_over: u32,
+    /// Source: BRANT_POSTCOPY_*: whether the guest may run at the destination before all of its memory
+    /// is there.
+    pub postcopy: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// In `brant_params.hand_over`, the default: all blocks are copied.
@@ -143,6 +148,16 @@ pub const BRANT_HAND_OVER_POSSIBLE: u32 = 1;
 /// migration fails with BRANT_E_UNSUPPORTED, and the message names the block and the reason. A
 /// destination that takes no descriptors is refused (BRANT_E_VERSION).
 pub const BRANT_HAND_OVER_ONLY: u32 = 2;
+
+/// In `brant_params.postcopy`, the default: the guest runs at the destination when all of its memory is
+/// there.
+pub const BRANT_POSTCOPY_OFF: u32 = 0;
+/// In `brant_params.postcopy`: brant_outgoing_start_postcopy and BRANT_DEADLINE_POSTCOPY may send the
+/// guest ahead of its memory. There is one connection more than `channels`, for pages that the guest
+/// waits for: with brant_outgoing_start_fds it is the last one. A destination that cannot serve the
+/// faults of its guest refuses the source before the first page, and says which block and why. Not
+/// together with BRANT_VERIFY_ON.
+pub const BRANT_POSTCOPY_ALLOWED: u32 = 1;
 
 /// In `brant_params.overrun`, the default: a migration whose downtime limit cannot be kept fails with
 /// BRANT_E_NOT_CONVERGED, and the guest runs on. The message names the part that alone exceeds the
@@ -247,6 +262,12 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
     }
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
+    if p.reserved != 0 {
+        return Err(invalid(format!(
+            "brant_params.reserved is {}, not 0",
+            p.reserved
+        )));
+    }
     let hand_over = match p.hand_over {
         BRANT_HAND_OVER_OFF => HandOver::Off,
         BRANT_HAND_OVER_POSSIBLE => HandOver::WherePossible,
@@ -258,6 +279,12 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         )))
         }
     };
+    if p.postcopy > BRANT_POSTCOPY_ALLOWED {
+        return Err(invalid(format!(
+            "brant_params.postcopy is BRANT_POSTCOPY_OFF (0) or BRANT_POSTCOPY_ALLOWED (1), not {}",
+            p.postcopy
+        )));
+    }
     if p.verify > BRANT_VERIFY_ON {
         return Err(invalid(format!(
             "brant_params.verify is BRANT_VERIFY_OFF (0) or BRANT_VERIFY_ON (1), not {}",
@@ -376,6 +403,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         zero_copy: p.zero_copy == BRANT_ZERO_COPY_ON,
         prefault: p.prefault == BRANT_PREFAULT_ON,
         skip_ballooned: p.ballooned == BRANT_BALLOONED_SKIP,
+        postcopy: p.postcopy == BRANT_POSTCOPY_ALLOWED,
     };
     params.check()?;
     Ok(params)

@@ -72,6 +72,11 @@ pub const BRANT_DEADLINE_CARRY_ON: u32 = 1;
 /// is paused at the next rest that is about as small as the smallest of the last passes, and does not
 /// wait for the deadline. No downtime limit is too short for this policy: see BRANT_OVERRUN_CARRY_ON.
 pub const BRANT_DEADLINE_PAUSE: u32 = 2;
+/// In `brant_policy.on_deadline`: the guest is sent ahead of its memory at the deadline (postcopy). A
+/// migration that has stalled, or whose downtime limit cannot be kept, does not wait for the deadline.
+/// When the guest would stand still for longer than the limit even so, the migration fails with
+/// BRANT_E_NOT_CONVERGED and the figure, and the guest runs on. Needs BRANT_POSTCOPY_ALLOWED.
+pub const BRANT_DEADLINE_POSTCOPY: u32 = 3;
 
 sized!(brant_policy);
 
@@ -103,10 +108,11 @@ pub(super) unsafe fn policy(from: *const brant_policy) -> Result<Policy> {
         BRANT_DEADLINE_CANCEL => OnDeadline::Cancel,
         BRANT_DEADLINE_CARRY_ON => OnDeadline::CarryOn,
         BRANT_DEADLINE_PAUSE => OnDeadline::PauseToFinish,
+        BRANT_DEADLINE_POSTCOPY => OnDeadline::Postcopy,
         other => {
             return Err(invalid(format!(
-            "brant_policy.on_deadline is BRANT_DEADLINE_CANCEL (0), BRANT_DEADLINE_CARRY_ON (1) \
-                 or BRANT_DEADLINE_PAUSE (2), not {other}"
+            "brant_policy.on_deadline is BRANT_DEADLINE_CANCEL (0), BRANT_DEADLINE_CARRY_ON (1), \
+                 BRANT_DEADLINE_PAUSE (2) or BRANT_DEADLINE_POSTCOPY (3), not {other}"
         )))
         }
     };

@@ -56,6 +56,11 @@ pub const BRANT_SOURCE_VERIFYING: u32 = 21;
 /// Source: a pause is aborted because the downtime would exceed its limit: the VMM resumes the guest.
 /// BRANT_SOURCE_COPYING follows.
 pub const BRANT_SOURCE_ABORTING_PAUSE: u32 = 22;
+/// Source, postcopy: the guest runs at the destination, and the rest of its memory is being sent.
+pub const BRANT_SOURCE_SERVING: u32 = 23;
+/// Source, postcopy: the connections were lost after the hand-over. The rest of the guest's memory is kept
+/// here until brant_outgoing_recover or brant_outgoing_resolve.
+pub const BRANT_SOURCE_INTERRUPTED: u32 = 24;
 /// Destination: not started.
 pub const BRANT_DESTINATION_IDLE: u32 = 32;
 /// Destination: waiting for a connection.
@@ -109,7 +114,8 @@ pub const BRANT_STALL_DIRTYING: u64 = 4;
 /// `device_left_bytes`, `missing_pages`, `fault_waiting`, `fault_p50_ns` and `fault_p99_ns`. All others only grow, until a pause is aborted: the figures of that pause
 /// and its promise are 0 then. (`state` is a name and not a figure:
 /// it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
-/// BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
+/// BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, between BRANT_SOURCE_SERVING and
+/// BRANT_SOURCE_INTERRUPTED in both directions, and back to BRANT_SOURCE_UNANSWERED where
 /// `brant_outgoing_resolve` cannot resume the guest.)
 ///
 /// `state`, `error` and `elapsed_ns` are those of the moment. The migration's thread brings all other
@@ -378,6 +384,13 @@ pub struct brant_stats {
     pub local_faults: u64,
     /// Postcopy: pages that were given up (`brant_incoming_give_up`). Destination only.
     pub lost_pages: u64,
+    /// Postcopy: requests of the destination for pages that its guest waited for. A request may name
+    /// several runs of pages. Source only.
+    pub requests: u64,
+    /// Postcopy: pages in these requests. Some of them were on their way already. Source only.
+    pub requested_pages: u64,
+    /// Postcopy: how often the migration went on over new connections.
+    pub recoveries: u64,
 }
 
 /// In `brant_stats.zero_copy`, beside BRANT_ZERO_COPY_OFF (it was not asked for) and
@@ -570,6 +583,9 @@ impl From<&Stats> for brant_stats {
             fault_blocked_ns: nanos(s.fault_blocked),
             local_faults: s.local_faults,
             lost_pages: s.lost_pages,
+            requests: s.requests,
+            requested_pages: s.requested_pages,
+            recoveries: s.recoveries,
         }
     }
 }
@@ -642,6 +658,8 @@ mod tests {
             (S::InDoubt as u32, BRANT_SOURCE_IN_DOUBT),
             (S::Verifying as u32, BRANT_SOURCE_VERIFYING),
             (S::AbortingPause as u32, BRANT_SOURCE_ABORTING_PAUSE),
+            (S::Serving as u32, BRANT_SOURCE_SERVING),
+            (S::Interrupted as u32, BRANT_SOURCE_INTERRUPTED),
             (S::TakenBack as u32, BRANT_SOURCE_TAKEN_BACK),
             (S::GivenUp as u32, BRANT_SOURCE_GIVEN_UP),
             (D::Idle as u32, BRANT_DESTINATION_IDLE),

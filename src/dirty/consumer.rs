@@ -365,6 +365,19 @@ impl Consumer {
         unread: bool,
         manner: Manner,
     ) -> Result<Taken> {
+        self.take_within(cursor, max_runs, max_pages, (unread, None), manner)
+    }
+
+    /// The same for pages of one block before one of its pages, if `which` names them. `which` also says
+    /// whether only pages are meant that are not read.
+    pub(super) fn take_within(
+        &self,
+        cursor: &mut Cursor,
+        max_runs: usize,
+        max_pages: Pages,
+        which: (bool, Option<(BlockId, u64)>),
+        manner: Manner,
+    ) -> Result<Taken> {
         // Made before the lock is taken, so that it is dropped after the lock: the drop puts pages
         // back and takes the lock itself.
         let mut taken = Taken::nothing(&self.lease, manner);
@@ -377,10 +390,12 @@ impl Consumer {
         let begun = *cursor;
         let mut left = max_pages.0;
         let skip_ballooned = inner.member(self.seat()).is_some_and(|m| m.skip_ballooned);
+        let (unread, within) = which;
         let what = Wanted {
             seat: self.seat(),
             skip_ballooned: skip_ballooned && self.memory().must_tell_host(),
             unread,
+            within,
         };
         while taken.run_count() < max_runs && left > 0 {
             // Makes room first: without room a taken page could not be kept.

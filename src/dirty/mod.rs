@@ -14,6 +14,7 @@ mod by_vcpu;
 pub mod consumer;
 mod figures;
 mod follow;
+mod frozen;
 mod guarded;
 mod hints;
 pub mod iommufd;

@@ -19,6 +19,14 @@ impl Cursor {
         }
     }
 
+    /// A page of a block.
+    pub(crate) fn to(block: BlockId, page: crate::units::Pages) -> Cursor {
+        Cursor {
+            block: block.0,
+            page: page.0,
+        }
+    }
+
     /// The beginning of the next block.
     pub(super) fn next_block(self) -> Cursor {
         Cursor::at(BlockId(self.block + 1))

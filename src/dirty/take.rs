@@ -23,6 +23,8 @@ pub(super) struct Wanted {
     pub skip_ballooned: bool,
     /// Only pages that are not read: ballooned and free ones.
     pub unread: bool,
+    /// Only pages of this block, and only those before this one.
+    pub within: Option<(BlockId, u64)>,
 }
 
 impl Inner {
@@ -42,6 +44,14 @@ impl Inner {
             if id.0 != cursor.block {
                 *cursor = Cursor::at(id);
             }
+            let end_of_wanted = match what.within {
+                Some((block, _)) if block != id => return Ok(None),
+                Some((_, end)) => end,
+                None => u64::MAX,
+            };
+            if cursor.page >= end_of_wanted {
+                return Ok(None);
+            }
             let BlockState {
                 pin_source, sets, ..
             } = state;
@@ -52,7 +62,7 @@ impl Inner {
             };
             // A large block is not searched as a whole. There are two bitmaps, and one may have no
             // bit for a long way. It would be searched again for each run that the other one has.
-            let window = cursor.page.saturating_add(WINDOW);
+            let window = cursor.page.saturating_add(WINDOW).min(end_of_wanted);
             let found = if what.unread && !what.skip_ballooned {
                 None
             } else if what.unread {
@@ -62,7 +72,11 @@ impl Inner {
             };
             // A hinted page that was found written since is pending, and is handed out as such.
             let before = found.as_ref().map_or(window, |found| found.start);
-            if let Some(free) = set.next_free(cursor.page, before) {
+            let free = match what.within {
+                None => set.next_free(cursor.page, before),
+                Some(_) => None,
+            };
+            if let Some(free) = free {
                 let end = free.end;
                 match state.hand_out(seat, free, Content::Free, taken)? {
                     Some(run) => {
@@ -88,6 +102,7 @@ impl Inner {
                 .end
                 .min(stretch_end)
                 .min(set.cut_at_fresh(first))
+                .min(end_of_wanted)
                 .min(first.saturating_add(max_pages));
             // The protection of a page is restored before anything looks at the page, even if only
             // to decide that it need not be read. Otherwise a page could be lost: GET; the page is

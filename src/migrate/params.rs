@@ -1,6 +1,6 @@
 //! The parameters of a migration and their limits, which are checked once, before anything starts.
 
-use super::steering::policies::Policy;
+use super::steering::policies::{OnDeadline, Policy};
 use super::steering::{FitsDowntime, Operations, Overrun};
 use crate::error::{Error, Kind, Result};
 use crate::page::compress::{LEVEL_MAX, LEVEL_MIN};
@@ -86,8 +86,16 @@ pub struct Params {
     /// hand-over that is under way. One second later the destination has begun `run` or never will.
     /// Only then does a migration that was handed over become unanswered.
     pub handover_timeout: Duration,
-    /// Source: connections to the destination, 1 to 64; 1.
+    /// Source: connections to the destination, 1 to 64; 1. With [`Params::postcopy`] there is one more.
     pub channels: u32,
+    /// Source: whether the guest may run at the destination before all of its memory is there. Off. The
+    /// destination must be able to serve its guest's page faults, which is found out when the two sides
+    /// agree on their blocks. [`Outgoing::start_postcopy`] or the policy ([`OnDeadline::Postcopy`]) then
+    /// switches. See `docs/postcopy.md`. Not together with [`Params::verify`].
+    ///
+    /// [`Outgoing::start_postcopy`]: crate::migrate::Outgoing::start_postcopy
+    /// [`OnDeadline::Postcopy`]: crate::migrate::OnDeadline::Postcopy
+    pub postcopy: bool,
     /// Destination: the most connections that it takes from a source: 1 to 64; 64. A source that
     /// wants more is refused.
     pub incoming_channels: u32,
@@ -224,6 +232,7 @@ impl Default for Params {
             switchover_timeout: Duration::from_secs(30),
             handover_timeout: Duration::from_secs(30),
             channels: 1,
+            postcopy: false,
             incoming_channels: 64,
             max_state_bytes: 256 << 20,
             max_device_buffer: 256 << 20,
@@ -330,9 +339,10 @@ impl Params {
     /// descriptors can travel over the connection and this side's VMM wants them.
     pub(super) fn ours(&self, side: Side, devices: bool, descriptors: bool) -> wire::Ours {
         let mut ours = wire::Ours::default();
-        if let Side::Source = side {
-            // This side cannot do it yet.
-            ours = ours.without(wire::FEATURE_POSTCOPY);
+        match (self.postcopy, side) {
+            (true, Side::Source) => ours = ours.requiring(wire::FEATURE_POSTCOPY),
+            (false, Side::Source) => ours = ours.without(wire::FEATURE_POSTCOPY),
+            (_, Side::Destination) => {}
         }
         match (descriptors, side, self.hand_over) {
             (true, Side::Source, HandOver::Only) => {
@@ -444,6 +454,7 @@ impl Params {
         }
         self.check_expected()?;
         self.check_policy()?;
+        self.check_postcopy()?;
         let slack = Words(self.downtime_slack);
         within(
             "the downtime slack",
@@ -502,6 +513,26 @@ impl Params {
             )),
             _ => Ok(()),
         }
+    }
+
+    fn check_postcopy(&self) -> Result<()> {
+        let invalid = |message: &str| Err(Error::new(Kind::Invalid, message));
+        if self.postcopy && self.verify {
+            return invalid(
+                "a migration that may be switched to postcopy is not verified: when the guest runs at the \
+                 destination, its memory is not there yet",
+            );
+        }
+        if self.postcopy && self.hand_over != HandOver::Off {
+            return invalid(
+                "memory is handed over by descriptors, or the guest may be sent ahead of its memory \
+                 (postcopy); not both in one migration",
+            );
+        }
+        if !self.postcopy && self.policy.on_deadline == OnDeadline::Postcopy {
+            return invalid("the policy switches to postcopy, which the parameters do not allow");
+        }
+        Ok(())
     }
 
     fn check_expected(&self) -> Result<()> {

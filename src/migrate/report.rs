@@ -313,6 +313,13 @@ pub struct Stats {
     pub local_faults: u64,
     /// Postcopy: pages that were given up. Destination only.
     pub lost_pages: u64,
+    /// Postcopy: requests of the destination for pages that its guest waited for. A request may name
+    /// several runs of pages. Source only.
+    pub requests: u64,
+    /// Postcopy: pages in these requests. Some of them were on their way already. Source only.
+    pub requested_pages: u64,
+    /// Postcopy: how often the migration went on over new connections.
+    pub recoveries: u64,
 }
 
 /// Whether pages are sent without a copy

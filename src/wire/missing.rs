@@ -84,6 +84,21 @@ impl Missing {
         Ok(self.missing > 0)
     }
 
+    /// The record of a piece of `pages` pages of a block from `first_page` on, whose missing pages have
+    /// their bits set in `words`; bits behind the piece are 0. `None` when no page misses.
+    ///
+    /// # Errors
+    /// [`Kind::NoMemory`].
+    pub fn piece(
+        block: u32,
+        first_page: Pages,
+        pages: u32,
+        words: &[u64],
+    ) -> Result<Option<Missing>> {
+        let mut piece = Missing::empty(block);
+        Ok(piece.fill(first_page, pages, words)?.then_some(piece))
+    }
+
     /// The missing pages in ascending order, as ranges of pages of the block. A record that was decoded
     /// has been checked: the ranges lie in its piece, and none is empty.
     pub fn runs(&self) -> MissingRuns<'_> {

@@ -7,6 +7,7 @@ mod devices;
 mod hand_over;
 mod looking;
 mod negotiate;
+mod rest;
 mod verify;
 
 use super::advance::Advance;
@@ -18,6 +19,7 @@ use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
 use super::leaving::Leaving;
 use super::loaded::Loaded;
+use super::postcopy::{Counts, Rest};
 use super::rates::Rates;
 use super::steer::Steer;
 use super::unread::Unread;
@@ -42,7 +44,7 @@ use crate::runtime::{Cancel, Limit, Timeout};
 use crate::units::Pages;
 use crate::vmm::EventKind;
 use crate::walk::{self, Outlet, Put, Walk, BATCH_PAGES};
-use crate::wire::{self, Record, Token};
+use crate::wire::{self, HelloReply, Record, Token};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -60,24 +62,30 @@ pub enum ConnectTo {
     /// here on.
     Connected(OwnedFd),
     /// Connected stream sockets for [`Params::channels`](crate::migrate::Params::channels)
-    /// channels: one for each, channel 0 first. Messages call socket `n` of the list `fds[n]`.
+    /// channels: one for each, channel 0 first; with
+    /// [`Params::postcopy`](crate::migrate::Params::postcopy) one more behind them. Messages call socket `n` of the list `fds[n]`.
     ConnectedAll(Vec<OwnedFd>),
 }
 
 impl ConnectTo {
-    /// The way to the destination for `channels` channels. Descriptors that are no connections are
-    /// refused, and so is a number of them other than `channels`.
-    fn route(self, channels: u32) -> Result<Route> {
+    /// The way to the destination for `channels` channels, and for an `urgent` lane. Descriptors that
+    /// are no connections are refused, and so is another number of them.
+    pub(super) fn route(self, channels: u32, urgent: bool) -> Result<Route> {
+        let wanted = channels as usize + usize::from(urgent);
         let count = match &self {
             ConnectTo::Endpoint(_) => channels as usize,
             ConnectTo::Connected(_) => 1,
             ConnectTo::ConnectedAll(sockets) => sockets.len(),
         };
-        if count != channels as usize {
+        if count != wanted {
+            let more = match urgent {
+                true => ", and one more for postcopy",
+                false => "",
+            };
             return Err(Error::new(
                 Kind::Invalid,
                 format!(
-                    "expected a connected socket for each channel, {channels} by the parameters; \
+                    "expected a connected socket for each channel, {channels} by the parameters{more}; \
                      found {count}"
                 ),
             ));
@@ -142,6 +150,19 @@ pub(super) struct Driver {
     told_wait: bool,
     /// The VMM was told that the state of devices grows too fast.
     told_growth: bool,
+    /// The guest is to be sent ahead of its pages.
+    to_postcopy: bool,
+    /// The pages that follow the guest.
+    rest: Option<Arc<Rest>>,
+    /// What was done with such pages.
+    counts: Arc<Counts>,
+    /// The number of the last recovery.
+    epoch: u32,
+    /// What the destination chose at the beginning.
+    agreed: Option<HelloReply>,
+    /// What was sent over connections that are lost.
+    before: Put,
+    sent_before: u64,
     /// The migration is over and asks the consumer nothing any more: its figures stay as they are.
     ended: bool,
 }
@@ -212,7 +233,7 @@ impl Work for Driver {
                 self.sync_stopped()?;
                 self.common.stats.last_sync = Some(begun.elapsed());
                 self.check_gate()?;
-                Some(match self.judge(Moment::Paused)? {
+                Some(match self.may_switch(Moment::Paused)? {
                     true => Event::Paused,
                     false => Event::DoesNotFit,
                 })
@@ -236,7 +257,7 @@ impl Work for Driver {
                 let first = self.common.stats.last_sync.unwrap_or_default();
                 self.common.stats.last_sync = Some(first + begun.elapsed());
                 self.check_gate()?;
-                if !self.judge(Moment::Saved)? {
+                if !self.may_switch(Moment::Saved)? {
                     // The consumer must not be frozen: what another consumer's sync finds before the
                     // guest runs on is a page of this migration too.
                     return Ok(Some(Event::DoesNotFit));
@@ -248,12 +269,19 @@ impl Work for Driver {
                 Some(Event::Synced)
             }
             Action::SendLast => {
-                self.send_last()?;
+                match self.to_postcopy {
+                    true => self.switch()?,
+                    false => self.send_last()?,
+                }
                 Some(Event::Sent)
             }
             Action::AwaitReady => {
                 let begun = Instant::now();
-                let ready = self.await_ready().map_err(|e| self.explain(e));
+                let ready = match self.rest {
+                    Some(_) => self.await_ready_to_serve(),
+                    None => self.await_ready(),
+                };
+                let ready = ready.map_err(|e| self.explain(e));
                 self.common.stats.ready = Some(begun.elapsed());
                 let ready = ready?;
                 self.common.stats.load = Some(Duration::from_micros(ready.load_micros));
@@ -278,7 +306,9 @@ impl Work for Driver {
                 // connection. This is the last moment to find that and keep the guest.
                 let listened = self.lanes()?.listen();
                 listened.map_err(|e| self.explain(e))?;
-                self.check_all_sent()?;
+                if self.rest.is_none() {
+                    self.check_all_sent()?;
+                }
                 self.tell_written("");
                 Some(Event::Released)
             }
@@ -310,6 +340,7 @@ impl Work for Driver {
                 self.common.stats.handover = Some(begun.elapsed());
                 self.common.stats.run = Some(Duration::from_micros(run?));
                 self.common.done = Some(match self.common.shared.params.verify {
+                    _ if self.rest.is_some() => Event::PeerRunningToServe,
                     true => Event::PeerRunningToVerify,
                     false => Event::PeerRunning,
                 });
@@ -333,9 +364,21 @@ impl Work for Driver {
                     // meanwhile.
                     std::thread::sleep(left.min(RENEW));
                 }
-                Some(Event::Decided)
+                Some(match self.rest {
+                    Some(_) => Event::DecidedToServe,
+                    None => Event::Decided,
+                })
             }
+            Action::Serve => {
+                self.serve()?;
+                Some(Event::Served)
+            }
+            Action::AwaitRecovery => Some(self.await_recovery()?),
             Action::CallResume => {
+                if let (Some(_), Some(lanes)) = (self.rest.take(), &mut self.lanes) {
+                    // Nobody may read a page on its way out while the guest writes it again.
+                    lanes.stop_serving();
+                }
                 self.consumer.unfreeze();
                 self.tell_written("; the guest, which runs on here, finds it written");
                 let vmm = &self.common.vmm;
@@ -404,7 +447,7 @@ impl Driver {
         to: ConnectTo,
         decider: Asked,
     ) -> Result<Self> {
-        let route = to.route(shared.params.channels)?;
+        let route = to.route(shared.params.channels, shared.params.postcopy)?;
         let walk = Walk::over(shared.guest.tracker.memory())?;
         let lent = shared.guest.lent().clone();
         let operations = shared.params.expected;
@@ -444,6 +487,13 @@ impl Driver {
             loaded: Arc::default(),
             told_wait: false,
             told_growth: false,
+            to_postcopy: false,
+            rest: None,
+            counts: Arc::default(),
+            epoch: 0,
+            agreed: None,
+            before: Put::default(),
+            sent_before: 0,
             ended: false,
         })
     }
@@ -460,9 +510,10 @@ impl Driver {
         let stats = &mut self.common.stats;
         stats.elapsed = elapsed;
         if let Some(lanes) = &self.lanes {
-            stats.wire_bytes = lanes.sent();
+            stats.wire_bytes = self.sent_before + lanes.sent();
             stats.unacknowledged_pages = lanes.unacknowledged();
-            let put = lanes.put();
+            let mut put = lanes.put();
+            put += self.before;
             stats.data_pages = put.data_pages;
             stats.zero_pages = put.zero_pages;
             stats.hole_pages = put.hole_pages;
@@ -507,6 +558,15 @@ impl Driver {
                 });
         }
         let stats = &mut self.common.stats;
+        [
+            stats.requests,
+            stats.requested_pages,
+            stats.urgent_pages,
+            stats.bulk_pages,
+        ] = self.counts.now();
+        if self.to_postcopy {
+            stats.missing_pages = remaining.0 + stats.unacknowledged_pages;
+        }
         stats.throughput = self.common.meter.rate(elapsed, stats.wire_bytes);
         stats.total_bytes = self
             .common
@@ -579,6 +639,16 @@ impl Driver {
         self.consumer.sync_unless(When::Stopped, cancel).map(drop)
     }
 
+    /// Whether a guest that stands still is switched over, or switched to postcopy.
+    fn may_switch(&mut self, moment: Moment) -> Result<bool> {
+        if !self.to_postcopy {
+            return self.judge(moment);
+        }
+        let against = self.against_switch(moment);
+        self.aborting = against.as_ref().map(|why| why.message().to_owned());
+        Ok(against.is_none())
+    }
+
     /// Has the decider judge the pause. Returns whether the switchover goes on.
     fn judge(&mut self, moment: Moment) -> Result<bool> {
         let facts = self.facts(moment);
@@ -605,6 +675,9 @@ impl Driver {
         let stood = stood.unwrap_or_default();
         guest.pacer.end_override();
         self.blobs = Blobs::default();
+        if std::mem::take(&mut self.to_postcopy) {
+            self.steer.drop_postcopy();
+        }
         self.streams.go_on();
         // Devices may have to be waited for again.
         self.told_wait = false;

@@ -101,6 +101,11 @@ impl Encoder {
         Ok(())
     }
 
+    /// Has no page go as a delta any more.
+    pub(super) fn end_deltas(&mut self) {
+        self.deltas = None;
+    }
+
     /// The pages that follow belong to pass `pass`.
     pub(super) fn in_pass(&mut self, pass: u32) {
         if let Some(deltas) = &mut self.deltas {

@@ -228,6 +228,17 @@ impl Lane {
             .wait_or(Interest::Read, Some(work), Some(stop), Deadline::never())
     }
 
+    /// As [`Lane::wait_for_peer_or`], for as long as `until`.
+    pub(super) fn wait_for_peer_until(
+        &self,
+        work: &Recall,
+        stop: &Cancel,
+        until: Deadline,
+    ) -> Result<Wake> {
+        self.channel
+            .wait_or(Interest::Read, Some(work), Some(stop), until)
+    }
+
     /// Sends taken pages, whose protection has been restored, and `first` before them. After an
     /// error or a panic, the taken pages are pending again. One case differs: when all of them had
     /// gone before a cancel was heeded, they are in the account of pages that are not acknowledged.
@@ -350,6 +361,23 @@ impl Lane {
     pub(super) fn end_pages(&mut self, pass: u32, io: &Io<'_>) -> Result<()> {
         let marker = self.ledger.pages_end(pass);
         self.say(&Record::Marker(marker), io)
+    }
+
+    /// Sends the marker behind the last page of a guest that ran here. No deltas follow.
+    pub(super) fn begin_postcopy(&mut self, pass: u32, io: &Io<'_>) -> Result<()> {
+        self.encoder.end_deltas();
+        let marker = self.ledger.postcopy(pass);
+        self.say(&Record::Marker(marker), io)
+    }
+
+    /// Whether pages were sent since the last marker.
+    pub(super) fn has_unmarked(&self) -> bool {
+        self.ledger.has_unmarked()
+    }
+
+    /// How many markers were sent and are not acknowledged.
+    pub(super) fn markers_waiting(&self) -> usize {
+        self.ledger.markers_waiting()
     }
 
     /// Sends a marker, the `last` one or not.
@@ -489,7 +517,7 @@ impl Lane {
     }
 
     /// Records that the destination has acknowledged marker `number`.
-    fn acknowledged(&mut self, number: u64) -> Result<()> {
+    pub(super) fn acknowledged(&mut self, number: u64) -> Result<()> {
         let acknowledged = self.ledger.acknowledged(number);
         if self.ledger.unacknowledged() == 0 {
             let sent = self.sent();

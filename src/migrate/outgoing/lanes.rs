@@ -15,6 +15,7 @@ use super::balance::{Balance, Load};
 use super::devices::PieceBytes;
 use super::lane::Lane;
 use super::loaded::Loaded;
+use super::postcopy::{Bounds, Rest};
 use super::queue::{What, Work};
 use super::worker::{Figures, Shared, Worker};
 use crate::channel::{Channel, Copying, Io, Pacer, ZeroCopy};
@@ -67,6 +68,9 @@ pub(super) struct Lanes {
     first: Lane,
     /// The lanes of the channels 1, 2 and so on.
     further: Vec<Further>,
+    /// The lane of pages that the destination asks for, when postcopy was agreed on. None of the pages
+    /// before the switch go over it.
+    urgent: Option<Further>,
     /// Lane 0's pages that wait.
     ahead: Ahead,
     shared: Arc<Shared>,
@@ -80,13 +84,14 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// A lane for each channel, channel 0 first, all under the cap of `pacer`. `cancel` ends the
-    /// migration.
+    /// A lane for each channel, channel 0 first, all under the cap of `pacer`. When `urgent` is set, the
+    /// last one is none of the channels but the urgent lane. `cancel` ends the migration.
     ///
     /// # Errors
     /// When there is no channel, and when there is no descriptor for what the lanes share.
     pub(super) fn over(
         mut channels: Vec<Channel>,
+        urgent: bool,
         pacer: &Arc<Pacer>,
         params: &Params,
         cancel: &Cancel,
@@ -122,9 +127,13 @@ impl Lanes {
         let first = lanes
             .next()
             .ok_or_else(|| Error::new(Kind::Internal, "no channel for a migration"))?;
-        let further: Vec<Further> = lanes.map(Further::Here).collect();
+        let mut further: Vec<Further> = lanes.map(Further::Here).collect();
         Ok(Lanes {
             first,
+            urgent: match urgent {
+                true => further.pop(),
+                false => None,
+            },
             assignment: Assignment::to(1 + further.len()),
             further,
             ahead: Ahead::default(),
@@ -170,7 +179,13 @@ impl Lanes {
         }
         for further in &mut self.further {
             if let Further::Here(lane) = std::mem::replace(further, Further::Gone) {
-                *further = Further::Working(Worker::start(lane, &self.shared, memory, vmm)?);
+                *further = Further::Working(Worker::start(lane, &self.shared, memory, vmm, true)?);
+            }
+        }
+        // An urgent lane that has nothing to do says nothing about how well the others share the work.
+        if let Some(urgent) = &mut self.urgent {
+            if let Further::Here(lane) = std::mem::replace(urgent, Further::Gone) {
+                *urgent = Further::Working(Worker::start(lane, &self.shared, memory, vmm, false)?);
             }
         }
         Ok(())
@@ -181,9 +196,14 @@ impl Lanes {
         self.shared.failure.stop()
     }
 
-    /// Whether there is more than one lane.
+    /// Whether there is more than one lane for pages before the switchover.
     pub(super) fn several(&self) -> bool {
         !self.further.is_empty()
+    }
+
+    /// Whether there is one lane and no other, so no thread but this one.
+    fn is_alone(&self) -> bool {
+        !self.several() && self.urgent.is_none()
     }
 
     /// Lane 0.
@@ -194,29 +214,33 @@ impl Lanes {
     /// All lanes that the migration's thread has, in the order of their channels. Before workers
     /// are started and after they have ended, these are all lanes.
     pub(super) fn all(&mut self) -> impl Iterator<Item = &mut Lane> {
-        let further = self.further.iter_mut().filter_map(|further| match further {
+        let others = self.further.iter_mut().chain(&mut self.urgent);
+        let others = others.filter_map(|further| match further {
             Further::Here(lane) => Some(lane),
             Further::Working(_) | Further::Gone => None,
         });
-        std::iter::once(&mut self.first).chain(further)
+        std::iter::once(&mut self.first).chain(others)
     }
 
     fn workers(&mut self) -> impl Iterator<Item = &mut Worker> {
-        self.further.iter_mut().filter_map(|further| match further {
+        let others = self.further.iter_mut().chain(&mut self.urgent);
+        others.filter_map(|further| match further {
             Further::Working(worker) => Some(worker),
             Further::Here(_) | Further::Gone => None,
         })
     }
 
     fn working(&self) -> impl Iterator<Item = &Worker> {
-        self.further.iter().filter_map(|further| match further {
+        let others = self.further.iter().chain(&self.urgent);
+        others.filter_map(|further| match further {
             Further::Working(worker) => Some(worker),
             Further::Here(_) | Further::Gone => None,
         })
     }
 
     fn further(&self) -> impl Iterator<Item = Figures> + '_ {
-        self.further.iter().map(|further| match further {
+        let others = self.further.iter().chain(&self.urgent);
+        others.map(|further| match further {
             Further::Here(lane) => Figures::of(lane),
             Further::Working(worker) => worker.figures(),
             Further::Gone => Figures::default(),
@@ -259,7 +283,7 @@ impl Lanes {
     /// How many sent bytes the destination's host does not have yet, about: the lanes are taken to be
     /// alike.
     pub(super) fn held(&self) -> u64 {
-        self.first.held() * self.figures().count() as u64
+        self.first.held() * (1 + self.further.len()) as u64
     }
 
     /// How long the cap on the bandwidth has held back the slowest lane.
@@ -333,6 +357,21 @@ impl Lanes {
         self.ahead.has_room() && self.workers().all(|worker| worker.queue().has_room())
     }
 
+    /// Sends a batch of what is left on lane 0. Returns whether anything was left.
+    pub(super) fn serve_on_first(
+        &mut self,
+        rest: &Rest,
+        pass: u32,
+        recall: &Recall,
+    ) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        let bounds = Bounds {
+            stop: shared.failure.stop(),
+            params: &shared.params,
+        };
+        rest.step(&mut self.first, pass, recall, &bounds)
+    }
+
     /// Whether pages were put back behind the walk's position since the last call.
     pub(super) fn take_again(&mut self) -> bool {
         std::mem::take(&mut self.again)
@@ -376,9 +415,9 @@ impl Lanes {
 
     /// Fails when a worker has failed.
     fn check(&self) -> Result<()> {
-        match self.several() {
-            true => self.stop().check("a channel"),
-            false => Ok(()),
+        match self.is_alone() {
+            false => self.stop().check("a channel"),
+            true => Ok(()),
         }
     }
 
@@ -453,7 +492,7 @@ impl Lanes {
     /// Waits until the workers have done all their work. When the last piece of work was a marker,
     /// every acknowledgement has arrived then.
     pub(super) fn await_further(&mut self, io: &Io<'_>) -> Result<()> {
-        if !self.several() {
+        if self.is_alone() {
             return Ok(());
         }
         self.wait(io, |worker| !worker.queue().is_done())
@@ -472,7 +511,7 @@ impl Lanes {
     }
 
     fn end_workers(&mut self) {
-        for further in &mut self.further {
+        for further in self.further.iter_mut().chain(&mut self.urgent) {
             if let Further::Working(_) = further {
                 if let Further::Working(worker) = std::mem::replace(further, Further::Gone) {
                     match worker.end() {
@@ -498,7 +537,7 @@ impl Lanes {
     /// only a broken connection, the peer's own reason replaces it. All workers have ended after
     /// this call.
     pub(super) fn explain(&mut self, error: Error) -> Error {
-        if !self.several() {
+        if self.is_alone() {
             return self.first.explain(error);
         }
         let cause = Cause::of(&error, self.first.peer_ended());
@@ -516,6 +555,20 @@ impl Lanes {
         heard
             .or_else(|| self.first.await_reason(TELL))
             .unwrap_or(reason)
+    }
+
+    /// Closes all connections, without a word.
+    pub(super) fn close(&mut self) {
+        self.stop_workers();
+        for lane in self.all() {
+            lane.close();
+            lane.let_go();
+        }
+    }
+
+    /// Ends the threads of all lanes, whose pages are read no more.
+    pub(super) fn stop_serving(&mut self) {
+        self.stop_workers();
     }
 
     /// Puts back all pages that were not acknowledged.
@@ -633,6 +686,33 @@ impl Sending<'_, '_> {
         }
         while self.send_ahead()? {}
         Ok(())
+    }
+
+    /// Says on every lane that the pages of a guest that ran here end, and waits until the destination
+    /// has acknowledged that on all of them.
+    pub(super) fn begin_postcopy(&mut self) -> Result<()> {
+        self.announce_last()?;
+        self.give_each(|| What::Switch)?;
+        let first = &mut self.lanes.first;
+        first.begin_postcopy(self.pass, self.io)?;
+        first.await_acknowledgements(0, self.params, self.io)?;
+        self.lanes.await_further(self.io)
+    }
+
+    /// Has every lane but lane 0 send what is left, the urgent one by request.
+    pub(super) fn serve(&mut self, rest: &Arc<Rest>) -> Result<()> {
+        for at in 0..self.lanes.further.len() {
+            let work = self.work(What::Rest(Arc::clone(rest)));
+            self.lanes.give(at, work, self.memory)?;
+        }
+        let work = self.work(What::Urgent(Arc::clone(rest)));
+        match &self.lanes.urgent {
+            Some(Further::Working(worker)) => match worker.queue().add(work, self.memory) {
+                None => Ok(()),
+                Some(_) => Err(Error::new(Kind::Internal, "the urgent queue is full")),
+            },
+            _ => Err(Error::new(Kind::Internal, "no urgent channel")),
+        }
     }
 
     /// Makes room in each queue for one share of a batch. So nothing is in hand during the wait.

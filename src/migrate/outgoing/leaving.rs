@@ -1,6 +1,7 @@
 //! The guest that leaves: what the VMM's object and the migration's thread share of a source, beside
 //! what both sides share ([`Migration`](crate::migrate::common::Migration)).
 
+use super::decisions::Decisions;
 use super::foresight::Foresight;
 use super::orders::Orders;
 use crate::channel::Pacer;
@@ -38,6 +39,8 @@ pub(super) struct Leaving {
     pub(super) devices: Held,
     /// What became of memory that the destination has in common with this side.
     pub(super) shared: Shared,
+    /// What the VMM decides about an interrupted migration.
+    pub(super) decisions: Decisions,
 }
 
 /// What is known of memory that was handed over by descriptor: both processes have it.

@@ -6,7 +6,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::migrate::steering::delivery::Carried;
 use crate::units::PAGE_SIZE;
-use crate::wire::{Marker, MARKER_FLAG_FINAL, MARKER_FLAG_PAGES_END};
+use crate::wire::{Marker, MARKER_FLAG_FINAL, MARKER_FLAG_PAGES_END, MARKER_FLAG_POSTCOPY};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -164,6 +164,20 @@ impl Ledger {
             flags: MARKER_FLAG_PAGES_END,
             ..marker
         }
+    }
+
+    /// Makes the marker behind the last page of a guest that ran here.
+    pub(super) fn postcopy(&mut self, pass: u32) -> Marker {
+        let marker = self.next_marker(pass, false);
+        Marker {
+            flags: MARKER_FLAG_POSTCOPY,
+            ..marker
+        }
+    }
+
+    /// Whether pages were sent since the last marker.
+    pub(super) fn has_unmarked(&self) -> bool {
+        self.since_marker.0 > 0
     }
 
     /// Records the acknowledgement of marker `number`, and so of everything before that marker. The

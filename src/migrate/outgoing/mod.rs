@@ -8,6 +8,7 @@ mod asking;
 mod assignment;
 mod balance;
 mod course;
+mod decisions;
 mod deltas;
 mod devices;
 mod driver;
@@ -20,6 +21,7 @@ mod ledger;
 mod loaded;
 mod orders;
 mod packing;
+mod postcopy;
 mod queue;
 mod rates;
 mod replies;
@@ -55,6 +57,7 @@ use crate::runtime::Cancel;
 use crate::vmm::held::Held;
 use crate::vmm::Vmm;
 use asking::Asked;
+use decisions::Decisions;
 use driver::Driver;
 use foresight::Foresight;
 use leaving::Leaving;
@@ -168,6 +171,7 @@ impl Outgoing {
             comparison: Cancel::new()?,
             devices: Held::default(),
             shared: leaving::Shared::default(),
+            decisions: Decisions::default(),
         };
         Ok(Outgoing {
             shared: Migration::new(guest, vmm, params)?,
@@ -278,6 +282,63 @@ impl Outgoing {
         }
     }
 
+    /// Switches to postcopy as soon as possible: the guest is paused, and runs at the destination before
+    /// the pages that it still lacks there have come. Any moment before the pause will do, and any thread.
+    /// The pass in progress ends with a sync. The order is dropped, and an event
+    /// ([`EventKind::Downtime`](crate::vmm::EventKind::Downtime)) says with which figure, when the guest
+    /// would stand still for longer than the downtime limit. See `docs/postcopy.md`.
+    ///
+    /// [`Kind::State`] from the pause on, and after the end. [`Kind::Unsupported`] when
+    /// [`Params::postcopy`] is off, and for a guest with devices whose state is streamed.
+    pub fn start_postcopy(&self) -> Result<()> {
+        let shared = &self.shared;
+        if !shared.params.postcopy {
+            let why = "the parameters of this migration do not allow postcopy";
+            return Err(Error::new(Kind::Unsupported, why));
+        }
+        let state = self.state();
+        match state {
+            State::Idle
+            | State::Connecting
+            | State::Negotiating
+            | State::Copying
+            | State::AbortingPause => {
+                shared.guest.orders.lock().postcopy = true;
+                Ok(())
+            }
+            _ => Err(Error::new(
+                Kind::State,
+                format!(
+                    "a migration is switched to postcopy before its guest is paused; this one is `{}`",
+                    state.name()
+                ),
+            )),
+        }
+    }
+
+    /// Continues an interrupted migration ([`State::Interrupted`]) over new connections: one for each
+    /// channel and one more, as at the start. The call returns at once. The state, the events and
+    /// [`Stats::recoveries`](crate::migrate::Stats::recoveries) tell what becomes of it: after a failure
+    /// the migration is interrupted as before. The destination's VMM has to take new connections too.
+    ///
+    /// [`Kind::State`] when the migration is not interrupted, or was resolved. [`Kind::Busy`] when a
+    /// recovery is in progress. [`Kind::Invalid`] for descriptors that are no connections.
+    pub fn recover(&self, to: ConnectTo) -> Result<()> {
+        let shared = &self.shared;
+        let state = self.state();
+        if state != State::Interrupted {
+            return Err(Error::new(
+                Kind::State,
+                format!(
+                    "only an interrupted migration is recovered; this one is `{}`",
+                    state.name()
+                ),
+            ));
+        }
+        let route = to.route(shared.params.channels, true)?;
+        shared.guest.decisions.recover(route)
+    }
+
     /// Changes the orders, when they are in range afterwards.
     fn order(&self, change: impl FnOnce(&mut Order)) -> Result<()> {
         let mut orders = self.shared.guest.orders.lock();
@@ -355,14 +416,25 @@ impl Outgoing {
         self.shared.handle.wait(limit)
     }
 
-    /// Takes the VMM's decision about a guest that was handed over without an answer. In any other
-    /// state this is an error. When the decision is to resume, `resume` is called on this thread.
+    /// Takes the VMM's decision about a guest that was handed over without an answer, or whose postcopy
+    /// was interrupted. In any other state this is an error. When the decision is to resume, `resume` is
+    /// called on this thread. No recovery follows. A guest that is known to have run at the destination
+    /// cannot be resumed here, because its memory here is older.
     ///
     /// [`Kind::State`] for [`Resolution::Resume`] also when memory was handed over by descriptor
     /// ([`Params::hand_over`]), unless the destination has said that it never ran the guest.
     pub fn resolve(&self, resolution: Resolution) -> Result<()> {
         let handle = &self.shared.handle;
         check_not_inside(handle.owner(), "resolve")?;
+        if handle.state() == State::Interrupted {
+            let ran = handle.stats(None).run.is_some();
+            if resolution == Resolution::Resume && ran {
+                let why = "the guest has run at the destination, so it cannot run on here";
+                return Err(Error::new(Kind::State, why));
+            }
+            self.shared.guest.decisions.retire();
+            handle.wait_over();
+        }
         // The state is published a little before the thread ends, and the VMM may call this in
         // between.
         if handle.state() == State::Unanswered {
@@ -422,6 +494,8 @@ impl Drop for Outgoing {
     /// destination's answer instead, at most for the hand-over timeout. Memory is not compared any more.
     fn drop(&mut self) {
         self.shared.guest.comparison.cancel();
+        // An interrupted migration would wait for its VMM for ever.
+        self.shared.guest.decisions.retire();
         self.shared.handle.shut_down(|| self.cancel_devices());
     }
 }

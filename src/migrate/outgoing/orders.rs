@@ -12,6 +12,8 @@ pub(super) struct Order {
     pub(super) limit: Duration,
     /// The guest is to be paused as soon as possible, however long it stands still.
     pub(super) now: bool,
+    /// The guest is to be paused as soon as possible, and its pages are to follow it.
+    pub(super) postcopy: bool,
 }
 
 /// The orders, which any thread may change.
@@ -20,8 +22,12 @@ pub(super) struct Orders(Mutex<Order>);
 
 impl Orders {
     pub(super) fn new(policy: Policy, limit: Duration) -> Self {
-        let now = false;
-        Orders(Mutex::new(Order { policy, limit, now }))
+        Orders(Mutex::new(Order {
+            policy,
+            limit,
+            now: false,
+            postcopy: false,
+        }))
     }
 
     /// Held for a moment only.

@@ -15,6 +15,7 @@
 //! That is enough, because the map changes before the queue is searched.
 
 use super::devices::PieceBytes;
+use super::postcopy::Rest;
 use crate::dirty::taken::Taken;
 use crate::error::Result;
 use crate::fallible;
@@ -46,6 +47,12 @@ pub(super) enum What {
     Piece(PieceBytes),
     /// The marker behind the last page run.
     PagesEnd,
+    /// The marker where postcopy begins. Its work is done when it is acknowledged.
+    Switch,
+    /// All pages that are left, taken by the worker itself, and the final marker.
+    Rest(Arc<Rest>),
+    /// Answers to the destination's requests, until all pages were sent.
+    Urgent(Arc<Rest>),
     /// A marker. Its work is done when everything before it is acknowledged.
     Marker {
         /// Whether this is the final marker, with nothing after it.
@@ -192,6 +199,7 @@ impl Queue {
         let pages = state.waiting.iter().map(|work| match &work.what {
             What::Pages(taken) => taken.pages().0,
             What::Piece(_) | What::PagesEnd | What::Marker { .. } => 0,
+            What::Switch | What::Rest(_) | What::Urgent(_) => 0,
         });
         pages.sum()
     }

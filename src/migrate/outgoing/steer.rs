@@ -199,6 +199,7 @@ impl Steer {
         let fits = asking::ask(self.decider.asked(), facts)?.next;
         let Some(fresh) = fresh else {
             return Ok(match (self.order.now, facts.expected_downtime()) {
+                _ if self.order.postcopy => Next::Sync,
                 (true, Some(_)) => Next::Sync,
                 _ => self.policies.walking(facts, &fits),
             });
@@ -218,6 +219,12 @@ impl Steer {
             self.tell_stalled(facts, stalled);
         }
         self.tell_limit(limit);
+        if self.order.postcopy && !matches!(steer.next, Next::GiveUp(_)) {
+            self.policies.end();
+            self.slow(fresh.vcpus);
+            let why = "it was asked for";
+            return Ok(Next::Postcopy { why });
+        }
         let paused = matches!(steer.next, Next::SwitchOver { .. });
         if paused && !matches!(fits, Next::SwitchOver { .. }) && self.finishes() {
             self.knowingly = Some("the policy pauses it to finish");
@@ -247,6 +254,18 @@ impl Steer {
             let text = format!("the downtime limit rises to {}", millis(self.limit()));
             self.vmm.event(EventKind::Downtime, text);
         }
+    }
+
+    /// Whether the VMM has ordered the switch to postcopy.
+    pub(super) fn postcopy_is_ordered(&self) -> bool {
+        self.order.postcopy
+    }
+
+    /// An order for postcopy is not followed, and forgotten.
+    pub(super) fn drop_postcopy(&mut self) {
+        self.shared.guest.orders.lock().postcopy = false;
+        self.order.postcopy = false;
+        self.policies.go_on();
     }
 
     /// After an aborted pause: slows the guest as before the pause, until the next sync shows more.

@@ -5,6 +5,7 @@
 
 use super::balance::{Balance, Load};
 use super::lane::Lane;
+use super::postcopy::Bounds;
 use super::queue::{Next, Queue, What, Work};
 use crate::channel::{Io, ZeroCopy};
 use crate::error::{Error, Kind, Result};
@@ -88,7 +89,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread for `lane`.
+    /// Starts a thread for `lane`. `shares`: whether the lane has a share of all pages, so that a time
+    /// without work counts as uneven.
     ///
     /// # Errors
     /// When there is no thread, descriptor or memory for the lane. The lane is dropped then, with
@@ -98,6 +100,7 @@ impl Worker {
         shared: &Arc<Shared>,
         memory: &Memory,
         vmm: &Callbacks,
+        shares: bool,
     ) -> Result<Worker> {
         let queue = Queue::new(memory, &shared.news)?;
         let figures = Arc::new(Mutex::new(Figures::of(&lane)));
@@ -106,6 +109,7 @@ impl Worker {
             queue: Arc::clone(&queue),
             figures: Arc::clone(&figures),
             shared: Arc::clone(shared),
+            shares,
             idle: Duration::ZERO,
         };
         let (vmm, name) = (vmm.clone(), work.lane.name().clone());
@@ -156,7 +160,28 @@ struct Working {
     queue: Arc<Queue>,
     figures: Arc<Mutex<Figures>>,
     shared: Arc<Shared>,
+    shares: bool,
     idle: Duration,
+}
+
+/// What a thread that is inside a long piece of work tells others.
+struct Publish<'a> {
+    queue: &'a Queue,
+    figures: &'a Mutex<Figures>,
+    idle: Duration,
+}
+
+impl Publish<'_> {
+    fn pins(&self) -> &Recall {
+        self.queue.pins()
+    }
+
+    fn now(&self, lane: &Lane) {
+        *lock(self.figures) = Figures {
+            idle: self.idle,
+            ..Figures::of(lane)
+        };
+    }
 }
 
 impl Working {
@@ -213,6 +238,23 @@ impl Working {
             }
             What::Piece(bytes) => self.lane.send_piece(&bytes, work.pass, params, &io),
             What::PagesEnd => self.lane.end_pages(work.pass, &io),
+            What::Switch => {
+                self.lane.begin_postcopy(work.pass, &io)?;
+                self.publish();
+                self.lane.await_acknowledgements(0, params, &io)
+            }
+            What::Rest(rest) => {
+                let (lane, publish, bounds) = self.for_the_rest(&shared);
+                rest.bulk(lane, work.pass, publish.pins(), &bounds, |lane| {
+                    publish.now(lane)
+                })
+            }
+            What::Urgent(rest) => {
+                let (lane, publish, bounds) = self.for_the_rest(&shared);
+                rest.urgent(lane, work.pass, publish.pins(), &bounds, |lane| {
+                    publish.now(lane)
+                })
+            }
             What::Marker { last } => {
                 self.lane.send_marker(work.pass, last, &io)?;
                 // Others see the unacknowledged pages while this waits for the marker.
@@ -222,10 +264,26 @@ impl Working {
         }
     }
 
+    fn for_the_rest<'a>(
+        &'a mut self,
+        shared: &'a Shared,
+    ) -> (&'a mut Lane, Publish<'a>, Bounds<'a>) {
+        let publish = Publish {
+            queue: &self.queue,
+            figures: &self.figures,
+            idle: self.idle,
+        };
+        let bounds = Bounds {
+            stop: shared.failure.stop(),
+            params: &shared.params,
+        };
+        (&mut self.lane, publish, bounds)
+    }
+
     /// Waits for work, and for records of the destination.
     fn wait(&mut self) -> Result<()> {
         let begun = Instant::now();
-        let idle = self.shared.balance.be(Load::Idle);
+        let idle = self.shares.then(|| self.shared.balance.be(Load::Idle));
         let stop = self.shared.failure.stop();
         let woken = self.lane.wait_for_peer_or(self.queue.work(), stop);
         drop(idle);

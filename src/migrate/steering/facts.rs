@@ -138,6 +138,11 @@ pub enum Next {
         /// The time from pausing to running.
         expected: Duration,
     },
+    /// Stop the guest, and let its pages follow it. In the middle of a pass: as `Sync`.
+    Postcopy {
+        /// Why, for the VMM.
+        why: &'static str,
+    },
     /// Fail: the migration cannot finish in time.
     GiveUp(Error),
 }

@@ -334,7 +334,8 @@ pub fn forecast<D: Decider + Clone>(
                 forecast.time = forecast.time.saturating_add(expected);
                 return forecast;
             }
-            Next::GiveUp(_) => return forecast,
+            // The forecast is about a migration that converges by itself.
+            Next::GiveUp(_) | Next::Postcopy { .. } => return forecast,
             Next::GoOn | Next::Sync if number >= PASSES => return forecast,
             Next::GoOn | Next::Sync => {}
         }

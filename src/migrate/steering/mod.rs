@@ -25,6 +25,7 @@ pub mod standstill;
 mod tests;
 pub mod throttle;
 pub(super) mod timed;
+pub mod to_postcopy;
 pub mod working_set;
 
 pub use budget::Parts;

@@ -51,6 +51,10 @@ pub enum OnDeadline {
     /// The guest is paused so early that everything is sent by the deadline, however long it stands
     /// still. A migration that has stalled does not wait for the deadline.
     PauseToFinish,
+    /// The guest runs on at the destination, and the pages that it lacks there follow it (postcopy). A
+    /// migration that has stalled, or whose downtime limit cannot be kept, does not wait for the deadline.
+    /// When the guest would stand still for longer than the limit even so, the migration fails.
+    Postcopy,
 }
 
 /// A policy. It may be replaced while a migration runs. Fields may be added in later versions: name
@@ -353,7 +357,10 @@ impl Policies {
         self.judge_limit(facts);
         let stalled = self.judge_pass(facts, &load, waited);
         let next = self.next(facts, fits);
-        self.off = matches!(next, Next::SwitchOver { .. } | Next::GiveUp(_));
+        self.off = matches!(
+            next,
+            Next::SwitchOver { .. } | Next::Postcopy { .. } | Next::GiveUp(_)
+        );
         if !self.off {
             self.slow(facts, &load, vcpus)?;
         }
@@ -459,7 +466,31 @@ impl Policies {
         Ok(())
     }
 
+    /// Why the guest is to be sent ahead of its pages now.
+    fn to_postcopy(&self, facts: &Facts, fits: &Next) -> Option<&'static str> {
+        if self.policy.on_deadline != OnDeadline::Postcopy {
+            return None;
+        }
+        let passed = self.policy.deadline.is_some_and(|at| facts.elapsed >= at);
+        match fits {
+            Next::SwitchOver { .. } | Next::Postcopy { .. } => None,
+            Next::GiveUp(error) if error.kind() == Kind::NotConverged => {
+                Some("the downtime limit cannot be kept otherwise")
+            }
+            Next::GiveUp(_) => None,
+            _ if passed => Some("the policy's deadline has passed"),
+            _ if self.stall.stalled().is_some() => Some("the migration makes no progress"),
+            _ => None,
+        }
+    }
+
     fn next(&self, facts: &Facts, fits: &Next) -> Next {
+        if let Some(why) = self.to_postcopy(facts, fits) {
+            return match facts.moment {
+                Moment::Synced => Next::Postcopy { why },
+                _ => Next::Sync,
+            };
+        }
         if matches!(fits, Next::SwitchOver { .. } | Next::GiveUp(_)) {
             return fits.clone();
         }

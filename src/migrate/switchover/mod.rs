@@ -29,6 +29,13 @@
 //! of ready, which is later, and sends no hand-over after it. The source says that it has no answer
 //! only when the destination has begun to run the guest or never will.
 //!
+//! **Postcopy.** In step 4 the source sends no last pages, but says which are missing, and in step 9 the
+//! destination runs the guest without them. Both machines go on after step 9: the source serves and the
+//! destination completes. Before the hand-over a failure is a failure as any other, and the guest stays
+//! at the source. After it nobody but the two sides together has the guest, so neither gives its part up
+//! by itself: whatever fails, both are interrupted and keep what they have, until their VMMs make new
+//! connections, any number of times, or resolve the migration.
+//!
 //! [`crate::memory::ownership`], which outlives the migration, learns each state's meaning for the
 //! guest.
 

@@ -58,6 +58,11 @@ pub enum State {
     /// The pause is aborted, because the downtime would exceed its limit: the VMM resumes the guest,
     /// and passes go on.
     AbortingPause = 22,
+    /// Postcopy: the guest runs at the destination, and the rest of its memory is being sent.
+    Serving = 23,
+    /// Postcopy: the connections were lost after the hand-over. The rest of the guest's memory is
+    /// kept here until the VMM makes new connections or resolves the migration.
+    Interrupted = 24,
 }
 
 /// The VMM's decision about a guest that was handed over without an answer.
@@ -131,10 +136,20 @@ pub enum Event {
     PeerRunning,
     /// The destination has said that the guest runs, and the migration is to be verified.
     PeerRunningToVerify,
+    /// The destination has said that the guest runs, and lacks pages that are sent now.
+    PeerRunningToServe,
+    /// The destination has every page.
+    Served,
+    /// There are new connections for the rest of the pages, and the destination has said what it lacks.
+    Recovered,
+    /// The VMM resolves the migration, so no recovery follows.
+    Retire,
     /// The comparison has ended, whatever it found.
     Verified,
     /// The destination has begun to run the guest, or never will.
     Decided,
+    /// As [`Event::Decided`], in a migration that was switched to postcopy.
+    DecidedToServe,
     /// `resume` returned without an error.
     Resumed,
     /// `resume` returned an error.
@@ -160,7 +175,8 @@ pub enum Action {
     CallSave,
     /// Harvest all logs for the last time, and have the decider judge the pause again.
     SyncLast,
-    /// Send the last pages, the end marker and the state.
+    /// Send the last pages, the end marker and the state. After a switch to postcopy: say which pages
+    /// are missing, and send the state.
     SendLast,
     /// Wait for READY.
     AwaitReady,
@@ -176,6 +192,11 @@ pub enum Action {
     Verify,
     /// Wait until the destination has begun to run the guest or never will.
     WaitOut,
+    /// Send the pages that the destination lacks, those that it asks for first.
+    Serve,
+    /// Close all connections. Wait until the VMM makes new ones or resolves the migration. Over new
+    /// ones, agree with the destination on what it lacks.
+    AwaitRecovery,
     /// Call the VMM's `resume`.
     CallResume,
     /// Put every page that was not acknowledged back into the tracker.
@@ -226,6 +247,16 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         // The guest runs at the destination, whatever is found or goes wrong here.
         (S::Verifying, _) => to(S::Completed, END_WELL),
         (S::InDoubt, E::Decided) => to(S::Unanswered, END_OPEN),
+
+        (S::AwaitingRunning, E::PeerRunningToServe) => to(S::Serving, &[A::Serve]),
+        (S::Serving, E::Served) => to(S::Completed, END_WELL),
+        // Whatever goes wrong here, the guest runs at the destination and needs these pages.
+        (S::Serving, _) => to(S::Interrupted, &[A::AwaitRecovery]),
+        (S::InDoubt, E::DecidedToServe) => to(S::Interrupted, &[A::AwaitRecovery]),
+        (S::Interrupted, E::Recovered) => to(S::Serving, &[A::Serve]),
+        (S::Interrupted, E::Retire) => to(S::Unanswered, END_OPEN),
+        // A recovery that failed.
+        (S::Interrupted, _) => to(S::Interrupted, &[A::AwaitRecovery]),
 
         (S::Resuming, E::Resumed) => to(S::Failed, END_BADLY),
         (S::Resuming | S::AbortingPause, _) => to(S::ResumeFailed, END_BADLY),
@@ -311,6 +342,8 @@ impl State {
             State::InDoubt => "handed over, in doubt",
             State::Verifying => "verifying",
             State::AbortingPause => "aborting the pause",
+            State::Serving => "sending the rest",
+            State::Interrupted => "interrupted",
         }
     }
 
@@ -329,7 +362,7 @@ impl State {
             | State::AbortingPause => Stage::Paused,
             State::HandingOver | State::AwaitingRunning | State::InDoubt => Stage::HandingOver,
             // The memory here is still read, so no other guest may arrive in it.
-            State::Verifying => Stage::HandingOver,
+            State::Verifying | State::Serving | State::Interrupted => Stage::HandingOver,
             State::Completed => Stage::HandedOver,
             State::Failed | State::TakenBack => Stage::Kept,
             State::ResumeFailed => Stage::Stands,

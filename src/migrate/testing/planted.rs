@@ -305,6 +305,10 @@ mod tests {
                     "GivenUp",
                     "InDoubt",
                     "WaitOut",
+                    "Serve",
+                    "AwaitRecovery",
+                    "Serving",
+                    "Interrupted",
                 ];
                 let rare = elsewhere.iter().any(|s| name.ends_with(s))
                     || name.ends_with("StartFailed")
@@ -332,6 +336,8 @@ mod tests {
             A::AwaitRunning,
             A::Verify,
             A::WaitOut,
+            A::Serve,
+            A::AwaitRecovery,
             A::CallResume,
             A::PutBack,
             A::TellPeer,
@@ -345,6 +351,7 @@ mod tests {
                 A::SyncLast | A::SendLast | A::AwaitReady | A::CallRelease | A::TakeGate => {}
                 A::SendHandover | A::AwaitRunning | A::Verify | A::WaitOut => {}
                 A::CallResume | A::PutBack => {}
+                A::Serve | A::AwaitRecovery => {}
                 A::TellPeer | A::StopTracking | A::Report => {}
             }
         }
@@ -372,6 +379,8 @@ mod tests {
             S::GivenUp,
             S::InDoubt,
             S::Verifying,
+            S::Serving,
+            S::Interrupted,
         ];
         names.extend(states.iter().map(|s| format!("entering {s:?}")));
         everywhere(false, &names);

@@ -181,7 +181,8 @@ fn invalid_fields_are_refused_both_ways() {
         hello(|h| h.features_required = 4),
         hello(|h| h.channels = 0),
         hello(|h| h.channels = 257),
-        hello(|h| h.channel = 4),
+        hello(|h| h.channel = 5),
+        hello(|h| (h.channel, h.role) = (4, ROLE_BULK)),
         // The example is urgent.
         hello(|h| h.channel = 0),
         hello(|h| h.software = "x".repeat(65)),

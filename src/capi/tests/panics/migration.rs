@@ -251,6 +251,30 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_outgoing_start_postcopy",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_start_postcopy(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_recover",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_outgoing_recover(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_recover_fds",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_recover_fds(null_mut(), null(), 1, e) })
+        },
+        None,
+    ),
+    (
         "brant_outgoing_lane_stats",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.

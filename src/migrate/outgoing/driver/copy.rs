@@ -111,11 +111,43 @@ impl Driver {
                     told_again += 1;
                     self.await_turn(false);
                 }
+                Next::Postcopy { why } if self.begin_switch(why)? => return Ok(()),
+                Next::Postcopy { .. } => self.await_turn(false),
                 Next::GiveUp(error) => return Err(self.naming_who_waits(error)),
                 Next::GoOn | Next::Sync if self.devices_go_on(read) => {}
                 Next::GoOn | Next::Sync => self.await_turn(self.consumer.pending().0 == 0),
             }
         }
+    }
+
+    /// Makes ready for a switch to postcopy, because of `why`. Returns whether it comes now. An order is
+    /// dropped where the guest would stand still for too long; where the policy wants the switch, the
+    /// migration fails then.
+    fn begin_switch(&mut self, why: &str) -> Result<bool> {
+        self.send_unread()?;
+        let against = match self.common.shared.guest.devices.any() {
+            true => Some(Error::new(
+                Kind::Unsupported,
+                "the guest has devices whose state is streamed, and postcopy does not serve them",
+            )),
+            false => self.against_switch(Moment::Synced),
+        };
+        let Some(against) = against else {
+            let expected = self.cost_of_switch(Moment::Synced).total();
+            let text = format!("the guest is sent ahead of its memory, because {why}");
+            self.common.vmm.event(EventKind::Downtime, text);
+            self.common.stats.promised_downtime = Some(expected);
+            self.to_postcopy = true;
+            return Ok(true);
+        };
+        if !self.steer.postcopy_is_ordered() {
+            return Err(against);
+        }
+        self.steer.drop_postcopy();
+        self.common
+            .vmm
+            .event(EventKind::Downtime, against.message().to_owned());
+        Ok(false)
     }
 
     /// Waits until the next pass may begin, when passes would follow one another too closely.
@@ -220,7 +252,7 @@ impl Driver {
     pub(super) fn pass_goes_on(&mut self) -> Result<bool> {
         match self.ask_walking()? {
             Next::GoOn => Ok(true),
-            Next::Sync | Next::SwitchOver { .. } => Ok(false),
+            Next::Sync | Next::SwitchOver { .. } | Next::Postcopy { .. } => Ok(false),
             Next::GiveUp(error) => Err(self.naming_who_waits(error)),
         }
     }

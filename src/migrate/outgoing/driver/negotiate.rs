@@ -35,10 +35,17 @@ impl Driver {
         let shared = Arc::clone(&self.common.shared);
         mem::random(&mut self.token)?;
         let mut early = Blobs::default();
-        let channels = shared.params.channels as usize;
+        let urgent = shared.params.postcopy;
+        let channels = shared.params.channels as usize + usize::from(urgent);
         let pacer = &shared.guest.pacer;
         let over = |channels: Vec<Channel>| {
-            Lanes::over(channels, pacer, &shared.params, &shared.handle.cancel)
+            Lanes::over(
+                channels,
+                urgent,
+                pacer,
+                &shared.params,
+                &shared.handle.cancel,
+            )
         };
         self.lanes = self.route.ready(channels).map(over).transpose()?;
         self.common
@@ -57,8 +64,9 @@ impl Driver {
     /// Says HELLO on each channel, and checks each answer. All HELLOs go out before the first wait,
     /// because a destination may answer none before it has all.
     ///
-    /// Returns whether both sides take descriptors.
-    fn greet(&mut self, io: &Io<'_>) -> Result<bool> {
+    /// In a recovery, RECOVER follows each HELLO with the recovery's number, and the answers are those of
+    /// the beginning. Returns whether both sides take descriptors.
+    pub(super) fn greet(&mut self, io: &Io<'_>, recovery: Option<u32>) -> Result<bool> {
         let descriptors = self.offers_descriptors()?;
         let shared = Arc::clone(&self.common.shared);
         let devices = shared.guest.devices.any();
@@ -68,6 +76,7 @@ impl Driver {
         self.unread = shared.params.verify.then(Arc::default);
         let unread = self.unread.clone();
         let loaded = Arc::clone(&self.loaded);
+        let mut first = self.agreed.clone();
         let lanes = self.lanes()?;
         if devices {
             lanes.hear_of_devices(&loaded);
@@ -82,15 +91,21 @@ impl Driver {
                 channel,
                 channels: shared.params.channels as u16,
                 page_shift: PAGE_SHIFT as u8,
-                role: wire::ROLE_BULK,
+                role: match u32::from(channel) < shared.params.channels {
+                    true => wire::ROLE_BULK,
+                    false => wire::ROLE_URGENT,
+                },
                 software: control::software(),
             };
             lane.say(&Record::Hello(hello), &io.of("HELLO"))?;
+            if let Some(epoch) = recovery {
+                let recover = wire::Recover { epoch };
+                lane.say(&Record::Recover(recover), &io.of("RECOVER"))?;
+            }
         }
         let mut greeted = Duration::MAX;
         let heard = || greeted = greeted.min(begun.elapsed());
         let replies = hear_replies(lanes, &io.of("HELLO_REPLY"), heard)?;
-        let mut first: Option<HelloReply> = None;
         for (lane, reply) in lanes.all().zip(replies) {
             lane.named(wire::check_reply(&reply, &ours))?;
             let packing = match reply.features & wire::FEATURE_ZSTD {
@@ -101,7 +116,11 @@ impl Driver {
             if let Some(unread) = &unread {
                 lane.note_unread(Arc::clone(unread));
             }
-            if let Some(cache) = shared.params.delta_cache_bytes {
+            if let Some(cache) = shared
+                .params
+                .delta_cache_bytes
+                .filter(|_| recovery.is_none())
+            {
                 lane.use_deltas(cache / u64::from(shared.params.channels))?;
             }
             match &first {
@@ -110,8 +129,12 @@ impl Driver {
                 Some(first) => return lane.named(Err(unlike(first, &reply))),
             }
         }
-        self.greeted = greeted;
-        Ok(first.is_some_and(|reply| reply.features & wire::FEATURE_DESCRIPTORS != 0))
+        let features = first.as_ref().map_or(0, |reply| reply.features);
+        self.agreed = first;
+        if recovery.is_none() {
+            self.greeted = greeted;
+        }
+        Ok(features & wire::FEATURE_DESCRIPTORS != 0)
     }
 
     pub(super) fn negotiate(&mut self) -> Result<()> {
@@ -121,7 +144,7 @@ impl Driver {
         // One limit for the whole negotiation, whatever the destination spends its time on.
         let limit = params.connect().from_now().earlier(self.total());
         let io = Io::until(&shared.handle.cancel, params.io()).within(limit);
-        let descriptors = self.greet(&io)?;
+        let descriptors = self.greet(&io, None)?;
         let lane = self.first()?;
         lane.send_early(&early, &io.of("EARLY"))?;
         // A destination that builds its guest or looks through its memory says nothing meanwhile.

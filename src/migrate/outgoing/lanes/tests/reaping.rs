@@ -83,7 +83,7 @@ fn a_block_that_lane_0_sends_in_place_can_be_removed_while_lane_0_waits_for_anot
         Channel::from_fd(further.into()).unwrap(),
     ];
     let pacer = Arc::new(Pacer::new(None));
-    let mut lanes = Lanes::over(channels, &pacer, &params, &cancel).unwrap();
+    let mut lanes = Lanes::over(channels, false, &pacer, &params, &cancel).unwrap();
     let vmm = Callbacks::new(Arc::new(Machine::default()), 1);
     lanes.start(&guest.memory, &vmm).unwrap();
     let mut announced = Announced::default();

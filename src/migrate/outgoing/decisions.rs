@@ -1,0 +1,72 @@
+//! What the VMM decides about an interrupted migration: new connections, or none any more.
+
+use crate::channel::Route;
+use crate::error::{Error, Kind, Result};
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+/// The VMM's decision.
+#[derive(Debug)]
+pub(super) enum Decision {
+    /// Go on over these connections.
+    Recover(Route),
+    /// The session is over, and no recovery follows.
+    Retire,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    route: Option<Route>,
+    retired: bool,
+}
+
+/// See the file's description.
+#[derive(Debug, Default)]
+pub(super) struct Decisions {
+    told: Mutex<Told>,
+    news: Condvar,
+}
+
+impl Decisions {
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The migration is to go on over new connections.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] while others wait to be used, [`Kind::State`] when the session is retired.
+    pub(super) fn recover(&self, route: Route) -> Result<()> {
+        let mut told = self.lock();
+        if told.retired {
+            let why = "the migration was resolved, and is not recovered any more";
+            return Err(Error::new(Kind::State, why));
+        }
+        if told.route.is_some() {
+            let why = "a recovery of this migration is in progress";
+            return Err(Error::new(Kind::Busy, why));
+        }
+        told.route = Some(route);
+        self.news.notify_all();
+        Ok(())
+    }
+
+    /// No recovery follows, however often connections are lost.
+    pub(super) fn retire(&self) {
+        self.lock().retired = true;
+        self.news.notify_all();
+    }
+
+    /// Waits for the next decision.
+    pub(super) fn next(&self) -> Decision {
+        let mut told = self.lock();
+        loop {
+            if told.retired {
+                return Decision::Retire;
+            }
+            if let Some(route) = told.route.take() {
+                return Decision::Recover(route);
+            }
+            told = self.news.wait(told).unwrap_or_else(|e| e.into_inner());
+        }
+    }
+}
