@@ -114,8 +114,8 @@ mod tests {
     use crate::dirty::testing::Guest;
     use crate::dirty::tracker::{Clearing, StartWith, Tracker};
 
-    fn started(pages: usize) -> (Guest, BlockId, Consumer) {
-        let guest = Guest::new(pages);
+    fn started(pages: u64) -> (Guest, BlockId, Consumer) {
+        let guest = Guest::new(pages as usize);
         let id = guest.block("ram", pages);
         let tracker = Tracker::new(guest.memory.clone(), Clearing::default()).unwrap();
         let consumer = tracker.consumer();

@@ -170,7 +170,7 @@ impl PassEnds<'_> {
         match answer(late) {
             Next::GoOn => return Some(late),
             // What ends the migration by its end may have ended the pass before.
-            Next::GiveUp(_) | Next::Sync | Next::SwitchOver { .. } => {}
+            Next::GiveUp(_) | Next::Sync | Next::SwitchOver { .. } | Next::Postcopy { .. } => {}
         }
         for _ in 0..HALVINGS {
             let middle = (early + late) / 2.0;

@@ -226,7 +226,7 @@ fn invalid_fields_are_refused_both_ways() {
         ("hello", 0, &[0, 0][..]),
         ("hello", 0, &[3, 0]),
         ("hello", 12, &[4]),
-        ("hello", 36, &[4, 0]),
+        ("hello", 36, &[5, 0]),
         ("hello", 38, &[0, 0]),
         ("hello", 38, &too_many),
         ("hello", 42, &[65]),

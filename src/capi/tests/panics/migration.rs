@@ -6,6 +6,7 @@ use crate::capi::missing::*;
 use crate::capi::ops::*;
 use crate::capi::outgoing::*;
 use crate::capi::policy::*;
+use crate::capi::postcopy::*;
 use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
