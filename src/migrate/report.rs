@@ -863,7 +863,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 99);
+        assert_eq!(value.as_object().unwrap().len(), 102);
     }
 
     #[test]
