@@ -1024,6 +1024,14 @@ typedef struct brant_state_blob {
  * (`brant_policy.slowing`).
  */
 #define BRANT_EVENT_THROTTLE 10
+/**
+ * Postcopy: the connections were lost after the guest was handed over, and pages of its memory are not
+ * at the destination. The guest runs there until it needs one of them, and waits for it. Both sides keep
+ * what they have until their VMMs recover or resolve the migration. The message says why, and how many
+ * pages are missing. The state is BRANT_SOURCE_INTERRUPTED or BRANT_DESTINATION_INTERRUPTED, and waiting
+ * for the end of the migration goes on.
+ */
+#define BRANT_EVENT_INTERRUPTED 11
 
 /** Something that happened. Valid during the callback only. */
 typedef struct brant_event {
@@ -2908,6 +2916,13 @@ typedef struct brant_policy {
  * wait for the deadline. No downtime limit is too short for this policy: see BRANT_OVERRUN_CARRY_ON.
  */
 #define BRANT_DEADLINE_PAUSE 2
+/**
+ * In `brant_policy.on_deadline`: the guest is sent ahead of its memory at the deadline (postcopy). A
+ * migration that has stalled, or whose downtime limit cannot be kept, does not wait for the deadline.
+ * When the guest would stand still for longer than the limit even so, the migration fails with
+ * BRANT_E_NOT_CONVERGED and the figure, and the guest runs on. Needs BRANT_POSTCOPY_ALLOWED.
+ */
+#define BRANT_DEADLINE_POSTCOPY 3
 
 /**
  * Sets the policy of a migration: before its start, the policy to begin with; while it runs, the
@@ -2946,6 +2961,42 @@ int32_t brant_outgoing_set_downtime_limit(struct brant_outgoing *outgoing,
  * Any thread, also inside callbacks.
  */
 int32_t brant_outgoing_switch_over(struct brant_outgoing *outgoing,
+                                   struct brant_error **error);
+
+/**
+ * Switches to postcopy as soon as possible: the guest is paused, and runs at the destination before the
+ * pages that it lacks there have come. Any moment before the pause will do. The pass in progress ends
+ * with a sync. When the guest would stand still for longer than the downtime limit, the switch does not
+ * come, the migration goes on as before, and a BRANT_EVENT_DOWNTIME has the figure: the description of
+ * the missing pages, their discarding at the destination, and the device state all count. Returns at
+ * once.
+ *
+ * BRANT_E_UNSUPPORTED when `postcopy` of the parameters is BRANT_POSTCOPY_OFF. From the pause on, and
+ * after the end: BRANT_E_STATE. Any thread, also inside callbacks.
+ */
+int32_t brant_outgoing_start_postcopy(struct brant_outgoing *outgoing,
+                                      struct brant_error **error);
+
+/**
+ * Continues a migration in BRANT_SOURCE_INTERRUPTED over new connections to `endpoint`, as many as at
+ * the start. Returns at once; the state, the events and `recoveries` of the figures tell what becomes of
+ * it. After a failure the migration is interrupted as before, and this may be called again, any number
+ * of times. The destination's VMM has to take the new connections (brant_incoming_recover).
+ *
+ * BRANT_E_STATE when the migration is not interrupted, or was resolved; BRANT_E_BUSY while a recovery is
+ * in progress. Any thread, also inside callbacks.
+ */
+int32_t brant_outgoing_recover(struct brant_outgoing *outgoing,
+                               const char *endpoint,
+                               struct brant_error **error);
+
+/**
+ * As brant_outgoing_recover, over connected stream sockets: one for each channel, channel 0 first, and
+ * one more behind them. What brant_outgoing_start_fds says of the list and of its ownership holds here.
+ */
+int32_t brant_outgoing_recover_fds(struct brant_outgoing *outgoing,
+                                   const int32_t *fds,
+                                   size_t count,
                                    struct brant_error **error);
 
 /* =============================================================================================
@@ -3410,6 +3461,13 @@ typedef struct brant_params {
      * without a copy.
      */
     uint32_t hand_over;
+    /**
+     * Source: BRANT_POSTCOPY_*: whether the guest may run at the destination before all of its memory
+     * is there.
+     */
+    uint32_t postcopy;
+    /** 0. */
+    uint32_t reserved;
 } brant_params;
 
 /** In `brant_params.hand_over`, the default: all blocks are copied. */
@@ -3429,6 +3487,20 @@ typedef struct brant_params {
  * destination that takes no descriptors is refused (BRANT_E_VERSION).
  */
 #define BRANT_HAND_OVER_ONLY 2
+
+/**
+ * In `brant_params.postcopy`, the default: the guest runs at the destination when all of its memory is
+ * there.
+ */
+#define BRANT_POSTCOPY_OFF 0
+/**
+ * In `brant_params.postcopy`: brant_outgoing_start_postcopy and BRANT_DEADLINE_POSTCOPY may send the
+ * guest ahead of its memory. There is one connection more than `channels`, for pages that the guest
+ * waits for: with brant_outgoing_start_fds it is the last one. A destination that cannot serve the
+ * faults of its guest refuses the source before the first page, and says which block and why. Not
+ * together with BRANT_VERIFY_ON.
+ */
+#define BRANT_POSTCOPY_ALLOWED 1
 
 /**
  * In `brant_params.overrun`, the default: a migration whose downtime limit cannot be kept fails with
@@ -3598,6 +3670,15 @@ typedef struct brant_params {
  * BRANT_SOURCE_COPYING follows.
  */
 #define BRANT_SOURCE_ABORTING_PAUSE 22
+/**
+ * Source, postcopy: the guest runs at the destination, and the rest of its memory is being sent.
+ */
+#define BRANT_SOURCE_SERVING 23
+/**
+ * Source, postcopy: the connections were lost after the hand-over. The rest of the guest's memory is kept
+ * here until brant_outgoing_recover or brant_outgoing_resolve.
+ */
+#define BRANT_SOURCE_INTERRUPTED 24
 /** Destination: not started. */
 #define BRANT_DESTINATION_IDLE 32
 /** Destination: waiting for a connection. */
@@ -3663,7 +3744,8 @@ typedef struct brant_params {
  * `device_left_bytes`, `missing_pages`, `fault_waiting`, `fault_p50_ns` and `fault_p99_ns`. All others only grow, until a pause is aborted: the figures of that pause
  * and its promise are 0 then. (`state` is a name and not a figure:
  * it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
- * BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, and back to BRANT_SOURCE_UNANSWERED where
+ * BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, between BRANT_SOURCE_SERVING and
+ * BRANT_SOURCE_INTERRUPTED in both directions, and back to BRANT_SOURCE_UNANSWERED where
  * `brant_outgoing_resolve` cannot resume the guest.)
  *
  * `state`, `error` and `elapsed_ns` are those of the moment. The migration's thread brings all other
@@ -4015,6 +4097,15 @@ typedef struct brant_stats {
     uint64_t local_faults;
     /** Postcopy: pages that were given up (`brant_incoming_give_up`). Destination only. */
     uint64_t lost_pages;
+    /**
+     * Postcopy: requests of the destination for pages that its guest waited for. A request may name
+     * several runs of pages. Source only.
+     */
+    uint64_t requests;
+    /** Postcopy: pages in these requests. Some of them were on their way already. Source only. */
+    uint64_t requested_pages;
+    /** Postcopy: how often the migration went on over new connections. */
+    uint64_t recoveries;
 } brant_stats;
 
 /**

@@ -6,3 +6,4 @@ mod other_process;
 mod recovered;
 mod refused;
 mod scripted;
+mod whole;

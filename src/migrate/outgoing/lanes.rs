@@ -97,6 +97,7 @@ impl Lanes {
         cancel: &Cancel,
     ) -> Result<Lanes> {
         let several = channels.len() > 1;
+        let last = channels.len().saturating_sub(1);
         let stop = match several {
             true => Cancel::under(cancel)?,
             false => cancel.clone(),
@@ -113,7 +114,10 @@ impl Lanes {
             .into_iter()
             .enumerate()
             .map(|(number, mut channel)| {
-                channel.set_pacer(Arc::clone(pacer));
+                // Somebody waits for what the urgent lane carries.
+                if !urgent || number < last {
+                    channel.set_pacer(Arc::clone(pacer));
+                }
                 let name = match several {
                     true => LaneName::of(number, channel.handed_in()),
                     false => LaneName::default(),

@@ -25,6 +25,8 @@ struct Wire {
     ready: bool,
     handover: bool,
     running: bool,
+    /// Postcopy: every page is at the destination, and it says so.
+    complete: bool,
 }
 
 /// How much time has passed. The destination counts from an earlier moment, so its window closes
@@ -81,6 +83,12 @@ struct World {
     committed_there: bool,
     /// A cancel of the destination has succeeded.
     cancelled_there: bool,
+    /// The source has switched to postcopy.
+    postcopy: bool,
+    /// Every page is at the destination.
+    whole_there: bool,
+    /// How often each side has taken new connections, up to two.
+    recoveries: [u8; 2],
 }
 
 const FAILURES: [Failure; 5] = [
@@ -109,6 +117,9 @@ impl World {
             starting: false,
             committed_there: false,
             cancelled_there: false,
+            postcopy: false,
+            whole_there: false,
+            recoveries: [0; 2],
         }
     }
 
@@ -145,6 +156,7 @@ impl World {
                     self.counts_there = true;
                 }
                 DA::SendRunning => self.wire.running = true,
+                DA::SendComplete => self.wire.complete = true,
                 _ => {}
             }
         }
@@ -172,6 +184,10 @@ impl World {
                 running: false,
                 ..self.wire
             },
+            Wire {
+                complete: false,
+                ..self.wire
+            },
         ] {
             worlds.push(World { wire: lost, ..self });
         }
@@ -197,6 +213,11 @@ impl World {
             SS::Saving => worlds.push(self.source(SE::Saved)),
             SS::LastSync => {
                 worlds.push(self.source(SE::Synced));
+                let switched = World {
+                    postcopy: true,
+                    ..self
+                };
+                worlds.push(switched.source(SE::Synced));
                 worlds.push(self.source(SE::DoesNotFit));
             }
             SS::SendingLast => worlds.push(self.source(SE::Sent)),
@@ -225,8 +246,24 @@ impl World {
             SS::AwaitingRunning if self.wire.running => {
                 let mut taken = self;
                 taken.wire.running = false;
-                worlds.push(taken.source(SE::PeerRunning));
-                worlds.push(taken.source(SE::PeerRunningToVerify));
+                if self.postcopy {
+                    worlds.push(taken.source(SE::PeerRunningToServe));
+                } else {
+                    worlds.push(taken.source(SE::PeerRunning));
+                    worlds.push(taken.source(SE::PeerRunningToVerify));
+                }
+            }
+            SS::Serving => {
+                // Pages arrive, until all are there. They come only while the destination takes them.
+                if self.destination == DS::Completing {
+                    worlds.push(World {
+                        whole_there: true,
+                        ..self
+                    });
+                }
+                if self.wire.complete {
+                    worlds.push(self.source(SE::Served));
+                }
             }
             SS::Verifying => worlds.push(self.source(SE::Verified)),
             _ => {}
@@ -271,7 +308,11 @@ impl World {
             }
             DS::Committing if in_time => worlds.push(self.destination(DE::GateWon)),
             DS::Committing => worlds.push(self.destination(DE::Late)),
+            DS::Starting if self.runs_there && self.postcopy => {
+                worlds.push(self.destination(DE::StartedToComplete));
+            }
             DS::Starting if self.runs_there => worlds.push(self.destination(DE::Started)),
+            DS::Completing if self.whole_there => worlds.push(self.destination(DE::AllHere)),
             // `run` is entered: from here on the guest may run.
             DS::Starting if self.starting => worlds.push(World {
                 runs_there: true,
@@ -286,12 +327,16 @@ impl World {
             _ => {}
         }
         if !self.destination.is_over() {
-            // A `run` that fails leaves the guest stopped.
+            // A `run` that fails leaves the guest stopped. A lane that fails does not.
+            let goes_on = matches!(self.destination, DS::Completing | DS::Interrupted);
             let stopped = World {
-                runs_there: false,
+                runs_there: self.runs_there && goes_on,
                 ..self
             };
-            worlds.extend(FAILURES.iter().map(|f| stopped.destination(DE::Failed(*f))));
+            let failures = FAILURES
+                .iter()
+                .filter(|_| self.destination != DS::Interrupted);
+            worlds.extend(failures.map(|f| stopped.destination(DE::Failed(*f))));
         }
         if !self.committed_there && !self.destination.is_over() {
             worlds.push(World {
@@ -315,6 +360,24 @@ impl World {
                 ..self
             });
         }
+        if self.source == SS::Interrupted {
+            worlds.push(self.source(SE::Retire));
+            if self.recoveries[0] < 2 {
+                let mut again = self;
+                again.recoveries[0] += 1;
+                // What was on its way went with the old connections.
+                again.wire.complete = false;
+                worlds.push(again.source(SE::Recovered));
+            }
+        }
+        if self.destination == DS::Interrupted {
+            worlds.push(self.destination(DE::GiveUp));
+            if self.recoveries[1] < 2 {
+                let mut again = self;
+                again.recoveries[1] += 1;
+                worlds.push(again.destination(DE::Recover));
+            }
+        }
         if self.source == SS::Unanswered {
             worlds.push(self.source(SE::Resolve(Resolution::Destroy)));
             // The VMM asks the destination's VMM, which has not called `run`, or whose `run`
@@ -334,7 +397,10 @@ impl World {
         };
         worlds.push(World { time: next, ..self });
         if self.source == SS::InDoubt && (self.time == Time::Decided || !rules.waits) {
-            worlds.push(self.source(SE::Decided));
+            worlds.push(self.source(match self.postcopy {
+                true => SE::DecidedToServe,
+                false => SE::Decided,
+            }));
         }
     }
 }
@@ -373,6 +439,20 @@ fn the_guest_never_runs_on_both_sides_whatever_fails_and_whenever_and_however_la
     reached("refused as late", &|w| {
         w.source == SS::InDoubt && w.destination == DS::Failed && w.time >= Time::ClosedThere
     });
+    reached("postcopy completed", &|w| {
+        w.source == SS::Completed && w.postcopy && w.destination == DS::Running
+    });
+    reached("completed after two recoveries", &|w| {
+        w.source == SS::Completed && w.recoveries == [2, 2]
+    });
+    reached("interrupted on one side only", &|w| {
+        w.source == SS::Serving && w.destination == DS::Interrupted
+    });
+    reached(
+        "a start that nobody was told of, served all the same",
+        &|w| w.source == SS::Interrupted && w.runs_there && w.recoveries == [0; 2],
+    );
+    reached("incomplete for good", &|w| w.destination == DS::Incomplete);
     reached("a late start here, and the guest is kept", &|w| {
         w.source == SS::Failed && w.runs_here && w.time >= Time::ClosedHere
     });
@@ -531,6 +611,8 @@ fn without_a_hand_over_the_destination_never_runs() {
                         | SS::InDoubt
                         | SS::Verifying
                         | SS::Completed
+                        | SS::Serving
+                        | SS::Interrupted
                         | SS::Unanswered
                         | SS::GivenUp
                 ),
@@ -603,6 +685,71 @@ fn nothing_that_happens_while_the_source_verifies_is_a_failure() {
         if world.source == SS::Verifying {
             assert!(world.here.arrives().is_err(), "{world:?}");
         }
+    }
+}
+
+#[test]
+fn before_the_hand_over_postcopy_fails_as_precopy_does_and_after_it_neither_side_ends_by_itself() {
+    for world in all_worlds(KEPT).into_iter().filter(|w| w.postcopy) {
+        // Every failure and every event of each side, whatever it means there.
+        for failure in FAILURES {
+            let failed = world.source(SE::Failed(failure));
+            match world.source {
+                SS::Serving => assert_eq!(failed.source, SS::Interrupted, "{world:?}"),
+                SS::SendingLast | SS::AwaitingReady | SS::Releasing | SS::Committing => {
+                    assert_eq!(failed.source, SS::Resuming, "{world:?}")
+                }
+                _ => {}
+            }
+            let failed = world.destination(DE::Failed(failure));
+            match world.destination {
+                DS::Completing => assert_eq!(failed.destination, DS::Interrupted, "{world:?}"),
+                DS::Receiving | DS::Loading | DS::Ready | DS::AwaitingHandover => {
+                    assert_eq!(failed.destination, DS::Failed, "{world:?}")
+                }
+                _ => {}
+            }
+        }
+        // A guest whose pages are missing is nobody's to run here, and its memory is kept.
+        if matches!(world.source, SS::Serving | SS::Interrupted) {
+            assert!(!world.runs_here, "{world:?}");
+            assert_eq!(world.here.whose(), Whose::HandingOver, "{world:?}");
+            assert!(world.here.arrives().is_err() && world.here.leaves().is_err());
+        }
+        if matches!(world.destination, DS::Completing | DS::Interrupted) {
+            assert!(world.there.arrives().is_err() && world.there.leaves().is_err());
+            assert!(world.there.is_saved().is_err(), "{world:?}");
+        }
+    }
+}
+
+#[test]
+fn a_switch_to_postcopy_completes_only_when_every_page_is_there() {
+    for world in all_worlds(KEPT) {
+        if world.source == SS::Completed && world.postcopy {
+            assert!(world.whole_there, "{world:?}");
+            assert_eq!(world.destination, DS::Running, "{world:?}");
+        }
+        if world.destination == DS::Running && world.postcopy {
+            assert!(world.whole_there, "{world:?}");
+        }
+    }
+}
+
+#[test]
+fn only_the_vmm_ends_an_interrupted_migration_and_a_resolved_one_is_not_recovered() {
+    for event in [SE::Retire, SE::Recovered, SE::Failed(Failure::Other)] {
+        let step = source::step(SS::Interrupted, event);
+        assert!(!step.actions.contains(&SA::CallResume), "{event:?}");
+    }
+    let retired = source::step(SS::Interrupted, SE::Retire);
+    assert_eq!(retired.state, SS::Unanswered);
+    assert!(retired.actions.contains(&SA::PutBack));
+    for state in [SS::Unanswered, SS::GivenUp, SS::TakenBack, SS::Completed] {
+        assert_eq!(source::step(state, SE::Recovered).state, state);
+    }
+    for state in [DS::Running, DS::Incomplete, DS::Failed, DS::StartFailed] {
+        assert_eq!(destination::step(state, DE::Recover).state, state);
     }
 }
 

@@ -66,7 +66,7 @@ impl Driver {
         self.check_gate()?;
         let missing = self.describe_missing(io)?;
         self.last_bytes = self.sent().saturating_sub(bytes);
-        let blocks = self.announced.blocks();
+        let blocks = self.announced.copied();
         let rest = Rest::new(&self.consumer, blocks, missing, 0, &self.counts)?;
         self.rest = Some(Arc::clone(&rest));
         self.sending(io)?.2.serve(&rest)?;
@@ -79,7 +79,7 @@ impl Driver {
         const WORDS: usize = MISSING_PAGES_MAX as usize / 64;
         let memory = Arc::clone(self.common.shared.guest.tracker.memory());
         let map = memory.map();
-        let mut blocks = fallible::collect(self.announced.blocks(), "the guest's blocks")?;
+        let mut blocks = fallible::collect(self.announced.copied(), "the guest's blocks")?;
         blocks.sort_unstable_by_key(|(id, _)| id.0);
         let mut words = Vec::new();
         fallible::reserve(&mut words, WORDS, "a description")?;
@@ -143,6 +143,8 @@ impl Driver {
     /// Sends the rest of the pages. The guest runs at the destination.
     pub(super) fn serve(&mut self) -> Result<()> {
         let rest = self.rest.clone().ok_or_else(no_connection)?;
+        // The cap of the switchover ends with the switchover.
+        self.common.shared.guest.pacer.end_override();
         self.common.stats.progress = self.ahead.done();
         let sent = self.send_rest(&rest);
         let Err(error) = sent.map_err(|e| self.explain(e)) else {
@@ -265,7 +267,7 @@ impl Driver {
                     .put_back(BlockId(missing.block), run.start, pages);
             }
         }
-        let blocks = self.announced.blocks();
+        let blocks = self.announced.copied();
         let rest = Rest::new(&self.consumer, blocks, Pages(total), epoch, &self.counts)?;
         self.rest = Some(Arc::clone(&rest));
         let memory = shared.guest.tracker.memory();
@@ -278,7 +280,7 @@ impl Driver {
     /// The destination's description of what it lacks.
     fn hear_missing(&mut self, io: &Io<'_>) -> Result<Vec<Missing>> {
         let epoch = self.epoch;
-        let lengths: std::collections::HashMap<BlockId, Pages> = self.announced.blocks().collect();
+        let lengths: std::collections::HashMap<BlockId, Pages> = self.announced.copied().collect();
         let lane = self.first()?;
         match lane.hear(&io.of("RECOVER_REPLY"))? {
             Record::RecoverReply(reply) if reply.epoch == epoch => {}
