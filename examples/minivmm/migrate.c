@@ -503,6 +503,9 @@ static int32_t watch(struct migration *g, brant_error **why_not)
 		/* Too late, when the guest is paused already. */
 		if (g->outgoing && g->hooks.switch_over && g->hooks.switch_over(g->hooks.opaque))
 			brant_outgoing_switch_over(g->outgoing, NULL);
+		/* This VMM makes no new connections for a guest whose memory was on its way when they broke. */
+		if (g->outgoing && g->options.postcopy && mig_stats(g).state == BRANT_SOURCE_INTERRUPTED)
+			brant_outgoing_resolve(g->outgoing, BRANT_RESOLVE_DESTROY, NULL);
 		const struct mg_progress p = mig_progress(g, false);
 		if (mig_wait(g, 0, NULL) == BRANT_E_PENDING)
 			show(g, p);
@@ -532,6 +535,7 @@ int mg_prepare_send(struct migration *g)
 		.max_bandwidth = g->options.bandwidth,
 		.total_timeout_ms = g->options.timeout_ms,
 		.verify = g->options.verify ? BRANT_VERIFY_ON : BRANT_VERIFY_OFF,
+		.postcopy = g->options.postcopy ? BRANT_POSTCOPY_ALLOWED : BRANT_POSTCOPY_OFF,
 	};
 	brant_policy policy = {
 		.size = sizeof(policy),
@@ -553,6 +557,9 @@ int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result 
 	brant_error *e;
 	int32_t code = endpoint ? brant_outgoing_start(out, endpoint, &e) : brant_outgoing_start_fd(out, fd, &e);
 
+	/* Too late, when a small guest is paused already. */
+	if (code == 0 && g->options.postcopy)
+		brant_outgoing_start_postcopy(out, NULL);
 	if (code == 0)
 		code = watch(g, &e);
 	*result = result_of(g, code);

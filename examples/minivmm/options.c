@@ -45,6 +45,7 @@ static const char usage[] =
 	"  --on-deadline NAME       cancel, carry-on, or pause: the guest is paused in time to finish by then (cancel)\n"
 	"  --timeout SECONDS        of the whole migration, 1 to 2592000 (3600)\n"
 	"  --verify                 send: compare the memory there with the memory here afterwards; a demo always does\n"
+	"  --postcopy               send: the guest goes ahead of its memory, which follows it\n"
 	"  --log MODE               auto; with KVM: get-and-clear, manual, initially-set, or measured, which tries\n"
 	"                           them and rings for 0.2 s and takes the cheapest; without: marks (auto)\n"
 	"  --ring                   dirty rings, one a vCPU, instead of KVM's bitmap\n"
@@ -62,7 +63,7 @@ const char *const options_workloads[] = {
 	[GV_IDLE] = "idle", [GV_SWEEP] = "sweep", [GV_RANDOM] = "random", [GV_HOT] = "hot", [GV_MIXED] = "mixed", NULL};
 
 enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, POLICY, THROTTLE, CEILING,
-       DEADLINE, ON_DEADLINE, TIMEOUT, VERIFY, LOG,
+       DEADLINE, ON_DEADLINE, TIMEOUT, VERIFY, POSTCOPY, LOG,
        CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, DEVICE, DEVICE_RATE, JSON, TO, LISTEN, FROM, LEDGER, SOCKET, VERSION, HELP, END };
 
 #define ALL (DEMO | SEND | RECEIVE | SAVE | RESTORE)
@@ -92,6 +93,7 @@ static const struct {
 	[ON_DEADLINE - KIND] = {"on-deadline", DEMO | SEND, 0, 0, "cancel, carry-on or pause"},
 	[TIMEOUT - KIND] = {"timeout", DEMO | SEND, 1, 30 * 86400, "1 to 2592000 seconds"},
 	[VERIFY - KIND] = {"verify", SEND, 0, 0, NULL},
+	[POSTCOPY - KIND] = {"postcopy", SEND, 0, 0, NULL},
 	[LOG - KIND] = {"log", DEMO | SEND | SAVE, 0, 0, "auto, get-and-clear, manual, initially-set, measured or marks"},
 	[CHUNK_SHIFT - KIND] = {"chunk-shift", DEMO | SEND | SAVE, 6, 31, "6 to 31"},
 	[CLEAR_AT_SYNC - KIND] = {"clear-at-sync", DEMO | SEND | SAVE, 0, 0, NULL},
@@ -297,6 +299,7 @@ static bool take(struct options *o, int option, uint64_t n, int *kind)
 		return which >= 0;
 	case TIMEOUT: o->migration.timeout_ms = n * 1000; return true;
 	case VERIFY: o->migration.verify = true; return true;
+	case POSTCOPY: o->migration.postcopy = true; return true;
 	case LOG:
 		which = choice(optarg, logs);
 		o->migration.log_mode = (unsigned)which;
