@@ -401,9 +401,10 @@ impl Memory {
     /// [`Kind::Invalid`] for a description that cannot be, with what was expected and found.
     /// [`Kind::Exists`] for a name that another block has, or memory that it overlaps.
     /// [`Kind::Busy`] while some of the guest's memory has not arrived
-    /// ([`Incomplete`](super::Whose::Incomplete)).
+    /// ([`Incomplete`](super::Whose::Incomplete)), and while it follows a guest that was switched to
+    /// postcopy.
     pub fn add_block(&self, description: BlockDescription) -> Result<BlockId> {
-        self.ownership.is_whole("adding a block")?;
+        self.ownership.may_change_blocks("adding a block")?;
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());
         if map.blocks().len() >= BLOCKS_MAX {
@@ -512,9 +513,10 @@ impl Memory {
     /// [`Kind::Busy`] while a consumer uses pages of the block that it took
     /// ([`Consumer::take`](crate::dirty::consumer::Consumer::take)). The message names the
     /// consumer. Nothing has changed, and nothing was waited for. The same while some of the guest's
-    /// memory has not arrived ([`Incomplete`](super::Whose::Incomplete)).
+    /// memory has not arrived ([`Incomplete`](super::Whose::Incomplete)), or follows a guest that was
+    /// switched to postcopy.
     pub fn remove_block(&self, id: BlockId) -> Result<()> {
-        self.ownership.is_whole("removing a block")?;
+        self.ownership.may_change_blocks("removing a block")?;
         let block = {
             let mut change = self.lock();
             let mut map = Map::clone(&self.map());

@@ -18,7 +18,7 @@
 //! reports each `Stage` that it comes to. Dirty logs that kick vCPUs ask here too.
 
 use crate::error::{Error, Kind, Result};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
 /// Who has the guest, as far as this process knows. The numbers are part of the C ABI.
@@ -431,6 +431,8 @@ pub struct Ownership {
     kicked: Condvar,
     /// Pages that have not arrived.
     left: AtomicU64,
+    /// The guest is being sent ahead of its memory, which is still here.
+    follows: AtomicBool,
     keep_waiting: Mutex<Vec<Weak<dyn KeepsWaiting>>>,
 }
 
@@ -528,6 +530,25 @@ impl Ownership {
     /// So many pages of the guest's memory have not arrived, for messages.
     pub(crate) fn set_left(&self, pages: u64) {
         self.left.store(pages, Relaxed);
+    }
+
+    /// From here on the guest's memory follows the guest to another place, or does not any more.
+    pub(crate) fn memory_follows(&self, follows: bool) {
+        self.follows.store(follows, Relaxed);
+    }
+
+    /// Whether blocks may come and go. `what` is what is to be done.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] while memory has not arrived here, and while it follows the guest elsewhere: both
+    /// sides have agreed on the pages that are missing.
+    pub(crate) fn may_change_blocks(&self, what: &str) -> Result<()> {
+        if self.follows.load(Relaxed) {
+            let why =
+                "the guest is being sent ahead of its memory (postcopy), and the memory follows it";
+            return Err(refused(Kind::Busy, what, why));
+        }
+        self.is_whole(what)
     }
 
     /// Whether all of the guest's memory is here. `what` is what needs it.

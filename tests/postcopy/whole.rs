@@ -10,8 +10,8 @@ use crate::support::time::{LONG, MS};
 use crate::support::vmm::{Side, TestVmm};
 use brant::error::Kind;
 use brant::migrate::{
-    AcceptFrom, ConnectTo, DestinationState, Incoming, OnDeadline, Outgoing, Params, Policy,
-    Resolution, SourceState,
+    AcceptFrom, ConnectTo, Decider, Decision, DestinationState, Facts, Incoming, Next, OnDeadline,
+    Outgoing, Params, Policy, Resolution, SourceState,
 };
 use brant::vmm::EventKind;
 use std::net::Shutdown;
@@ -39,6 +39,15 @@ fn allowed(channels: u32) -> Params {
     }
 }
 
+/// Copies as long as nobody orders anything else.
+struct CopiesOn;
+
+impl Decider for CopiesOn {
+    fn decide(&mut self, _: &Facts) -> Decision {
+        Next::GoOn.into()
+    }
+}
+
 /// Both sides of a migration, and the source's ends of its connections.
 struct Sides {
     pair: Pair,
@@ -63,10 +72,18 @@ fn connections(channels: u32) -> (Vec<OwnedFd>, Vec<OwnedFd>, Vec<UnixStream>) {
 
 impl Sides {
     fn start(pair: Pair, params: &Params) -> Sides {
+        Sides::start_with(pair, params, None)
+    }
+
+    fn start_with(pair: Pair, params: &Params, decider: Option<Box<dyn Decider>>) -> Sides {
         let (near, far, ends) = connections(params.channels);
         let (out, inc) = (outgoing(&pair, params), incoming(&pair, params));
         inc.start(AcceptFrom::ConnectedAll(far)).unwrap();
-        out.start(ConnectTo::ConnectedAll(near)).unwrap();
+        let to = ConnectTo::ConnectedAll(near);
+        match decider {
+            Some(decider) => out.start_with(to, decider).unwrap(),
+            None => out.start(to).unwrap(),
+        }
         Sides {
             pair,
             out,
@@ -129,16 +146,17 @@ impl Sides {
 /// Pages before the switch: `tenth` tenths of the memory.
 fn switch_at(tenth: u64, channels: u32) {
     let params = Params {
-        max_bandwidth: Some(100 << 20),
+        max_bandwidth: Some(40 << 20),
         ..allowed(channels)
     };
-    let sides = Sides::start(pair(), &params);
+    let sides = Sides::start_with(pair(), &params, Some(Box::new(CopiesOn)));
     let wanted = tenth * (PAGES as u64 + 700) / 10;
     sides.wait_until(|sides| {
         let stats = sides.out.stats();
         sides.out.state() == SourceState::Copying && stats.data_pages + stats.zero_pages >= wanted
     });
     sides.out.start_postcopy().unwrap();
+    sides.out.set_max_bandwidth(None).unwrap();
     let what = format!("at {tenth} tenths, over {channels} channels");
     sides.assert_whole(&what);
     let (stats, events) = (
@@ -180,9 +198,9 @@ fn pages_that_the_guest_needs_overtake_those_that_it_does_not() {
     }
     // All of it came before the rest did.
     assert_eq!(sides.out.state(), SourceState::Serving);
+    assert!(sides.wait_until(|sides| sides.out.stats().requests >= 1));
     let stats = sides.out.stats();
     assert!(stats.missing_pages > 0, "{stats:?}");
-    assert!(stats.requests >= 1, "{stats:?}");
     sides.out.set_max_bandwidth(None).unwrap();
     let refused = sides.out.cancel().unwrap_err();
     assert_eq!(refused.kind(), Kind::State);
@@ -336,4 +354,29 @@ fn postcopy_that_the_parameters_do_not_allow_is_refused_by_name() {
     );
     assert_eq!(made.err().unwrap().kind(), Kind::Invalid);
     sides.assert_whole("allowed and not used");
+}
+
+#[test]
+fn blocks_neither_come_nor_go_while_memory_follows_its_guest() {
+    let params = Params {
+        max_bandwidth: Some(8 << 20),
+        switchover_max_bandwidth: Some(8 << 20),
+        ..allowed(1)
+    };
+    let sides = Sides::start(pair(), &params);
+    sides.out.start_postcopy().unwrap();
+    sides.wait_until(|sides| sides.out.state() == SourceState::Serving);
+    let memory = &sides.pair.source.memory;
+    let (id, _) = sides.pair.source.rams()[0];
+    let removed = memory.remove_block(id).unwrap_err();
+    let more = crate::support::memory::Ram::new(&ram("more", 10));
+    let added = memory.add_block(more.describe()).unwrap_err();
+    for error in [removed, added] {
+        assert_eq!(error.kind(), Kind::Busy, "{error}");
+        assert!(error.message().contains("postcopy"), "{error}");
+    }
+    sides.out.set_max_bandwidth(None).unwrap();
+    sides.assert_whole("blocks");
+    // Then they may.
+    memory.remove_block(id).unwrap();
 }

@@ -379,6 +379,7 @@ impl Work for Driver {
                     // Nobody may read a page on its way out while the guest writes it again.
                     lanes.stop_serving();
                 }
+                self.end_following();
                 self.consumer.unfreeze();
                 self.tell_written("; the guest, which runs on here, finds it written");
                 let vmm = &self.common.vmm;
@@ -411,6 +412,7 @@ impl Work for Driver {
             }
             Action::StopTracking => {
                 self.ended = true;
+                self.end_following();
                 self.end_devices();
                 if !self.lent {
                     // Nobody takes pages from this consumer any more.
@@ -908,6 +910,7 @@ impl Driver {
     }
 
     fn send_end(&mut self, before: u64, io: &Io<'_>) -> Result<()> {
+        self.lanes()?.end_urgent()?;
         if self.streams.is_empty() {
             self.sending(io)?.2.finish()?;
             self.last_bytes = self.sent().saturating_sub(before);

@@ -71,6 +71,8 @@ pub(super) struct Lanes {
     /// The lane of pages that the destination asks for, when postcopy was agreed on. None of the pages
     /// before the switch go over it.
     urgent: Option<Further>,
+    /// The urgent lane of a migration that does not switch to postcopy.
+    unused: Option<Lane>,
     /// Lane 0's pages that wait.
     ahead: Ahead,
     shared: Arc<Shared>,
@@ -138,6 +140,7 @@ impl Lanes {
                 true => further.pop(),
                 false => None,
             },
+            unused: None,
             assignment: Assignment::to(1 + further.len()),
             further,
             ahead: Ahead::default(),
@@ -559,6 +562,17 @@ impl Lanes {
         heard
             .or_else(|| self.first.await_reason(TELL))
             .unwrap_or(reason)
+    }
+
+    /// All pages are sent before the hand-over, so nobody will ask for one. The destination may close the
+    /// urgent connection from the final markers on.
+    pub(super) fn end_urgent(&mut self) -> Result<()> {
+        match self.urgent.take() {
+            Some(Further::Working(worker)) => self.unused = Some(worker.end()?),
+            Some(Further::Here(lane)) => self.unused = Some(lane),
+            Some(Further::Gone) | None => {}
+        }
+        Ok(())
     }
 
     /// Closes all connections, without a word.

@@ -62,6 +62,8 @@ impl Driver {
     fn describe_and_serve(&mut self, io: &Io<'_>) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
         let bytes = self.sent();
+        let memory = shared.guest.tracker.memory();
+        memory.ownership().memory_follows(true);
         self.sending(io)?.2.begin_postcopy()?;
         self.check_gate()?;
         let missing = self.describe_missing(io)?;
@@ -73,6 +75,12 @@ impl Driver {
         let limit = shared.params.handover_timeout;
         let lane = self.lanes.as_mut().ok_or_else(no_connection)?.first();
         lane.send_state(&self.blobs, limit, &io.of("device state"))
+    }
+
+    /// No page follows the guest any more.
+    pub(super) fn end_following(&self) {
+        let memory = self.common.shared.guest.tracker.memory();
+        memory.ownership().memory_follows(false);
     }
 
     fn describe_missing(&mut self, io: &Io<'_>) -> Result<Pages> {
