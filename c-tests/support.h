@@ -543,6 +543,15 @@ static int32_t op_run(void *opaque, brant_reason *reason)
     return mv_start(vm->machine) ? op_fails(vm, reason) : 0;
 }
 
+static int32_t op_map_block(void *opaque, const char *name, int32_t fd, uint64_t length,
+                            uint64_t offset, void **address, brant_reason *reason)
+{
+    struct vm *vm = opaque;
+
+    *address = mv_replace_memory(vm->machine, name, fd, offset, length);
+    return *address ? 0 : op_fails(vm, reason);
+}
+
 static int32_t op_kick(void *opaque, brant_reason *reason)
 {
     struct vm *vm = opaque;
@@ -568,6 +577,7 @@ static const brant_ops vm_ops = {
     .run = op_run,
     .event = op_event,
     .kick = op_kick,
+    .map_block = op_map_block,
 };
 
 struct side {

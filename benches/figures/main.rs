@@ -14,6 +14,7 @@ mod delta;
 mod downtime;
 mod forecast;
 mod growth;
+mod hand_over;
 mod image;
 #[path = "../../tests/support/link.rs"]
 mod link;
@@ -42,7 +43,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 18] = [
+const PARTS: [Part; 19] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
@@ -77,6 +78,11 @@ const PARTS: [Part; 18] = [
         what: "whether the downtime limit and the promise are kept, over links with buffers and delays",
         families: &["downtime."],
         measure: downtime::measure,
+    },
+    Part {
+        what: "a guest handed over on one host, 16 GiB beside 1 GiB",
+        families: &["handover."],
+        measure: hand_over::measure,
     },
     Part {
         what: "guests that write 0.3 to 3 times what a link carries, under each policy",

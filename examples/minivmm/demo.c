@@ -200,13 +200,15 @@ static int verify(const struct ledger *l, const struct mg_result *result)
 	}
 	screen_say("the guest counted %" PRIu64 " page writes when it stopped here and %" PRIu64 " a little later there",
 		   l->source.writes, l->writes_after);
-	if (result->mismatched_pages || result->verified_pages + result->unverified_pages != l->pages) {
+	if (result->mismatched_pages || result->verified_pages + result->unverified_pages + result->shared_pages != l->pages) {
 		screen_complain("FAILED: the engine compared %" PRIu64 " of %" PRIu64 " pages, and found that %" PRIu64 " differ",
 				result->verified_pages, l->pages, result->mismatched_pages);
 		return -1;
 	}
 	screen_say("the engine compared %" PRIu64 " pages too, and left out %" PRIu64 " that it did not read",
 		   result->verified_pages, result->unverified_pages);
+	if (result->shared_pages)
+		screen_say("%" PRIu64 " pages were handed over: they are the same memory in both processes", result->shared_pages);
 	program_tell_downtime(result);
 	screen_say("%.1f ms of it were for the digests", digesting + l->verify_ms);
 	screen_say("verified: %" PRIu64 " pages identical, guest continued, downtime %.1f ms (limit %.0f ms)", l->pages, downtime,

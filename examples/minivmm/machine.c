@@ -7,6 +7,7 @@
 #include "machine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -146,7 +147,7 @@ static int map_region(struct mv_machine *m, unsigned index, const struct mv_regi
 	m->reserved_bytes[index] = reserve;
 	host = (((uintptr_t)base + HUGE) & ~(HUGE - 1)) + r->gpa % HUGE;
 	if (rc->memfd) {
-		r->fd = memfd_create(r->name, MFD_CLOEXEC);
+		r->fd = memfd_create(r->name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 		if (r->fd < 0 || ftruncate(r->fd, (off_t)r->bytes) < 0)
 			return mvi_error(m, "%s: cannot make a memfd of %llu bytes: %s", r->name, (unsigned long long)r->bytes,
 					 strerror(errno));
@@ -755,6 +756,32 @@ const struct mv_region *mv_regions(struct mv_machine *m, unsigned *n)
 {
 	*n = m->nregions;
 	return m->regions;
+}
+
+void *mv_replace_memory(struct mv_machine *m, const char *name, int fd, uint64_t offset, uint64_t bytes)
+{
+	struct mv_region *r = m->regions;
+	int own;
+
+	while (r < m->regions + m->nregions && strcmp(r->name, name) != 0)
+		r++;
+	if (r == m->regions + m->nregions || r->bytes != bytes || offset != 0) {
+		mvi_error(m, "%s: there is no region of this name with %llu bytes, as one whole file", name,
+			  (unsigned long long)bytes);
+		return NULL;
+	}
+	own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (own < 0 || mmap(r->host, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0) == MAP_FAILED) {
+		mvi_error(m, "%s: cannot map the file: %s", name, strerror(errno));
+		if (own >= 0)
+			close(own);
+		return NULL;
+	}
+	if (r->fd >= 0)
+		close(r->fd);
+	r->fd = own;
+	madvise(r->host, bytes, m->config.huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	return r->host;
 }
 
 const struct mv_slot *mv_slots(struct mv_machine *m, unsigned *n)

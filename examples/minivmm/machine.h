@@ -145,6 +145,10 @@ unsigned mv_vcpu_count(struct mv_machine *m);
 const struct mv_region *mv_regions(struct mv_machine *m, unsigned *n);
 const struct mv_slot *mv_slots(struct mv_machine *m, unsigned *n);
 
+/* Maps part of a file over the whole region `name`, shared, in place of its memory. An incoming machine only, before it
+ * runs. Returns the region's address, or NULL. */
+void *mv_replace_memory(struct mv_machine *m, const char *name, int fd, uint64_t offset, uint64_t bytes);
+
 /* The machine must not be running. Saving returns the number of bytes (at most MV_VCPU_STATE_MAX). Parts that this
  * KVM does not have are left out of the state. Loading a state with a part that this KVM does not have is an error
  * that names the part. */

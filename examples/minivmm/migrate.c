@@ -342,6 +342,17 @@ static int32_t op_loaded(void *opaque, brant_reason *reason)
 	return 0;
 }
 
+/* A block comes by descriptor from a process on this host: its file takes the place of the memory that this machine has
+ * under that name. The slots, KVM's and brant's, are where they were. Until op_run nothing here writes to it. */
+static int32_t op_map_block(void *opaque, const char *name, int32_t fd, uint64_t length, uint64_t offset, void **address,
+			    brant_reason *reason)
+{
+	struct migration *g = opaque;
+
+	*address = mv_replace_memory(g->machine, name, fd, offset, length);
+	return *address ? 0 : why(g, reason);
+}
+
 /* No long work here: the source relies on it that the guest runs by now, or never will. */
 static int32_t op_run(void *opaque, brant_reason *reason)
 {
@@ -395,6 +406,7 @@ static const brant_ops ops = {
 	.event = op_event,
 	.kick = op_kick,
 	.throttle = op_throttle,
+	.map_block = op_map_block,
 };
 
 /* ---- its beginning and its end ---- */
@@ -534,6 +546,7 @@ int mg_prepare_send(struct migration *g)
 		.downtime_limit_ms = g->options.downtime_ms,
 		.max_bandwidth = g->options.bandwidth,
 		.total_timeout_ms = g->options.timeout_ms,
+		.hand_over = g->options.hand_over ? BRANT_HAND_OVER_ONLY : BRANT_HAND_OVER_OFF,
 		.verify = g->options.verify ? BRANT_VERIFY_ON : BRANT_VERIFY_OFF,
 		.postcopy = g->options.postcopy ? BRANT_POSTCOPY_ALLOWED : BRANT_POSTCOPY_OFF,
 	};

@@ -21,6 +21,7 @@ struct mg_options {
 	uint64_t ceiling_ms, deadline_ms;            /* 0: none */
 	enum mg_on_deadline on_deadline;
 	bool postcopy; /* source: send the guest ahead of its memory as soon as that keeps the downtime limit */
+	bool hand_over; /* source: all memory goes by descriptors to a destination on this host, without a copy */
 	bool verify; /* source: compare the memory at the destination with the memory here afterwards */
 	/* 0 is the best one. For a KVM guest: 1 get-and-clear, 2 manual protect, 3 initially set, MG_LOG_MEASURED the one
 	 * that costs least on this machine, rings included. For a process: MG_LOG_MARKS, so that only marked writes are
@@ -98,6 +99,7 @@ struct mg_result {
 	 * destination, a part of the downtime. */
 	uint64_t verified_pages, unverified_pages, mismatched_pages;
 	double verify_ms;
+	uint64_t shared_pages; /* handed over by descriptors: no copy was made, and there is nothing to compare */
 	/* Source: what was promised of downtime_ms, and its parts. */
 	double promised_ms;
 	struct mg_part parts[MG_PARTS];

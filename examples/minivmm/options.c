@@ -44,6 +44,8 @@ static const char usage[] =
 	"  --deadline SECONDS       of the whole migration, 1 to 2592000 (none)\n"
 	"  --on-deadline NAME       cancel, carry-on, or pause: the guest is paused in time to finish by then (cancel)\n"
 	"  --timeout SECONDS        of the whole migration, 1 to 2592000 (3600)\n"
+	"  --hand-over              memory goes to a receiver on this host by its descriptor, without a copy; with --memfd,\n"
+	"                           and a unix endpoint, or a demo's transport unix or fd\n"
 	"  --verify                 send: compare the memory there with the memory here afterwards; a demo always does\n"
 	"  --postcopy               send: the guest goes ahead of its memory, which follows it\n"
 	"  --log MODE               auto; with KVM: get-and-clear, manual, initially-set, or measured, which tries\n"
@@ -63,7 +65,7 @@ const char *const options_workloads[] = {
 	[GV_IDLE] = "idle", [GV_SWEEP] = "sweep", [GV_RANDOM] = "random", [GV_HOT] = "hot", [GV_MIXED] = "mixed", NULL};
 
 enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, POLICY, THROTTLE, CEILING,
-       DEADLINE, ON_DEADLINE, TIMEOUT, VERIFY, POSTCOPY, LOG,
+       DEADLINE, ON_DEADLINE, TIMEOUT, HAND_OVER, VERIFY, POSTCOPY, LOG,
        CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, DEVICE, DEVICE_RATE, JSON, TO, LISTEN, FROM, LEDGER, SOCKET, VERSION, HELP, END };
 
 #define ALL (DEMO | SEND | RECEIVE | SAVE | RESTORE)
@@ -92,6 +94,7 @@ static const struct {
 	[DEADLINE - KIND] = {"deadline", DEMO | SEND, 1, 30 * 86400, "1 to 2592000 seconds"},
 	[ON_DEADLINE - KIND] = {"on-deadline", DEMO | SEND, 0, 0, "cancel, carry-on or pause"},
 	[TIMEOUT - KIND] = {"timeout", DEMO | SEND, 1, 30 * 86400, "1 to 2592000 seconds"},
+	[HAND_OVER - KIND] = {"hand-over", DEMO | SEND, 0, 0, NULL},
 	[VERIFY - KIND] = {"verify", SEND, 0, 0, NULL},
 	[POSTCOPY - KIND] = {"postcopy", SEND, 0, 0, NULL},
 	[LOG - KIND] = {"log", DEMO | SEND | SAVE, 0, 0, "auto, get-and-clear, manual, initially-set, measured or marks"},
@@ -253,6 +256,13 @@ static int check_together(struct options *o, const bool *given)
 		if (m->log_mode == 1)
 			return refuse("--%s does nothing: get-and-clear clears as it reads", table[i - KIND].name);
 	}
+	if (m->postcopy && m->hand_over)
+		return refuse("--postcopy does nothing: with --hand-over all memory is there at once");
+	if (m->hand_over && !o->machine.memfd)
+		return refuse("--hand-over: private memory has no descriptor (--memfd)");
+	if (m->hand_over && (o->verb == SEND ? strncmp(o->endpoint, "unix:", 5) != 0 : o->transport == TCP))
+		return refuse("--hand-over: a descriptor travels over a unix socket only (%s)",
+			      o->verb == SEND ? "--to unix:/PATH" : "--transport unix or fd");
 	if (given[CHUNK_SHIFT - KIND] && m->clear_at_sync)
 		return refuse("--chunk-shift does nothing: --clear-at-sync clears whole slots");
 	return 0;
@@ -298,6 +308,7 @@ static bool take(struct options *o, int option, uint64_t n, int *kind)
 		o->migration.on_deadline = (enum mg_on_deadline)which;
 		return which >= 0;
 	case TIMEOUT: o->migration.timeout_ms = n * 1000; return true;
+	case HAND_OVER: o->migration.hand_over = true; return true;
 	case VERIFY: o->migration.verify = true; return true;
 	case POSTCOPY: o->migration.postcopy = true; return true;
 	case LOG:

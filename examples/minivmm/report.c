@@ -102,6 +102,7 @@ struct mg_result report_result(const brant_stats *s)
 		.verified_pages = s->verified_pages,
 		.unverified_pages = s->unverified_pages,
 		.mismatched_pages = s->mismatched_pages,
+		.shared_pages = s->shared_bytes / MV_PAGE,
 		.verify_ms = (double)s->digest_ns / 1e6,
 		.promised_ms = (double)s->promised_downtime_ns / 1e6,
 		.parts = {

@@ -221,3 +221,34 @@ fn a_guest_of_which_the_destination_said_that_it_never_ran_is_taken_back() {
     assert_eq!(pair.world.who(), (true, false));
     pair.assert_sound("taken back");
 }
+
+#[test]
+fn a_block_that_is_added_later_is_copied_or_named() {
+    for hand_over in [HandOver::WherePossible, HandOver::Only] {
+        let pair = pair(&[shared("high", 50)], &[]);
+        pair.source.fill(5);
+        let hold = pair.from.hold_at("copying");
+        let (out, inc) = start(&pair, &params(hand_over));
+        hold.reached();
+        for guest in [&pair.destination, &pair.source] {
+            guest.add(Ram::new(&shared("added", 30)));
+        }
+        hold.go();
+        let ended = out.wait(Some(LONG));
+        if hand_over == HandOver::Only {
+            let error = ended.unwrap_err();
+            assert_eq!(error.kind(), Kind::Unsupported, "{error}");
+            assert!(
+                error.message().contains("block `added` has to be copied"),
+                "{error}"
+            );
+            inc.wait(Some(LONG)).unwrap_err();
+            pair.assert_runs_on("a block was added");
+        } else {
+            ended.unwrap();
+            inc.wait(Some(LONG)).unwrap();
+            assert_eq!(out.stats().shared_bytes, (50 * PAGE) as u64);
+        }
+        pair.assert_sound("a block was added");
+    }
+}

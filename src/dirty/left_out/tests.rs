@@ -3,7 +3,7 @@
 use super::*;
 use crate::dirty::testing::{sync_all, take_all, Guest};
 use crate::dirty::tracker::StartWith;
-use crate::dirty::{DirtyLog, Extent, Harvested, Initial, Sink, When};
+use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::memory::Map;
 use crate::units::{Bytes, Pages};
 use std::collections::BTreeSet;
@@ -212,4 +212,45 @@ fn a_refused_change_leads_back_to_the_map_without_the_block() {
     assert_eq!(sync_all(&s.consumer), pages(s.copied, 0..100));
     s.guest.memory.remove_block(s.copied).unwrap();
     assert_eq!(s.watched(), Vec::<u32>::new());
+}
+
+/// A log of guest addresses, as vhost and vhost-user back ends share one: it knows no blocks, and each
+/// harvest finds every page of the guest.
+struct Addresses;
+
+impl DirtyLog for Addresses {
+    fn kind(&self) -> LogKind {
+        LogKind::Vhost
+    }
+    fn start(&mut self, _: &Map) -> Result<Initial> {
+        Ok(Initial::Clean)
+    }
+    fn stop(&mut self, _: &Map) -> Result<()> {
+        Ok(())
+    }
+    fn harvest(&mut self, _: &Map, _: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        let start = Origin::Guest(vm_memory::GuestAddress(0));
+        sink.bitmap(start, &[u64::MAX; 4], Pages(200));
+        sink.list(start, &[3, 103]);
+        Ok(Harvested::Complete)
+    }
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        map.blocks().iter().for_each(|b| each(Extent::all_of(b)));
+    }
+    fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_back_end_writes_to_a_block_that_is_left_out_is_nobodys_page() {
+    let s = setup();
+    s.consumer.tracker().add_log(Box::new(Addresses)).unwrap();
+    s.consumer.start(StartWith::Everything).unwrap();
+    take_all(&s.consumer);
+    let report = s.consumer.sync(When::Stopped).unwrap();
+    assert!(report.warnings.is_empty() && !report.failed, "{report:?}");
+    assert_eq!(report.found, Pages(100));
+    assert_eq!(take_all(&s.consumer), pages(s.copied, 0..100));
+    assert_eq!(s.consumer.stray_marks(), 0);
 }

@@ -1,7 +1,7 @@
 //! Which of the guest's blocks the destination knows, and which changes it must be told of.
 
 use crate::dirty::taken::Taken;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::{Block, BlockId, Map, Memory};
 use crate::migrate::layout::describe;
@@ -21,6 +21,8 @@ pub(super) struct Announced {
     at: Option<u64>,
     /// Those blocks whose memory the destination has in common with this side.
     shared: HashSet<BlockId>,
+    /// No block may be copied.
+    only_shared: bool,
 }
 
 impl Announced {
@@ -35,8 +37,10 @@ impl Announced {
         self.at = Some(map.generation());
     }
 
-    /// Records that the destination has these blocks in common with this side.
-    pub(super) fn share(&mut self, blocks: &HashSet<BlockId>) -> Result<()> {
+    /// Records that the destination has these blocks in common with this side. With `only`, no other
+    /// block may be announced from now on.
+    pub(super) fn share(&mut self, blocks: &HashSet<BlockId>, only: bool) -> Result<()> {
+        self.only_shared = only;
         for id in blocks {
             fallible::add(&mut self.shared, *id, BLOCKS)?;
         }
@@ -81,12 +85,27 @@ impl Announced {
         }
         for block in map.blocks() {
             if !self.blocks.contains_key(&block.id()) {
+                self.check_copied(block)?;
                 Record::BlockAdded(describe(block)).encode(&mut news)?;
                 self.add(block)?;
             }
         }
         self.at = Some(map.generation());
         Ok(news)
+    }
+
+    /// Refuses a block that was added, where no block may be copied.
+    fn check_copied(&self, block: &Block) -> Result<()> {
+        if !self.only_shared {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "hand-over only: block `{}` has to be copied: it was added while the migration ran",
+                block.name()
+            ),
+        ))
     }
 
     /// What the destination must be told before `taken` arrives: removed blocks, and blocks that
@@ -119,6 +138,7 @@ impl Announced {
             if self.blocks.contains_key(&block.id()) {
                 continue;
             }
+            self.check_copied(block)?;
             Record::BlockAdded(describe(block)).encode(&mut news)?;
             self.add(block)?;
         }

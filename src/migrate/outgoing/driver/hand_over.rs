@@ -74,7 +74,8 @@ impl Driver {
         let shared = map.blocks().iter().filter(|b| blocks.contains(&b.id()));
         let bytes = shared.map(|block| block.length().0).sum();
         self.common.stats.shared_bytes = bytes;
-        self.announced.share(blocks)?;
+        let only = self.common.shared.params.hand_over == HandOver::Only;
+        self.announced.share(blocks, only)?;
         if !blocks.is_empty() {
             self.common.shared.guest.memory_is_shared();
             let ids = fallible::collect(blocks.iter().copied(), BLOCKS)?;
