@@ -43,15 +43,22 @@ pub(super) struct Arrived {
     pub(super) pages: u64,
     /// Those that a thread waits for.
     pub(super) waited: Vec<Range<u64>>,
+    /// Threads wait for more pages in here, of which there was no memory for a list. Pages in between
+    /// may be absent.
+    pub(super) among: Option<Range<u64>>,
 }
 
 impl Arrived {
-    fn add(&mut self, run: Range<u64>) -> Result<()> {
-        match self.waited.last_mut() {
-            Some(last) if last.end == run.start => last.end = run.end,
-            _ => fallible::push(&mut self.waited, run, "pages that threads wait for")?,
+    fn add(&mut self, run: Range<u64>) {
+        if let Some(last) = self.waited.last_mut().filter(|it| it.end == run.start) {
+            last.end = run.end;
+            return;
         }
-        Ok(())
+        let added = fallible::push(&mut self.waited, run.clone(), "pages that threads wait for");
+        if added.is_err() {
+            let among = self.among.get_or_insert(run.clone());
+            among.end = run.end;
+        }
     }
 }
 
@@ -98,64 +105,61 @@ impl Marks {
         }
     }
 
-    /// Appends to `into` those pages of `range` that are absent and that nobody places. From now on
-    /// the caller places them.
-    pub(super) fn claim(&self, range: Range<u64>, into: &mut Vec<Range<u64>>) -> Result<()> {
-        self.parts(range, |part| {
-            let mut at = part.start;
-            while let Some(run) = self.next_free(at..part.end) {
-                at = run.end;
-                fallible::push(into, run.clone(), "pages to place")?;
+    /// The first pages of `range` that are absent and that nobody places, at most those of one part
+    /// of the block. From now on the caller places them. `None`: there are no more.
+    pub(super) fn claim(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min((at / self.part + 1) * self.part);
+            let _lock = self.lock(at);
+            if let Some(run) = self.next_free(at..end) {
                 set(&self.placing, &run);
+                return Some(run);
             }
-            Ok(())
-        })
+            at = end;
+        }
+        None
     }
 
     /// Claimed pages are here.
-    pub(super) fn placed(&self, range: Range<u64>) -> Result<Arrived> {
+    pub(super) fn placed(&self, range: Range<u64>) -> Arrived {
         let mut arrived = Arrived::default();
         self.parts(range, |part| {
             clear(&self.placing, &part);
             arrived.pages += part.end - part.start;
-            self.arrive(&part, &mut arrived)
-        })?;
-        Ok(arrived)
+            self.arrive(&part, &mut arrived);
+        });
+        arrived
     }
 
     /// Claimed pages could not be placed, and are absent as before.
     pub(super) fn give_back(&self, range: Range<u64>) {
-        let _ = self.parts(range, |part| {
-            clear(&self.placing, &part);
-            Ok(())
-        });
+        self.parts(range, |part| clear(&self.placing, &part));
     }
 
     /// Those pages of `range` that are absent and that nobody places are no longer absent, without
     /// anything being written: they read as zero. The caller gives the pages to those who wait.
-    pub(super) fn skip(&self, range: Range<u64>) -> Result<Arrived> {
+    pub(super) fn skip(&self, range: Range<u64>) -> Arrived {
         let mut arrived = Arrived::default();
         self.parts(range, |part| {
             let mut at = part.start;
             while let Some(run) = self.next_free(at..part.end) {
                 at = run.end;
                 arrived.pages += run.end - run.start;
-                self.arrive(&run, &mut arrived)?;
+                self.arrive(&run, &mut arrived);
             }
-            Ok(())
-        })?;
-        Ok(arrived)
+        });
+        arrived
     }
 
-    fn arrive(&self, run: &Range<u64>, arrived: &mut Arrived) -> Result<()> {
+    fn arrive(&self, run: &Range<u64>, arrived: &mut Arrived) {
         let mut at = run.start;
         while let Some(waited) = self.next_waiting(at..run.end) {
             at = waited.end;
-            arrived.add(waited)?;
+            arrived.add(waited);
         }
         clear(&self.absent, run);
         clear(&self.waiting, run);
-        Ok(())
     }
 
     /// The first run of pages that are absent and not being placed.
@@ -174,20 +178,15 @@ impl Marks {
     }
 
     /// Calls `each` with every part of `range`, under the part's lock.
-    fn parts(
-        &self,
-        range: Range<u64>,
-        mut each: impl FnMut(Range<u64>) -> Result<()>,
-    ) -> Result<()> {
+    fn parts(&self, range: Range<u64>, mut each: impl FnMut(Range<u64>)) {
         let mut at = range.start;
         let end = range.end.min(self.absent.len() as u64);
         while at < end {
             let part = at..end.min((at / self.part + 1) * self.part);
             let _lock = self.lock(at);
             at = part.end;
-            each(part)?;
+            each(part);
         }
-        Ok(())
     }
 
     fn lock(&self, page: u64) -> MutexGuard<'_, ()> {

@@ -230,83 +230,80 @@ impl Inner {
         // A page of zeros is nowhere in private memory and in holes. It need not be made before
         // somebody touches it.
         if matches!(piece, Piece::Zeros) && watched.kind.way != Way::Overwrite {
-            let arrived = watched.marks.skip(pages.clone())?;
-            for run in &arrived.waited {
-                self.zeros(number, run)?;
-            }
-            return self.arrived(number, pages, &arrived, true);
+            let arrived = watched.marks.skip(pages.clone());
+            return Ok(self.arrived(number, pages, &arrived, true));
         }
-        let mut claimed = Vec::new();
-        watched.marks.claim(pages.clone(), &mut claimed)?;
-        let mut runs = claimed.into_iter();
-        while let Some(run) = runs.next() {
-            let placed = match piece.part(first, &run) {
+        let mut at = pages.start;
+        while let Some(run) = watched.marks.claim(at..pages.end) {
+            at = run.end;
+            let (done, placed) = match piece.part(first, &run) {
                 Piece::Data(bytes) => self.data(number, &run, bytes),
                 // Old contents may be in the file.
                 Piece::Zeros => {
                     let at = watched.at(&run);
                     // SAFETY: the block's shared memory; by its marks nothing in it is newer.
-                    unsafe { mem::remove_shared(at.start as *mut u8, (at.end - at.start) as usize) }
+                    let removed = unsafe {
+                        mem::remove_shared(at.start as *mut u8, (at.end - at.start) as usize)
+                    };
+                    match removed {
+                        Ok(()) => (run.end, Ok(())),
+                        Err(error) => (run.start, Err(error)),
+                    }
                 }
             };
-            if let Err(error) = placed {
-                watched.marks.give_back(run);
-                runs.for_each(|run| watched.marks.give_back(run));
-                return Err(error);
-            }
-            let arrived = watched.marks.placed(run.clone())?;
+            // The pages before an error are here, and their threads may have written to them.
+            watched.marks.give_back(done..run.end);
+            let run = run.start..done;
+            let arrived = watched.marks.placed(run.clone());
             let zero = matches!(piece, Piece::Zeros);
-            if zero {
-                for run in &arrived.waited {
-                    self.zeros(number, run)?;
-                }
-            }
-            new += self.arrived(number, &run, &arrived, zero)?;
+            new += self.arrived(number, &run, &arrived, zero);
+            placed?;
         }
         Ok(new)
     }
 
-    /// Pages that this thread has claimed get contents.
-    fn data(&self, number: usize, run: &Range<u64>, bytes: &[u8]) -> Result<()> {
+    /// Pages that this thread has claimed get contents. Returns the first page that has not got them.
+    fn data(&self, number: usize, run: &Range<u64>, bytes: &[u8]) -> (u64, Result<()>) {
         let watched = &self.blocks[number];
         let at = watched.at(run);
+        let page = |address: u64| run.start + (address - at.start) / PAGE_SIZE;
+        let from = |address: u64| &bytes[(address - at.start) as usize..];
         let how = Fill {
             protect: false,
             wake: true,
         };
+        let copy = |rest: Range<u64>| self.own.copy(rest.start, from(rest.start), how);
         if watched.kind.way != Way::Overwrite {
-            return self.each(number, at.clone(), |rest| {
-                let from = (rest.start - at.start) as usize;
-                self.own.copy(rest.start, &bytes[from..], how)
-            });
+            let (end, done) = self.each(number, at.clone(), copy);
+            return (page(end), done);
         }
-        let filled = self.own.copy(at.start, bytes, how)?;
-        if filled.stopped != Some(Stopped::Present) {
-            return done(&at, filled);
+        let mut next = at.start;
+        while next < at.end {
+            match copy(next..at.end) {
+                Err(error) => return (page(next), Err(error)),
+                Ok(filled) => {
+                    next += filled.bytes;
+                    match filled.stopped {
+                        None | Some(Stopped::Changing | Stopped::Failed) => {}
+                        // The file has old contents.
+                        Some(Stopped::Present) => break,
+                        // For the error.
+                        Some(_) => {
+                            let (end, done) = self.each(number, next..at.end, copy);
+                            return (page(end), done);
+                        }
+                    }
+                }
+            }
         }
-        // The file has old contents from there on.
-        let from = filled.bytes as usize;
-        let Some(file) = watched.block.file() else {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                "a file that was here is gone",
-            ));
-        };
-        let mut offset = file.offset + Pages(run.start).bytes().0 + filled.bytes;
-        let mut rest = &bytes[from..];
-        while !rest.is_empty() {
-            let put = disk::write_some(file.fd.as_fd(), rest, offset).map_err(|e| {
-                let name = watched.block.name();
-                Error::os(
-                    format_args!("block `{name}`: writing to its file at {offset}"),
-                    e,
-                )
-            })?;
-            (rest, offset) = (&rest[put..], offset + put as u64);
+        if next == at.end {
+            return (run.end, Ok(()));
         }
-        self.each(number, at.start + filled.bytes..at.end, |rest| {
-            self.own.resume(rest, true)
-        })
+        if let Err(error) = overwrite(&watched.block, page(next), from(next)) {
+            return (page(next), Err(error));
+        }
+        let (end, done) = self.each(number, next..at.end, |rest| self.own.resume(rest, true));
+        (page(end), done)
     }
 
     /// Pages of zeros, for threads that wait for them. Pages that are there are left alone.
@@ -314,7 +311,7 @@ impl Inner {
         let watched = &self.blocks[number];
         let at = watched.at(run);
         if watched.kind.can.zero {
-            return self.each(number, at, |rest| self.own.zero(rest, true));
+            return self.each(number, at, |rest| self.own.zero(rest, true)).1;
         }
         let unit = watched.kind.unit.bytes().0;
         let zeros = match watched.zeros.get() {
@@ -330,67 +327,81 @@ impl Inner {
         };
         let mut start = at.start;
         while start < at.end {
-            self.each(number, start..start + unit, |rest| {
+            let filled = self.each(number, start..start + unit, |rest| {
                 let length = (rest.end - rest.start) as usize;
                 self.own.copy(rest.start, &zeros[..length], how)
-            })?;
+            });
+            filled.1?;
             start += unit;
         }
         Ok(())
     }
 
     /// Fills addresses of a block by `fill`. Pages that are there already are left alone, and whoever
-    /// waits for them is woken: `fill` does not do that.
+    /// waits for them is woken: `fill` does not do that. Returns how far it came.
     fn each(
         &self,
         number: usize,
         addresses: Range<u64>,
         mut fill: impl FnMut(Range<u64>) -> Result<Filled>,
-    ) -> Result<()> {
+    ) -> (u64, Result<()>) {
         let unit = self.blocks[number].kind.unit.bytes().0;
         let mut at = addresses.start;
         while at < addresses.end {
-            let filled = fill(at..addresses.end)?;
+            let filled = match fill(at..addresses.end) {
+                Ok(filled) => filled,
+                Err(error) => return (at, Err(error)),
+            };
             at += filled.bytes;
-            match filled.stopped {
-                None => {}
+            let why = match filled.stopped {
+                None => continue,
                 Some(Stopped::Present) => {
-                    self.own.wake(at..at + unit)?;
+                    if let Err(error) = self.own.wake(at..at + unit) {
+                        return (at, Err(error));
+                    }
                     at += unit;
+                    continue;
                 }
                 // The kernel tells of changes only those who have asked for it.
-                Some(Stopped::Changing) => std::thread::yield_now(),
+                Some(Stopped::Changing) => {
+                    std::thread::yield_now();
+                    continue;
+                }
+                // The next call has the reason.
+                Some(Stopped::Failed) => continue,
                 // Nobody waits where nobody watches.
-                Some(Stopped::Unwatched) if self.ended.load(Ordering::Acquire) => return Ok(()),
-                Some(_) => return done(&(at..addresses.end), filled),
-            }
+                Some(Stopped::Unwatched) if self.ended.load(Ordering::Acquire) => {
+                    return (addresses.end, Ok(()))
+                }
+                Some(Stopped::Unwatched) => "no userfaultfd of brant's watches it any more",
+                Some(Stopped::Gone) => "the process has ended",
+            };
+            let what = format!("the page at {at:#x} cannot be filled: {why}");
+            return (at, Err(Error::new(ErrorKind::Memory, what)));
         }
-        Ok(())
+        (at, Ok(()))
     }
 
-    /// Pages are here: figures, other processes, trackers, the end.
-    fn arrived(
-        &self,
-        number: usize,
-        pages: &Range<u64>,
-        arrived: &Arrived,
-        zero: bool,
-    ) -> Result<u64> {
+    /// Pages are no longer absent: those who wait, figures, trackers, the end. Pages of zeros are
+    /// made for those who wait for them; contents are there already, and have woken them. Returns how
+    /// many pages there are.
+    fn arrived(&self, number: usize, pages: &Range<u64>, arrived: &Arrived, zero: bool) -> u64 {
         if arrived.pages == 0 {
-            return Ok(0);
+            return 0;
         }
         let watched = &self.blocks[number];
-        let now = Instant::now();
         let mut waited = 0;
         for run in &arrived.waited {
             waited += run.end - run.start;
-            self.meter.ends(number, run, now);
-            for other in self.others().iter() {
-                for theirs in other.addresses(number, run) {
-                    // A process that has ended waits for nothing.
-                    let _ = other.faults.wake(theirs);
-                }
+            if zero && self.zeros(number, run).is_err() {
+                // Whoever waits faults again, and is answered when there is memory.
+                let _ = self.own.wake(watched.at(run));
             }
+            self.wake_others(number, run);
+        }
+        if let Some(among) = &arrived.among {
+            let _ = self.own.wake(watched.at(among));
+            self.wake_others(number, among);
         }
         let count = |counter: &AtomicU64, n: u64| counter.fetch_add(n, Ordering::Relaxed);
         count(&self.meter.urgent, waited);
@@ -403,7 +414,18 @@ impl Inner {
         watched.block.zeroed_no_more();
         self.memory.tell_written(watched.block.id(), pages.clone());
         self.gone(arrived.pages, true);
-        Ok(arrived.pages)
+        arrived.pages
+    }
+
+    /// Nobody waits any more for these pages: here in the figures, and in other processes.
+    fn wake_others(&self, number: usize, run: &Range<u64>) {
+        self.meter.ends(number, run, Instant::now());
+        for other in self.others().iter() {
+            for theirs in other.addresses(number, run) {
+                // A process that has ended waits for nothing.
+                let _ = other.faults.wake(theirs);
+            }
+        }
     }
 
     /// So many pages are no longer absent. `tell`: the supplier hears when they were the last.
@@ -419,10 +441,18 @@ impl Inner {
     /// `tell`: the supplier hears when they were the last.
     pub(super) fn lose(&self, number: usize, pages: Range<u64>, tell: bool) -> Result<u64> {
         let watched = &self.blocks[number];
-        let mut claimed = Vec::new();
-        watched.marks.claim(pages, &mut claimed)?;
+        let unit = watched.kind.unit.0;
+        let pages = pages.start / unit * unit..pages.end.next_multiple_of(unit);
+        if unit > 1 {
+            let mut units = pages.clone().step_by(unit as usize);
+            units
+                .by_ref()
+                .for_each(|first| self.staging.forget(number, first));
+        }
         let mut lost = 0;
-        for run in claimed {
+        let mut from = pages.start;
+        while let Some(run) = watched.marks.claim(from..pages.end) {
+            from = run.end;
             let at = watched.at(&run);
             let (start, length) = (at.start as *mut u8, (at.end - at.start) as usize);
             if watched.kind.way != Way::Private {
@@ -431,7 +461,7 @@ impl Inner {
                 let _ = unsafe { mem::remove_shared(start, length) };
             }
             let poisoned = match watched.kind.can.poison {
-                true => self.each(number, at, |rest| self.own.poison(rest)),
+                true => self.each(number, at, |rest| self.own.poison(rest)).1,
                 // SAFETY: the block's own memory, where any access would find wrong contents.
                 false => unsafe { mem::forbid(start, length) },
             };
@@ -440,11 +470,11 @@ impl Inner {
                 return Err(error);
             }
             let _ = watched.block.poisoned().set(&run, true);
-            let arrived = watched.marks.placed(run.clone())?;
-            for run in &arrived.waited {
-                self.meter.ends(number, run, Instant::now());
+            let arrived = watched.marks.placed(run.clone());
+            for run in arrived.waited.iter().chain(&arrived.among) {
                 // A forbidden page wakes nobody by itself.
                 let _ = self.own.wake(watched.at(run));
+                self.wake_others(number, run);
             }
             let pages = arrived.pages;
             self.meter.lost.fetch_add(pages, Ordering::Relaxed);
@@ -556,20 +586,22 @@ impl Inner {
     }
 }
 
-/// An error if a fill came to no end.
-fn done(addresses: &Range<u64>, filled: Filled) -> Result<()> {
-    let Some(stopped) = filled.stopped else {
-        return Ok(());
+/// Writes contents of the pages of a block from `page` on to its file.
+fn overwrite(block: &Block, page: u64, mut bytes: &[u8]) -> Result<()> {
+    let Some(file) = block.file() else {
+        let what = "a file that was here is gone";
+        return Err(Error::new(ErrorKind::Internal, what));
     };
-    let at = addresses.start + filled.bytes;
-    let why = match stopped {
-        Stopped::Present => "the page is there already",
-        Stopped::Changing => "the mappings are changing",
-        Stopped::Unwatched => "no userfaultfd of brant's watches it any more",
-        Stopped::Gone => "the process has ended",
-    };
-    Err(Error::new(
-        ErrorKind::Memory,
-        format!("the page at {at:#x} cannot be filled: {why}"),
-    ))
+    let mut offset = file.offset + Pages(page).bytes().0;
+    while !bytes.is_empty() {
+        let put = disk::write_some(file.fd.as_fd(), bytes, offset).map_err(|e| {
+            let name = block.name();
+            Error::os(
+                format_args!("block `{name}`: writing to its file at {offset}"),
+                e,
+            )
+        })?;
+        (bytes, offset) = (&bytes[put..], offset + put as u64);
+    }
+    Ok(())
 }

@@ -251,7 +251,7 @@ impl Served {
     /// Gives absent pages up: an access raises SIGBUS from now on (SIGSEGV before Linux 6.6), as if
     /// the hardware had lost them, and they count as declared lost
     /// ([`Memory::mark_poisoned`](crate::memory::Memory::mark_poisoned)). Pages that are here stay.
-    /// Returns how many pages were given up.
+    /// Of a huge page all is given up. Returns how many pages were given up.
     ///
     /// # Errors
     /// Those of [`Served::place`].
@@ -341,7 +341,8 @@ impl Served {
     }
 
     /// Ends the service of a guest that never ran here and never will. No page is given up: the
-    /// memory holds nothing of use, and can take another guest.
+    /// memory holds nothing of use, and can take another guest. Threads that wait go on. Not on the
+    /// thread that serves faults.
     pub fn abandon(&self) {
         self.let_go();
     }

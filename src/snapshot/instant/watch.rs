@@ -466,7 +466,7 @@ fn carry_out(shared: &Shared, answer: Answer, again: &mut Vec<Answer>) -> Result
         Answer::Zero(range) => match shared.faults.zero(range.clone(), true) {
             Ok(filled) => match filled.stopped {
                 None => false,
-                Some(Stopped::Changing) => true,
+                Some(Stopped::Changing | Stopped::Failed) => true,
                 // Nobody was woken.
                 Some(Stopped::Present | Stopped::Unwatched | Stopped::Gone) => {
                     let _ = shared.faults.wake(range.clone());

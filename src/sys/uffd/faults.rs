@@ -156,6 +156,8 @@ pub enum Stopped {
     Unwatched,
     /// The process has ended.
     Gone,
+    /// The next page cannot be filled: a call that begins with it says why.
+    Failed,
 }
 
 /// How far a call came.
@@ -465,6 +467,8 @@ fn fill(length: u64, mut call: impl FnMut(u64) -> (libc::c_int, i64)) -> io::Res
             Some(libc::ENOENT) => Stopped::Unwatched,
             Some(libc::ESRCH) => Stopped::Gone,
             Some(libc::EINTR) => continue,
+            // What was filled must be known: its threads may have written to it already.
+            _ if bytes > 0 => Stopped::Failed,
             _ => return Err(error),
         };
         return Ok(Filled {
