@@ -4509,8 +4509,24 @@ typedef struct brant_image_restore_params {
      * called, and the VMM starts the guest itself, after `brant_guest_runs_here`.
      */
     uint32_t guest;
-    /** 0. */
-    uint32_t reserved;
+    /**
+     * 0: the guest starts when all of its memory is here. 1: the guest starts at once
+     * (BRANT_GUEST_INCOMPLETE), and a thread that touches a page of it waits until the page is here.
+     * In the background brant reads ahead through the file. The restore is over when all pages are
+     * here; `brant_image_restore_finish` brings them in faster. Needs a userfaultfd that is told of
+     * the kernel's own accesses (CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1, or access to
+     * /dev/userfaultfd) and memory that it can watch, which no other userfaultfd watches:
+     * BRANT_E_UNSUPPORTED or BRANT_E_EXISTS names the block and the reason, before the first page is
+     * touched. `load` and `run` may touch the guest's memory; `thread_start` must not.
+     *
+     * A page that is damaged in the file, or cannot be read, never becomes wrong memory. When it is
+     * found before `run`, the restore fails and no guest is here. When the guest may be running, an
+     * access of the page raises SIGBUS, as of memory that the hardware has lost (a vCPU's: in the
+     * thread that called KVM_RUN), a BRANT_EVENT_WARNING says so, and the restore fails with
+     * BRANT_E_IMAGE, or the code of the failed read, when all other pages are here. The guest's state
+     * is then BRANT_GUEST_HERE, and those pages count as declared lost.
+     */
+    uint32_t lazy;
 } brant_image_restore_params;
 
 /** Not started. */
@@ -4578,6 +4594,24 @@ typedef struct brant_image_stats {
      * BRANT_UNKNOWN before, and when brant did not call both.
      */
     uint64_t downtime_ns;
+    /** Restore with `lazy`: pages that a thread waited for. All others were here before. */
+    uint64_t urgent_pages;
+    /**
+     * Restore with `lazy`: pages that are damaged in the image, or could not be read, and that the
+     * guest runs without.
+     */
+    uint64_t lost_pages;
+    /** Restore with `lazy`: page faults, those on pages that were here included. */
+    uint64_t faults;
+    /**
+     * Restore with `lazy`: half of the waits for a page were no longer, to an eighth. 0 without a
+     * wait.
+     */
+    uint64_t fault_p50_ns;
+    /** Restore with `lazy`: 99 of 100 waits for a page were no longer, to an eighth. */
+    uint64_t fault_p99_ns;
+    /** Restore with `lazy`: the longest wait for a page. */
+    uint64_t fault_max_ns;
 } brant_image_stats;
 
 /**
@@ -4653,7 +4687,8 @@ int32_t brant_image_restore_new(struct brant_guest *guest,
 
 /**
  * Cancels a restore that is in progress, waits for its end, and frees it; NULL is fine. A guest
- * that runs here runs on. Returns 0, or BRANT_E_CALLBACK inside one of the restore's own
+ * that runs here runs on: when it was started before its memory was here, the call first brings in
+ * the rest, as `brant_image_restore_finish` does. Returns 0, or BRANT_E_CALLBACK inside one of the restore's own
  * callbacks, where nothing is freed.
  */
 int32_t brant_image_restore_free(struct brant_image_restore *restore);
@@ -4671,6 +4706,10 @@ int32_t brant_image_restore_start(struct brant_image_restore *restore,
  * Ends the restore and returns when its threads have ended: within 100 ms, unless a callback or a
  * kernel call is in progress; a callback of a device is asked to return (`brant_device.cancel`). Inside one of its own callbacks the call only asks for the end. A
  * restore that has ended stays as it is; brant_image_restore_wait says whether the guest runs.
+ *
+ * When the guest was started before its memory was here (`brant_image_restore_params.lazy`), the
+ * pages that are not here are given up: an access of one raises SIGBUS. So cancel such a restore only
+ * when nobody needs the guest.
  */
 int32_t brant_image_restore_cancel(struct brant_image_restore *restore,
                                    struct brant_error **error);
@@ -4686,6 +4725,17 @@ int32_t brant_image_restore_cancel(struct brant_image_restore *restore,
 int32_t brant_image_restore_wait(struct brant_image_restore *restore,
                                  uint64_t timeout_ms,
                                  struct brant_error **error);
+
+/**
+ * Brings in the rest of a guest that was started before its memory was here
+ * (`brant_image_restore_params.lazy`), with all of the restore's readers, and waits as
+ * brant_image_restore_wait does. Without this call the rest comes in by one reader, which leaves
+ * processor and disk to the pages that the guest waits for. For another restore, and before the
+ * guest was started, the call only waits; the hurry then begins with the guest.
+ */
+int32_t brant_image_restore_finish(struct brant_image_restore *restore,
+                                   uint64_t timeout_ms,
+                                   struct brant_error **error);
 
 /** Fills in the figures as they are now. Any thread, also inside callbacks. */
 int32_t brant_image_restore_get_stats(const struct brant_image_restore *restore,

@@ -111,8 +111,22 @@ pub struct brant_image_restore_params {
     /// BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: `run` is not
     /// called, and the VMM starts the guest itself, after `brant_guest_runs_here`.
     pub guest: u32,
-    /// 0.
-    pub reserved: u32,
+    /// 0: the guest starts when all of its memory is here. 1: the guest starts at once
+    /// (BRANT_GUEST_INCOMPLETE), and a thread that touches a page of it waits until the page is here.
+    /// In the background brant reads ahead through the file. The restore is over when all pages are
+    /// here; `brant_image_restore_finish` brings them in faster. Needs a userfaultfd that is told of
+    /// the kernel's own accesses (CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1, or access to
+    /// /dev/userfaultfd) and memory that it can watch, which no other userfaultfd watches:
+    /// BRANT_E_UNSUPPORTED or BRANT_E_EXISTS names the block and the reason, before the first page is
+    /// touched. `load` and `run` may touch the guest's memory; `thread_start` must not.
+    ///
+    /// A page that is damaged in the file, or cannot be read, never becomes wrong memory. When it is
+    /// found before `run`, the restore fails and no guest is here. When the guest may be running, an
+    /// access of the page raises SIGBUS, as of memory that the hardware has lost (a vCPU's: in the
+    /// thread that called KVM_RUN), a BRANT_EVENT_WARNING says so, and the restore fails with
+    /// BRANT_E_IMAGE, or the code of the failed read, when all other pages are here. The guest's state
+    /// is then BRANT_GUEST_HERE, and those pages count as declared lost.
+    pub lazy: u32,
 }
 
 /// Not started.
@@ -174,6 +188,20 @@ pub struct brant_image_stats {
     /// Save: how long the guest stood still, from the call of `pause` to the return of `resume`;
     /// BRANT_UNKNOWN before, and when brant did not call both.
     pub downtime_ns: u64,
+    /// Restore with `lazy`: pages that a thread waited for. All others were here before.
+    pub urgent_pages: u64,
+    /// Restore with `lazy`: pages that are damaged in the image, or could not be read, and that the
+    /// guest runs without.
+    pub lost_pages: u64,
+    /// Restore with `lazy`: page faults, those on pages that were here included.
+    pub faults: u64,
+    /// Restore with `lazy`: half of the waits for a page were no longer, to an eighth. 0 without a
+    /// wait.
+    pub fault_p50_ns: u64,
+    /// Restore with `lazy`: 99 of 100 waits for a page were no longer, to an eighth.
+    pub fault_p99_ns: u64,
+    /// Restore with `lazy`: the longest wait for a page.
+    pub fault_max_ns: u64,
 }
 
 sized!(
@@ -204,6 +232,12 @@ impl From<&Stats> for brant_image_stats {
             file_bytes: stats.file_bytes,
             elapsed_ns: nanos(stats.elapsed),
             downtime_ns: stats.downtime.map_or(BRANT_UNKNOWN, nanos),
+            urgent_pages: stats.urgent_pages,
+            lost_pages: stats.lost_pages,
+            faults: stats.faults,
+            fault_p50_ns: nanos(stats.fault_p50),
+            fault_p99_ns: nanos(stats.fault_p99),
+            fault_max_ns: nanos(stats.fault_max),
         }
     }
 }
@@ -265,8 +299,11 @@ unsafe fn restore_params(from: *const brant_image_restore_params) -> Result<Rest
     }
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
-    if p.reserved != 0 {
-        return Err(invalid("brant_image_restore_params.reserved is not 0"));
+    if p.lazy > 1 {
+        return Err(invalid(format!(
+            "brant_image_restore_params.lazy is 0 or 1, not {}",
+            p.lazy
+        )));
     }
     if p.guest > BRANT_IMAGE_STAY_PAUSED {
         return Err(invalid(format!(
@@ -278,6 +315,7 @@ unsafe fn restore_params(from: *const brant_image_restore_params) -> Result<Rest
     params.readers = or(p.readers, params.readers);
     params.stay_paused = p.guest == BRANT_IMAGE_STAY_PAUSED;
     params.direct = direct(p.cache)?;
+    params.lazy = p.lazy == 1;
     Ok(params)
 }
 
@@ -453,7 +491,8 @@ pub unsafe extern "C" fn brant_image_restore_new(
 }
 
 /// Cancels a restore that is in progress, waits for its end, and frees it; NULL is fine. A guest
-/// that runs here runs on. Returns 0, or BRANT_E_CALLBACK inside one of the restore's own
+/// that runs here runs on: when it was started before its memory was here, the call first brings in
+/// the rest, as `brant_image_restore_finish` does. Returns 0, or BRANT_E_CALLBACK inside one of the restore's own
 /// callbacks, where nothing is freed.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_free(restore: *mut brant_image_restore) -> i32 {
@@ -483,6 +522,10 @@ pub unsafe extern "C" fn brant_image_restore_start(
 /// Ends the restore and returns when its threads have ended: within 100 ms, unless a callback or a
 /// kernel call is in progress; a callback of a device is asked to return (`brant_device.cancel`). Inside one of its own callbacks the call only asks for the end. A
 /// restore that has ended stays as it is; brant_image_restore_wait says whether the guest runs.
+///
+/// When the guest was started before its memory was here (`brant_image_restore_params.lazy`), the
+/// pages that are not here are given up: an access of one raises SIGBUS. So cancel such a restore only
+/// when nobody needs the guest.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_cancel(
     restore: *mut brant_image_restore,
@@ -511,6 +554,24 @@ pub unsafe extern "C" fn brant_image_restore_wait(
         // SAFETY: null or ours by contract.
         let restore = unsafe { handle(restore, "restore") }?;
         restore.restore.wait(limit(timeout_ms))
+    })
+}
+
+/// Brings in the rest of a guest that was started before its memory was here
+/// (`brant_image_restore_params.lazy`), with all of the restore's readers, and waits as
+/// brant_image_restore_wait does. Without this call the rest comes in by one reader, which leaves
+/// processor and disk to the pages that the guest waits for. For another restore, and before the
+/// guest was started, the call only waits; the hurry then begins with the guest.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_restore_finish(
+    restore: *mut brant_image_restore,
+    timeout_ms: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let restore = unsafe { handle(restore, "restore") }?;
+        restore.restore.finish(limit(timeout_ms))
     })
 }
 

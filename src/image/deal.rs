@@ -17,15 +17,20 @@ pub(super) const PAGES_AT_ONCE: u64 = STRETCH_PAGES;
 
 /// The checksums of a piece of a block, as they are in the file.
 #[derive(Debug)]
-struct Sums {
+pub(super) struct Sums {
     bytes: Buffer,
     /// The piece's first page.
     first: u64,
 }
 
 impl Sums {
+    /// The checksums in `bytes`, of the pages from `first` on.
+    pub(super) fn new(bytes: Buffer, first: u64) -> Sums {
+        Sums { bytes, first }
+    }
+
     /// The checksum of a page of the block; 0 for a zero page.
-    fn of(&self, page: u64) -> u32 {
+    pub(super) fn of(&self, page: u64) -> u32 {
         let at = (page - self.first) as usize * 4;
         let bytes = self.bytes.bytes();
         u32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at + i]))
@@ -80,7 +85,7 @@ impl Deal {
             Some(sums) if sums.first == first => Arc::clone(sums),
             _ => {
                 let bytes = read(self.entry, piece as usize)?;
-                Arc::clone(self.sums.insert(Arc::new(Sums { bytes, first })))
+                Arc::clone(self.sums.insert(Arc::new(Sums::new(bytes, first))))
             }
         };
         let zero = sums.of(self.page) == 0;

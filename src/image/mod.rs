@@ -16,11 +16,13 @@
 //! | `draft` | pages that come from elsewhere than a walk |
 //! | `deal` | which reader thread gets which pages; pure |
 //! | `reader` | the file checked, and brought into guest memory |
+//! | `picker` | any pages of the file in any order, checked |
 
 mod buffer;
 mod deal;
 mod draft;
 pub mod format;
+mod picker;
 mod pool;
 mod reader;
 mod table;
@@ -28,6 +30,7 @@ mod unfinished;
 mod writer;
 
 pub use draft::Draft;
+pub use picker::{Picked, Picker, Room};
 pub use pool::Announce;
 pub use reader::{Filled, Image};
 pub use writer::{Blobs, Writer, WRITERS_MAX};

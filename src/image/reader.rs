@@ -56,6 +56,16 @@ impl Filled {
     pub fn zero_pages(&self) -> u64 {
         self.zero.load(Relaxed)
     }
+
+    /// So many pages were filled with contents.
+    pub fn add_data(&self, pages: u64) {
+        self.data.fetch_add(pages, Relaxed);
+    }
+
+    /// So many pages are zero.
+    pub fn add_zero(&self, pages: u64) {
+        self.zero.fetch_add(pages, Relaxed);
+    }
 }
 
 impl Image {
@@ -177,7 +187,7 @@ impl Image {
     }
 
     /// The checksums of the pages of a piece of a block, checked themselves.
-    fn sums(&self, entry: usize, piece: usize) -> Result<Buffer> {
+    pub(super) fn sums(&self, entry: usize, piece: usize) -> Result<Buffer> {
         let entry = &self.index.blocks[entry];
         let first = piece as u64 * PIECE_PAGES;
         let pages = (entry.pages() - first).min(PIECE_PAGES);
@@ -192,6 +202,25 @@ impl Image {
             )));
         }
         Ok(sums)
+    }
+
+    /// The pages of a block as they are in the file, not checked.
+    pub(super) fn pages(&self, entry: usize, pages: &Range<u64>, bytes: &mut [u8]) -> Result<()> {
+        let entry = &self.index.blocks[entry];
+        let offset = entry.offset + Pages(pages.start).bytes().0;
+        let what = format!("block `{}`: pages from {} on", entry.name, pages.start);
+        self.read(bytes, offset, &what)
+    }
+
+    /// A page has another checksum than the image says.
+    pub(super) fn damaged(&self, entry: usize, page: u64, expected: u32, found: u32) -> Error {
+        let entry = &self.index.blocks[entry];
+        self.wrong(format_args!(
+            "block `{}`, page {page}, at offset {} of the file, is damaged: expected checksum \
+             {expected:08x}, found {found:08x}",
+            entry.name,
+            entry.offset + Pages(page).bytes().0
+        ))
     }
 
     /// Brings all pages into `targets`, the guest's blocks in the order of the index, on `readers`
@@ -315,21 +344,13 @@ impl Fill {
 
     fn data(&self, hand: &Hand, buffer: &mut Buffer) -> Result<()> {
         let range = hand.pages.clone();
-        let entry = &self.image.index.blocks[hand.entry];
         let length = Pages(range.end - range.start).bytes().0 as usize;
         let bytes = &mut buffer.bytes_mut()[..length];
-        let offset = entry.offset + Pages(range.start).bytes().0;
-        let what = format!("block `{}`: pages from {} on", entry.name, range.start);
-        self.image.read(bytes, offset, &what)?;
+        self.image.pages(hand.entry, &range, bytes)?;
         for (page, contents) in range.clone().zip(bytes.chunks_exact(PAGE_SIZE as usize)) {
             let (found, expected) = (page_sum(contents), hand.sum(page));
             if found != expected {
-                return Err(self.image.wrong(format_args!(
-                    "block `{}`, page {page}, at offset {} of the file, is damaged: expected checksum \
-                     {expected:08x}, found {found:08x}",
-                    entry.name,
-                    entry.offset + Pages(page).bytes().0
-                )));
+                return Err(self.image.damaged(hand.entry, page, expected, found));
             }
         }
         let pinned = self.pin(&self.targets[hand.entry])?;

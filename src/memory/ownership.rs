@@ -97,13 +97,10 @@ pub(crate) enum Stage {
     /// Restore: the guest's memory is being written.
     Restoring,
     /// The guest runs here, and some of its memory has not arrived.
-    #[cfg_attr(not(test), allow(dead_code))]
     Incomplete,
     /// The guest is here and stands still, and some of its memory has not arrived.
-    #[cfg_attr(not(test), allow(dead_code))]
     IncompleteStands,
     /// All of an incomplete guest's memory is here.
-    #[cfg_attr(not(test), allow(dead_code))]
     Whole,
 }
 

@@ -14,6 +14,7 @@
 //! | `instant` | a save whose instant is its start, by write protection |
 //! | `converge` | whether another pass is worth it; pure |
 //! | `restore` | layout, memory, state, run |
+//! | `lazy` | memory that comes while the guest runs |
 //! | `report` | parameters and figures |
 //! | `task` | a thread that is started once, waited for and cancelled |
 //! | `watching` | what the VMM asks of either while it is in progress |
@@ -21,6 +22,7 @@
 mod converge;
 mod devices;
 mod instant;
+mod lazy;
 mod passes;
 mod report;
 mod restore;

@@ -22,7 +22,7 @@ pub enum State {
     Paused = 3,
     /// Save: the last page has been written. The file is completed and gets its name.
     Finishing = 4,
-    /// Restore: memory is being read.
+    /// Restore: memory is being read. The guest of a lazy restore runs meanwhile.
     Filling = 5,
     /// Restore: the VMM loads its state.
     Loading = 6,
@@ -95,7 +95,7 @@ pub struct Stats {
     /// `downtime`. `None` before that, and in other saves.
     pub protecting: Option<Duration>,
     /// Save with [`SaveInstant::Start`]: how often a thread waited because it touched a page that the
-    /// image did not have yet.
+    /// image did not have yet. Lazy restore: page faults, those on pages that were here included.
     pub faults: u64,
     /// Save with [`SaveInstant::Start`], of the data pages: those that were copied because the guest
     /// wrote them first.
@@ -107,6 +107,17 @@ pub struct Stats {
     /// `None` before that, when the guest stays paused, and when it was paused already at the
     /// start.
     pub downtime: Option<Duration>,
+    /// Lazy restore: pages that a thread waited for. All others were here before.
+    pub urgent_pages: u64,
+    /// Lazy restore: pages that the image does not have whole, or that could not be read. An access
+    /// of one raises SIGBUS.
+    pub lost_pages: u64,
+    /// Lazy restore: half of the waits for a page were no longer, to an eighth.
+    pub fault_p50: Duration,
+    /// Lazy restore: 99 of 100 waits for a page were no longer, to an eighth.
+    pub fault_p99: Duration,
+    /// Lazy restore: the longest wait for a page.
+    pub fault_max: Duration,
 }
 
 impl Stats {
@@ -249,6 +260,13 @@ pub struct RestoreParams {
     /// brant does not call `run`: the guest stays paused, and the VMM starts it, after
     /// [`runs_here`](crate::memory::Memory::runs_here).
     pub stay_paused: bool,
+    /// The guest starts before its memory is here ([`Incomplete`](crate::memory::Whose::Incomplete)).
+    /// Pages come from the image when a thread touches them, and in the background; the restore is
+    /// over when all of them are here, and [`Restore::finish`](super::Restore::finish) hurries. Needs
+    /// a userfaultfd for faults of the kernel, and memory that it can watch. A page that turns out to
+    /// be damaged before the guest runs fails the restore. Afterwards its access raises SIGBUS, and the
+    /// restore fails when the other pages are here.
+    pub lazy: bool,
 }
 
 impl Default for RestoreParams {
@@ -258,6 +276,7 @@ impl Default for RestoreParams {
             direct: true,
             max_state_bytes: 256 << 20,
             stay_paused: false,
+            lazy: false,
         }
     }
 }

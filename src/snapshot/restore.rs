@@ -1,17 +1,20 @@
 //! [`Restore`] starts a guest from a file.
 
 use super::devices::Restored;
+use super::lazy::Lazy;
 use super::report::{RestoreParams, State, Stats};
 use super::task::{image_path, Ending, Task};
 use super::watching::watching;
+use crate::bits::Stretches;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::image::format::{BlobEntry, BlobKind, BlockEntry, Index};
-use crate::image::{Announce, Filled, Image};
+use crate::image::{Announce, Filled, Image, Picker};
 use crate::memory::access::{self, Access};
 use crate::memory::ownership::{Claim, Stage};
-use crate::memory::{Block, Map, Memory};
-use crate::runtime::{catch, Role};
+use crate::memory::served::{Absent, Faulted, How, Served};
+use crate::memory::{Block, Map, Memory, Whose};
+use crate::runtime::{catch, wait_ready_or, Deadline, Interest, Join, Role, Wake};
 use crate::sys::disk::Caching;
 use crate::units::Pages;
 use crate::vmm::callbacks::Callbacks;
@@ -19,8 +22,8 @@ use crate::vmm::held::Arrivals;
 use crate::vmm::{EventKind, StateBlob, Vmm};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
 
 /// How many differences a message lists.
 const DIFFERENCES: usize = 8;
@@ -34,6 +37,7 @@ struct Shared {
     begun: OnceLock<Instant>,
     /// The guest's devices, once image and guest were found to have the same.
     arrivals: OnceLock<Arc<Arrivals>>,
+    coming: Coming,
 }
 
 /// A restore of a guest from a file that [`super::Save`] made. One object, one restore. For an
@@ -66,6 +70,7 @@ impl Restore {
                 filled: Arc::default(),
                 begun: OnceLock::new(),
                 arrivals: OnceLock::new(),
+                coming: Coming::default(),
             }),
         })
     }
@@ -101,11 +106,25 @@ impl Restore {
         })
     }
 
+    /// Brings in what is left of a guest that was started before its memory was here
+    /// ([`RestoreParams::lazy`]), with all reader threads, and waits as [`Restore::wait`] does. For
+    /// another restore, and one that has not started its guest yet, only the wait.
+    ///
+    /// # Errors
+    /// Those of [`Restore::wait`].
+    pub fn finish(&self, limit: Option<Duration>) -> Result<()> {
+        self.shared.coming.hurry();
+        self.wait(limit)
+    }
+
     /// Cancels the restore, and returns when its threads have ended. That takes a tenth of a second
     /// at most, unless an operation of the VMM's or a kernel call is in progress. A call of a device in
     /// progress is asked to return ([`Device::cancel`](crate::vmm::device::Device::cancel)). Inside an
     /// operation the call does not wait. A restore that has ended by itself is left alone;
     /// [`Restore::wait`] tells how it ended.
+    ///
+    /// When the guest of a lazy restore was started already, its pages that are not here are given up:
+    /// the access of one raises SIGBUS. Do that only with a guest that nobody needs.
     pub fn cancel(&self) {
         self.shared.task.cancel(|| self.cancel_devices());
     }
@@ -113,6 +132,14 @@ impl Restore {
     fn cancel_devices(&self) {
         if let Some(devices) = self.shared.arrivals.get() {
             devices.cancel();
+        }
+    }
+
+    /// A guest that runs gets the rest of its memory before the restore is dropped.
+    fn before_drop(&self) {
+        let runs = |shared: &Shared| shared.memory.ownership().whose() == Whose::Incomplete;
+        if !self.in_callback() && self.shared.coming.is_going_on() && runs(&self.shared) {
+            let _ = self.finish(None);
         }
     }
 
@@ -124,7 +151,10 @@ impl Restore {
         if let (false, Some(begun)) = (stats.state.is_over(), self.shared.begun.get()) {
             stats.elapsed = begun.elapsed();
         }
-        let done = Pages(stats.data_pages + stats.zero_pages).bytes().0;
+        self.shared.coming.figures(&mut stats);
+        let done = Pages(stats.data_pages + stats.zero_pages + stats.lost_pages)
+            .bytes()
+            .0;
         stats.remaining_bytes = stats.total_bytes.saturating_sub(done);
         match stats.state {
             State::Completed => stats.progress = 10_000,
@@ -134,7 +164,67 @@ impl Restore {
     }
 }
 
-watching!(Restore, "restore");
+watching!(Restore, "restore", |restore: &Restore| restore
+    .before_drop());
+
+/// The pages of a lazy restore while they are coming.
+#[derive(Default)]
+struct Coming(Mutex<Service>);
+
+#[derive(Default)]
+struct Service {
+    now: Option<(Arc<Served>, Arc<Lazy>)>,
+    /// The VMM was in a hurry before there was anything to bring.
+    hurry: bool,
+    /// At the end.
+    last: Option<Faulted>,
+}
+
+impl Coming {
+    fn lock(&self) -> MutexGuard<'_, Service> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn begins(&self, served: &Arc<Served>, lazy: &Arc<Lazy>) {
+        let mut service = self.lock();
+        service.now = Some((Arc::clone(served), Arc::clone(lazy)));
+        if service.hurry {
+            lazy.hurry();
+        }
+    }
+
+    fn ends(&self) {
+        let mut service = self.lock();
+        if let Some((served, _)) = service.now.take() {
+            service.last = Some(served.figures());
+        }
+    }
+
+    fn hurry(&self) {
+        let mut service = self.lock();
+        service.hurry = true;
+        if let Some((_, lazy)) = &service.now {
+            lazy.hurry();
+        }
+    }
+
+    fn is_going_on(&self) -> bool {
+        self.lock().now.is_some()
+    }
+
+    fn figures(&self, stats: &mut Stats) {
+        let service = self.lock();
+        let now = service.now.as_ref().map(|(served, _)| served.figures());
+        if let Some(figures) = now.as_ref().or(service.last.as_ref()) {
+            stats.lost_pages = figures.lost;
+            stats.urgent_pages = figures.urgent;
+            stats.faults = figures.faults;
+            stats.fault_p50 = figures.latency.p50;
+            stats.fault_p99 = figures.latency.p99;
+            stats.fault_max = figures.latency.max;
+        }
+    }
+}
 
 /// The values that the restore's thread owns.
 struct Restoring {
@@ -196,6 +286,9 @@ impl Restoring {
             })
         };
         reach(&blocks)?;
+        if params.lazy {
+            return self.lazily(&image, &blocks, devices, &streamed, &state);
+        }
         self.enter(State::Filling);
         cancel.check("the restore")?;
         self.claim.comes_to(Stage::Restoring);
@@ -213,13 +306,33 @@ impl Restoring {
         // file.
         reach(&blocks)?;
         shared.memory.guest_ran();
+        self.load_all(&mut devices, &streamed, &state)?;
+        // From here on a whole guest is here, even if a later step fails.
+        self.ends = Stage::Stands;
+        devices.keep();
+        if !params.stay_paused {
+            self.run_guest(&devices)?;
+            self.ends = Stage::Arrived;
+        }
+        Ok(())
+    }
+
+    /// Loads the state of devices, and the VMM's.
+    fn load_all(
+        &mut self,
+        devices: &mut Restored,
+        streamed: &[Loaded<'_>],
+        state: &[Loaded<'_>],
+    ) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let cancel = &shared.task.cancel;
         self.enter(State::Loading);
-        for (entry, data) in &streamed {
+        for (entry, data) in streamed {
             cancel.check("the restore")?;
             let loaded = devices.load(entry, data);
             loaded.map_err(|e| cancel.check("the restore").err().unwrap_or(e))?;
         }
-        for blob in &state {
+        for blob in state {
             cancel.check("the restore")?;
             self.load("load", blob, |vmm, blob| vmm.load(blob))?;
         }
@@ -227,17 +340,127 @@ impl Restoring {
         loaded.map_err(|e| cancel.check("the restore").err().unwrap_or(e))?;
         self.vmm
             .call_that_makes_threads("loaded", |vmm| vmm.loaded())?;
-        cancel.check("the restore")?;
-        // From here on a whole guest is here, even if a later step fails.
-        self.ends = Stage::Stands;
-        devices.keep();
-        if !params.stay_paused {
-            self.enter(State::Starting);
-            devices.run()?;
-            self.vmm.call_that_makes_threads("run", |vmm| vmm.run())?;
-            self.ends = Stage::Arrived;
+        cancel.check("the restore")
+    }
+
+    fn run_guest(&mut self, devices: &Restored) -> Result<()> {
+        self.enter(State::Starting);
+        devices.run()?;
+        self.vmm.call_that_makes_threads("run", |vmm| vmm.run())
+    }
+
+    /// Loads and starts the guest at once, and brings its pages in when they are touched.
+    fn lazily(
+        &mut self,
+        image: &Arc<Image>,
+        blocks: &[Arc<Block>],
+        mut devices: Restored,
+        streamed: &[Loaded<'_>],
+        state: &[Loaded<'_>],
+    ) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let cancel = &shared.task.cancel;
+        let checked = Served::check(&shared.memory)?;
+        let mut absent = Vec::new();
+        for block in blocks {
+            let pages = Stretches::new(block.pages().index())?;
+            pages.set_range(0, block.pages().index());
+            let block = Arc::clone(block);
+            fallible::push(&mut absent, Absent { block, pages }, "blocks")?;
         }
-        Ok(())
+        let blocks = fallible::collect(blocks.iter().cloned(), "blocks")?;
+        let filled = Arc::clone(&shared.filled);
+        let lazy = Arc::new(Lazy::new(Picker::new(Arc::clone(image)), blocks, filled)?);
+        cancel.check("the restore")?;
+        self.claim.comes_to(Stage::Restoring);
+        let callbacks = self.vmm.clone();
+        let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
+        let on_fault_thread = Arc::clone(&announce);
+        let served = Served::begin(
+            &shared.memory,
+            &checked,
+            absent,
+            How::default(),
+            Arc::<Lazy>::clone(&lazy),
+            Box::new(move |role| on_fault_thread(role)),
+        )?;
+        shared.memory.guest_ran();
+        shared.coming.begins(&served, &lazy);
+        let threads = lazy.start(&served, shared.params.readers, &announce);
+        let result = threads.and_then(|threads| {
+            let loaded = self
+                .load_all(&mut devices, streamed, state)
+                .and_then(|()| lazy.may_run());
+            let result = match loaded {
+                Ok(()) => {
+                    devices.keep();
+                    self.fill_behind(&devices, &lazy, &served)
+                }
+                // No guest is here, and its memory is nobody's.
+                Err(error) => Err(error),
+            };
+            lazy.end();
+            threads.into_iter().try_for_each(Join::join)?;
+            result
+        });
+        lazy.end();
+        shared.coming.ends();
+        match self.ends {
+            Stage::NotArrived => served.abandon(),
+            // What is absent is given up when the last reference goes.
+            _ if served.left().0 > 0 => {}
+            _ => served.finish()?,
+        }
+        result
+    }
+
+    /// Starts the guest, and waits until its memory is here.
+    fn fill_behind(&mut self, devices: &Restored, lazy: &Lazy, served: &Served) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        self.claim.comes_to(Stage::IncompleteStands);
+        self.ends = Stage::Whole;
+        let started = match shared.params.stay_paused {
+            true => Ok(()),
+            false => self.run_guest(devices),
+        };
+        if started.is_ok() && !shared.params.stay_paused {
+            self.claim.comes_to(Stage::Incomplete);
+        }
+        self.enter(State::Filling);
+        let mut told = false;
+        loop {
+            let trouble = Some(lazy.trouble.fd());
+            let cancel = Some(&shared.task.cancel);
+            let until = Deadline::never();
+            let woken = wait_ready_or(lazy.all_here.fd(), Interest::Read, trouble, cancel, until)?;
+            if woken == Wake::Cancelled {
+                return Err(Error::new(
+                    Kind::Cancelled,
+                    format!(
+                        "the restore: cancelled while the guest runs; {} pages of its memory are lost",
+                        served.left()
+                    ),
+                ));
+            }
+            let _ = lazy.trouble.take();
+            let over = lazy.all_here.is_cancelled();
+            let lost = lazy.lost();
+            if let Some((error, _)) = lost.as_ref().filter(|_| !told) {
+                told = true;
+                let what = format!(
+                    "the guest runs without a page of its memory, whose access raises SIGBUS: {error}"
+                );
+                self.vmm.event(EventKind::Warning, what);
+            }
+            match lost {
+                _ if !over => {}
+                None => return started,
+                Some((error, pages)) => {
+                    let what = format!("{pages} pages of the guest's memory are lost: {error}");
+                    return started.and(Err(Error::new(error.kind(), what)));
+                }
+            }
+        }
     }
 
     /// The VMM's early blobs and state blobs, and the state of devices. All of them are checked before

@@ -1,9 +1,12 @@
 //! What the VMM asks of a save or a restore while it is in progress, the same words for both.
 
 /// The questions of a type whose `shared` has a [`Task`](super::task::Task), its `Debug` and its
-/// `Drop`. `$what` is its name in the documentation.
+/// `Drop`, which calls `$before` first. `$what` is its name in the documentation.
 macro_rules! watching {
     ($task:ident, $what:literal) => {
+        watching!($task, $what, |_: &$task| ());
+    };
+    ($task:ident, $what:literal, $before:expr) => {
         impl $task {
             #[doc = concat!("Waits until the ", $what, " is over.")]
             /// After `limit` the wait ends with [`Pending`](crate::Kind::Pending).
@@ -46,6 +49,7 @@ macro_rules! watching {
         impl Drop for $task {
             #[doc = concat!("Cancels a ", $what, " in progress and waits for its end.")]
             fn drop(&mut self) {
+                ($before)(&*self);
                 self.shared.task.shut_down(|| self.cancel_devices());
             }
         }

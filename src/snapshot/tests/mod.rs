@@ -4,4 +4,5 @@ mod damage;
 mod endings;
 mod faults;
 mod instant;
+mod lazy;
 mod whole;

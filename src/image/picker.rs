@@ -1,0 +1,171 @@
+//! Any pages of an image in any order, each checked: for a guest that runs while its pages come in.
+//!
+//! A page that cannot be had, because it is damaged or the file cannot be read there, is told as
+//! such, and the pages around it are had nevertheless.
+
+use super::buffer::Buffer;
+use super::deal::{Sums, PAGES_AT_ONCE};
+use super::format::{page_sum, PIECE_PAGES};
+use super::reader::Image;
+use crate::error::{Error, Result};
+use crate::fallible;
+use crate::units::{Pages, PAGE_SIZE};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Tables of checksums that are kept: each has those of 64 MiB of the guest, in 64 KiB.
+const TABLES: usize = 256;
+
+/// What the image has for some pages.
+#[derive(Debug)]
+pub enum Picked<'a> {
+    /// Contents: whole pages.
+    Data(&'a [u8]),
+    /// Zeros.
+    Zeros,
+    /// Nothing that can be trusted.
+    Lost(Error),
+}
+
+/// One piece of a block: the block's place in the index, the piece's number.
+type Piece = (usize, usize);
+
+/// See the file's description. Any thread.
+#[derive(Debug)]
+pub struct Picker {
+    image: Arc<Image>,
+    /// The oldest first.
+    tables: Mutex<VecDeque<(Piece, Arc<Sums>)>>,
+}
+
+/// Room for the pages that one thread reads.
+#[derive(Debug)]
+pub struct Room(Buffer);
+
+impl Room {
+    /// # Errors
+    /// [`crate::error::Kind::NoMemory`].
+    pub fn new() -> Result<Room> {
+        Buffer::new(Pages(PAGES_AT_ONCE).bytes().0 as usize).map(Room)
+    }
+}
+
+impl Picker {
+    /// Of an open image.
+    pub fn new(image: Arc<Image>) -> Picker {
+        Picker {
+            image,
+            tables: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Piece, Arc<Sums>)>> {
+        self.tables.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Calls `each` with runs that make up `pages` of the block at `entry` of the index, in order.
+    ///
+    /// # Errors
+    /// Those of `each`, and when there is no memory.
+    pub fn pick(
+        &self,
+        entry: usize,
+        pages: Range<u64>,
+        room: &mut Room,
+        mut each: impl FnMut(Range<u64>, Picked<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = pages.start;
+        while at < pages.end {
+            let piece = at / PIECE_PAGES;
+            let end = pages.end.min((piece + 1) * PIECE_PAGES);
+            let sums = match self.sums((entry, piece as usize)) {
+                Ok(sums) => sums,
+                Err(error) => {
+                    each(at..end, Picked::Lost(error))?;
+                    at = end;
+                    continue;
+                }
+            };
+            while at < end {
+                let zero = sums.of(at) == 0;
+                let most = if zero {
+                    end
+                } else {
+                    end.min(at + PAGES_AT_ONCE)
+                };
+                let stop = (at + 1..most).find(|page| (sums.of(*page) == 0) != zero);
+                let run = at..stop.unwrap_or(most);
+                at = run.end;
+                match zero {
+                    true => each(run, Picked::Zeros)?,
+                    false => self.data(entry, run, &sums, room, &mut each)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn data(
+        &self,
+        entry: usize,
+        run: Range<u64>,
+        sums: &Sums,
+        room: &mut Room,
+        each: &mut impl FnMut(Range<u64>, Picked<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let length = Pages(run.end - run.start).bytes().0 as usize;
+        let bytes = &mut room.0.bytes_mut()[..length];
+        if let Err(error) = self.image.pages(entry, &run, bytes) {
+            if run.end - run.start == 1 {
+                return each(run, Picked::Lost(error));
+            }
+            // Only those that cannot be read are lost.
+            let mut pages = run;
+            return pages.try_for_each(|page| self.data(entry, page..page + 1, sums, room, each));
+        }
+        let page = PAGE_SIZE as usize;
+        let mut good = run.start;
+        let place = |pages: &Range<u64>| {
+            let at = |page: u64| Pages(page - run.start).bytes().0 as usize;
+            at(pages.start)..at(pages.end)
+        };
+        for (number, contents) in run.clone().zip(bytes.chunks_exact(page)) {
+            let (found, expected) = (page_sum(contents), sums.of(number));
+            if found == expected {
+                continue;
+            }
+            if good < number {
+                let pages = good..number;
+                let at = place(&pages);
+                each(pages, Picked::Data(&bytes[at]))?;
+            }
+            good = number + 1;
+            let error = self.image.damaged(entry, number, expected, found);
+            each(number..number + 1, Picked::Lost(error))?;
+        }
+        if good < run.end {
+            let pages = good..run.end;
+            let at = place(&pages);
+            each(pages, Picked::Data(&bytes[at]))?;
+        }
+        Ok(())
+    }
+
+    /// The checksums of a piece.
+    fn sums(&self, piece: Piece) -> Result<Arc<Sums>> {
+        if let Some((_, sums)) = self.lock().iter().find(|(known, _)| *known == piece) {
+            return Ok(Arc::clone(sums));
+        }
+        // Two threads may read the same one, which costs less than a wait of both.
+        let bytes = self.image.sums(piece.0, piece.1)?;
+        let sums = Arc::new(Sums::new(bytes, piece.1 as u64 * PIECE_PAGES));
+        let mut tables = self.lock();
+        if tables.len() >= TABLES {
+            tables.pop_front();
+        }
+        fallible::reserve_back(&mut tables, 1, "tables of checksums")?;
+        tables.push_back((piece, Arc::clone(&sums)));
+        Ok(sums)
+    }
+}
