@@ -6,7 +6,9 @@
 #include "support.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/mount.h>
+#include <sys/syscall.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -46,6 +48,13 @@ static int32_t digest_at_save(struct vm *vm, enum op op, brant_reason *reason)
     }
     return 0;
 }
+
+/* The guest as it is at the start of the save, whose writes afterwards find little room. */
+static const brant_image_save_params at_start = {
+    .size = sizeof at_start,
+    .instant = BRANT_IMAGE_INSTANT_START,
+    .max_copy_bytes = MIB,
+};
 
 static struct vm *destination(void)
 {
@@ -100,7 +109,7 @@ static uint64_t differs(const struct vm *from, const struct vm *to)
     return count + (from->frozen.writes != to->frozen.writes);
 }
 
-static void there_and_back(const struct tracking *how, uint64_t ring)
+static void there_and_back(const struct tracking *how, uint64_t ring, const brant_image_save_params *params)
 {
     struct vm *from = vm_new_with_rings(&config, ring), *to = destination();
     brant_image_stats saved = { .size = sizeof saved }, restored = { .size = sizeof restored };
@@ -111,7 +120,7 @@ static void there_and_back(const struct tracking *how, uint64_t ring)
     vm_track(from, how);
     vm_start(from);
     vm_writes(from, 3000);
-    code = save(from, NULL, &saved, why, sizeof why);
+    code = save(from, params, &saved, why, sizeof why);
     equal(code, 0, "%s: a running guest is saved (%s)", how->name, why);
     ok(saved.state == BRANT_IMAGE_COMPLETED && saved.progress == 10000 && saved.downtime_ns != BRANT_UNKNOWN &&
            saved.file_bytes <= (33 + 8) * MIB,
@@ -149,6 +158,37 @@ static void full_disk(struct vm *vm)
     ok(vm_runs_clean(vm), "the guest runs on");
     if (umount(directory))
         bail("umount: %s", strerror(errno));
+}
+
+/* Whether this process may have a userfaultfd for faults of the kernel. */
+static bool can_protect(void)
+{
+    long fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+    if (fd >= 0)
+        close((int)fd);
+    return fd >= 0 || !access("/dev/userfaultfd", R_OK | W_OK);
+}
+
+static void refusals(void)
+{
+    static const struct tracking how = { "manual protect", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 };
+    struct vm *vm = vm_new(&config);
+    brant_image_save_params params[] = { at_start, at_start, at_start, at_start };
+    brant_image_save *save;
+
+    vm_track(vm, &how);
+    params[0].guest = BRANT_IMAGE_STAY_PAUSED;
+    params[1].guest = BRANT_IMAGE_ALREADY_PAUSED;
+    params[2].max_copy_bytes = MIB - 1;
+    params[3].instant = 2;
+    for (unsigned i = 0; i < 4; i++) {
+        int32_t code = brant_image_save_new(atomic_load(&vm->tracker), &params[i], &save, NULL);
+
+        equal(code, BRANT_E_INVALID, "parameters that contradict a save of the start are refused, %u", i);
+    }
+    equal(brant_guest_before_discard(vm->guest, 0, 16 * MIB, NULL), 0, "without a save a discard waits for nobody");
+    vm_free(vm);
 }
 
 static void failures(void)
@@ -252,17 +292,24 @@ int main(void)
         { "manual protect", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 },
         { "initially set", BRANT_KVM_INITIALLY_SET, BRANT_CLEAR_CHUNKED, 12 },
     };
+    static const struct tracking start = { "instant at the start", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 };
     char reason[256];
 
     if (mv_kvm_available(reason, sizeof reason))
         skip_all(reason);
-    plan(3 * 6 + 19);
+    plan(4 * 6 + 19 + 5);
     snprintf(directory, sizeof directory, "/tmp/brant-image-XXXXXX");
     if (!mkdtemp(directory))
         bail("mkdtemp: %s", strerror(errno));
     snprintf(path, sizeof path, "%s/guest.image", directory);
     for (unsigned i = 0; i < sizeof hows / sizeof hows[0]; i++)
-        there_and_back(&hows[i], 0);
+        there_and_back(&hows[i], 0, NULL);
+    if (can_protect())
+        there_and_back(&start, 0, &at_start);
+    else
+        for (int i = 0; i < 6; i++)
+            skip("no userfaultfd", "a guest is saved as it is at the start");
+    refusals();
     failures();
     rmdir(directory);
     return done();

@@ -873,6 +873,25 @@ void brant_guest_clear_ballooned(const struct brant_guest *guest,
                                  uint64_t length);
 
 /**
+ * Returns when the contents of `length` bytes at a guest physical address may be discarded. Call it
+ * before guest memory is discarded (MADV_DONTNEED, a hole punched into the file),
+ * whatever the reason: a balloon, free page reporting, virtio-mem.
+ *
+ * While a save with BRANT_IMAGE_INSTANT_START is in progress, the call waits until the image has the
+ * memory: milliseconds as a rule, and as long as the disk is behind. At all other times it costs a
+ * lock. Memory that is discarded without this call while such a save needs it fails the save
+ * (BRANT_E_STATE), and the guest runs on. A hole that is punched through a descriptor is not
+ * noticed: the image then holds zeros there.
+ *
+ * Any thread that does not stand still for `pause`. Every page with a byte in the range counts;
+ * addresses without memory are ignored. BRANT_E_CALLBACK inside an operation of that save.
+ */
+int32_t brant_guest_before_discard(struct brant_guest *guest,
+                                   uint64_t guest_address,
+                                   uint64_t length,
+                                   struct brant_error **error);
+
+/**
  * Counts the ballooned pages with a byte in a range of guest physical addresses, and puts the
  * count into `*ballooned`. At a destination these are the pages that the source named as
  * ballooned.
@@ -4446,6 +4465,31 @@ typedef struct brant_image_restore brant_image_restore;
 #define BRANT_IMAGE_ALREADY_PAUSED 2
 
 /**
+ * In `brant_image_save_params.instant`, the default: the image holds the guest as it is at the end
+ * of the save. Memory is written while the guest runs, what the guest writes meanwhile is written
+ * again, and the guest is paused for the last pages.
+ */
+#define BRANT_IMAGE_INSTANT_END 0
+/**
+ * In `brant_image_save_params.instant`: the image holds the guest as it is at the start of the save.
+ * The guest is paused while its state is saved and its memory is protected from writes
+ * (userfaultfd; Linux 5.19, and 5.7 for private memory), and runs on at once. A page that it writes
+ * before the image has it is copied first. With BRANT_IMAGE_RESUME only.
+ *
+ * Such a save sees writes through the block's own mapping: by vCPUs, by threads of this process,
+ * and by the kernel for either. It fails before the pause with BRANT_E_UNSUPPORTED for a tracker
+ * with a vhost, VFIO or iommufd log and for a guest with a VFIO or vhost-user device, and with
+ * BRANT_E_EXISTS where another userfaultfd watches some of the memory. It is the VMM's duty that
+ * nothing else writes guest memory through another mapping or past page tables until the save is
+ * over: no other process, no DMA, no O_DIRECT or io_uring read into guest memory. Before guest
+ * memory is discarded, call `brant_guest_before_discard`.
+ *
+ * While such a save is in progress no block is removed (BRANT_E_BUSY). A block that is added after
+ * the pause is not in the image.
+ */
+#define BRANT_IMAGE_INSTANT_START 1
+
+/**
  * In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long
  * reads and writes go past the page cache (O_DIRECT), where the file system lets them.
  */
@@ -4483,9 +4527,19 @@ typedef struct brant_image_save_params {
     /**
      * Bytes of pages a second that are written while the guest runs, by all threads together; 64
      * KiB/s to 1 TiB/s; default no cap. When the save has paused the guest, the rest is not capped.
-     * With BRANT_IMAGE_ALREADY_PAUSED the cap holds to the end.
+     * With BRANT_IMAGE_ALREADY_PAUSED and BRANT_IMAGE_INSTANT_START the cap holds to the end.
      */
     uint64_t max_bandwidth;
+    /**
+     * With BRANT_IMAGE_INSTANT_START: bytes of memory for copies of pages that the guest writes
+     * before the image has them; 1 MiB to 1 TiB; default 64 MiB. At the limit, threads of the guest
+     * wait until their pages are read. Each writer has buffers of 4 MiB besides.
+     */
+    uint64_t max_copy_bytes;
+    /** BRANT_IMAGE_INSTANT_END or BRANT_IMAGE_INSTANT_START. */
+    uint32_t instant;
+    /** 0. */
+    uint32_t reserved;
 } brant_image_save_params;
 
 /**
@@ -4601,7 +4655,11 @@ typedef struct brant_image_stats {
      * guest runs without.
      */
     uint64_t lost_pages;
-    /** Restore with `lazy`: page faults, those on pages that were here included. */
+    /**
+     * Restore with `lazy`: page faults, those on pages that were here included. Save with
+     * BRANT_IMAGE_INSTANT_START: how often a thread waited because it touched a page that the image
+     * did not have yet.
+     */
     uint64_t faults;
     /**
      * Restore with `lazy`: half of the waits for a page were no longer, to an eighth. 0 without a
@@ -4612,6 +4670,21 @@ typedef struct brant_image_stats {
     uint64_t fault_p99_ns;
     /** Restore with `lazy`: the longest wait for a page. */
     uint64_t fault_max_ns;
+    /**
+     * Save with BRANT_IMAGE_INSTANT_START: how long protecting memory took, which is part of
+     * `downtime_ns`; BRANT_UNKNOWN before that, and in other saves.
+     */
+    uint64_t protecting_ns;
+    /**
+     * Save with BRANT_IMAGE_INSTANT_START, of the data pages: those that were copied because the
+     * guest wrote them first.
+     */
+    uint64_t copied_pages;
+    /**
+     * Save with BRANT_IMAGE_INSTANT_START, of the faults: those that waited for a buffer or the disk,
+     * because there was no room for a copy.
+     */
+    uint64_t held_faults;
 } brant_image_stats;
 
 /**

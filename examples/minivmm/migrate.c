@@ -626,7 +626,8 @@ static void image_result(struct migration *g, int32_t code, const brant_image_st
 
 int mg_save(struct migration *g, const char *path, struct mg_image_result *result)
 {
-	brant_image_save_params params = {.size = sizeof(params), .downtime_limit_ms = g->options.downtime_ms};
+	brant_image_save_params params = {.size = sizeof(params), .downtime_limit_ms = g->options.downtime_ms,
+					  .instant = g->options.live ? BRANT_IMAGE_INSTANT_START : BRANT_IMAGE_INSTANT_END};
 	brant_image_stats s = {.size = sizeof(s)};
 	brant_image_save *save;
 	brant_error *e;

@@ -22,6 +22,7 @@ struct mg_options {
 	enum mg_on_deadline on_deadline;
 	bool postcopy; /* source: send the guest ahead of its memory as soon as that keeps the downtime limit */
 	bool hand_over; /* source: all memory goes by descriptors to a destination on this host, without a copy */
+	bool live;   /* save: the image holds the guest as it is at the start, not at the end */
 	bool verify; /* source: compare the memory at the destination with the memory here afterwards */
 	/* 0 is the best one. For a KVM guest: 1 get-and-clear, 2 manual protect, 3 initially set, MG_LOG_MEASURED the one
 	 * that costs least on this machine, rings included. For a process: MG_LOG_MARKS, so that only marked writes are

@@ -17,7 +17,8 @@ static const char usage[] =
 	"  demo                       migrate a running guest into a second process and check it\n"
 	"  send --to ENDPOINT         run a guest here and migrate it to a waiting `minivmm receive`\n"
 	"  receive --listen ENDPOINT  wait for a guest and run it\n"
-	"  save --to FILE             run a guest here and save it to a file while it runs\n"
+	"  save --to FILE             run a guest here and save it to a file while it runs; --live: as it is at the\n"
+	"                             start of the save\n"
 	"  restore --from FILE        run a guest from such a file\n"
 	"  ENDPOINT is tcp:ADDRESS:PORT or unix:/PATH.\n"
 	"Ctrl-C while a guest is sent or saved cancels that: the guest runs on. A second one ends it.\n"
@@ -66,7 +67,7 @@ const char *const options_workloads[] = {
 
 enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, POLICY, THROTTLE, CEILING,
        DEADLINE, ON_DEADLINE, TIMEOUT, HAND_OVER, VERIFY, POSTCOPY, LOG,
-       CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, DEVICE, DEVICE_RATE, JSON, TO, LISTEN, FROM, LEDGER, SOCKET, VERSION, HELP, END };
+       CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, DEVICE, DEVICE_RATE, JSON, LIVE, TO, LISTEN, FROM, LEDGER, SOCKET, VERSION, HELP, END };
 
 #define ALL (DEMO | SEND | RECEIVE | SAVE | RESTORE)
 
@@ -105,6 +106,7 @@ static const struct {
 	[DEVICE - KIND] = {"device", DEMO | SEND, 1u << 20, 4ull << 30, "1M to 4G in whole megabytes"},
 	[DEVICE_RATE - KIND] = {"device-rate", DEMO | SEND, 0, 1ull << 30, "0 to 1G bytes a second"},
 	[JSON - KIND] = {"json", DEMO | SEND | RECEIVE, 0, 0, NULL},
+	[LIVE - KIND] = {"live", SAVE, 0, 0, NULL},
 	[TO - KIND] = {"to", SEND | SAVE, 0, 0, "an endpoint, or for save a path"},
 	[LISTEN - KIND] = {"listen", RECEIVE, 0, 0, "an endpoint"},
 	[FROM - KIND] = {"from", RESTORE, 0, 0, "a path"},
@@ -322,6 +324,7 @@ static bool take(struct options *o, int option, uint64_t n, int *kind)
 	case DEVICE: o->migration.device_mib = (uint32_t)(n >> 20); return n % (1u << 20) == 0;
 	case DEVICE_RATE: o->migration.device_rate = (uint32_t)(n >> 20); return true;
 	case JSON: o->json = true; return true;
+	case LIVE: o->migration.live = true; return true;
 	case TO: case LISTEN:
 		*(o->verb == SAVE ? &o->path : &o->endpoint) = optarg;
 		return true;

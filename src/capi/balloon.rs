@@ -83,6 +83,34 @@ pub unsafe extern "C" fn brant_guest_clear_ballooned(
     })
 }
 
+/// Returns when the contents of `length` bytes at a guest physical address may be discarded. Call it
+/// before guest memory is discarded (MADV_DONTNEED, a hole punched into the file),
+/// whatever the reason: a balloon, free page reporting, virtio-mem.
+///
+/// While a save with BRANT_IMAGE_INSTANT_START is in progress, the call waits until the image has the
+/// memory: milliseconds as a rule, and as long as the disk is behind. At all other times it costs a
+/// lock. Memory that is discarded without this call while such a save needs it fails the save
+/// (BRANT_E_STATE), and the guest runs on. A hole that is punched through a descriptor is not
+/// noticed: the image then holds zeros there.
+///
+/// Any thread that does not stand still for `pause`. Every page with a byte in the range counts;
+/// addresses without memory are ignored. BRANT_E_CALLBACK inside an operation of that save.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_before_discard(
+    guest: *mut brant_guest,
+    guest_address: u64,
+    length: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        guest
+            .memory
+            .before_discard(GuestAddress(guest_address), length)
+    })
+}
+
 /// Counts the ballooned pages with a byte in a range of guest physical addresses, and puts the
 /// count into `*ballooned`. At a destination these are the pages that the source named as
 /// ballooned.

@@ -8,7 +8,7 @@ use super::stats::BRANT_UNKNOWN;
 use super::structs::{free, handle, lent_fd, put, read, sized, write};
 use super::tracker::brant_tracker;
 use crate::error::Result;
-use crate::snapshot::{Restore, RestoreParams, Save, SaveParams, Stats};
+use crate::snapshot::{Restore, RestoreParams, Save, SaveInstant, SaveParams, Stats};
 use std::ffi::{c_char, CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -61,6 +61,27 @@ pub const BRANT_IMAGE_STAY_PAUSED: u32 = 1;
 /// BRANT_GUEST_STANDS: call `brant_guest_runs_here` before the vCPUs run again.
 pub const BRANT_IMAGE_ALREADY_PAUSED: u32 = 2;
 
+/// In `brant_image_save_params.instant`, the default: the image holds the guest as it is at the end
+/// of the save. Memory is written while the guest runs, what the guest writes meanwhile is written
+/// again, and the guest is paused for the last pages.
+pub const BRANT_IMAGE_INSTANT_END: u32 = 0;
+/// In `brant_image_save_params.instant`: the image holds the guest as it is at the start of the save.
+/// The guest is paused while its state is saved and its memory is protected from writes
+/// (userfaultfd; Linux 5.19, and 5.7 for private memory), and runs on at once. A page that it writes
+/// before the image has it is copied first. With BRANT_IMAGE_RESUME only.
+///
+/// Such a save sees writes through the block's own mapping: by vCPUs, by threads of this process,
+/// and by the kernel for either. It fails before the pause with BRANT_E_UNSUPPORTED for a tracker
+/// with a vhost, VFIO or iommufd log and for a guest with a VFIO or vhost-user device, and with
+/// BRANT_E_EXISTS where another userfaultfd watches some of the memory. It is the VMM's duty that
+/// nothing else writes guest memory through another mapping or past page tables until the save is
+/// over: no other process, no DMA, no O_DIRECT or io_uring read into guest memory. Before guest
+/// memory is discarded, call `brant_guest_before_discard`.
+///
+/// While such a save is in progress no block is removed (BRANT_E_BUSY). A block that is added after
+/// the pause is not in the image.
+pub const BRANT_IMAGE_INSTANT_START: u32 = 1;
+
 /// In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long
 /// reads and writes go past the page cache (O_DIRECT), where the file system lets them.
 pub const BRANT_IMAGE_DIRECT: u32 = 0;
@@ -90,8 +111,16 @@ pub struct brant_image_save_params {
     pub cache: u32,
     /// Bytes of pages a second that are written while the guest runs, by all threads together; 64
     /// KiB/s to 1 TiB/s; default no cap. When the save has paused the guest, the rest is not capped.
-    /// With BRANT_IMAGE_ALREADY_PAUSED the cap holds to the end.
+    /// With BRANT_IMAGE_ALREADY_PAUSED and BRANT_IMAGE_INSTANT_START the cap holds to the end.
     pub max_bandwidth: u64,
+    /// With BRANT_IMAGE_INSTANT_START: bytes of memory for copies of pages that the guest writes
+    /// before the image has them; 1 MiB to 1 TiB; default 64 MiB. At the limit, threads of the guest
+    /// wait until their pages are read. Each writer has buffers of 4 MiB besides.
+    pub max_copy_bytes: u64,
+    /// BRANT_IMAGE_INSTANT_END or BRANT_IMAGE_INSTANT_START.
+    pub instant: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// How a guest is restored. A field that is 0 has its default. A value out of range is
@@ -193,7 +222,9 @@ pub struct brant_image_stats {
     /// Restore with `lazy`: pages that are damaged in the image, or could not be read, and that the
     /// guest runs without.
     pub lost_pages: u64,
-    /// Restore with `lazy`: page faults, those on pages that were here included.
+    /// Restore with `lazy`: page faults, those on pages that were here included. Save with
+    /// BRANT_IMAGE_INSTANT_START: how often a thread waited because it touched a page that the image
+    /// did not have yet.
     pub faults: u64,
     /// Restore with `lazy`: half of the waits for a page were no longer, to an eighth. 0 without a
     /// wait.
@@ -202,6 +233,15 @@ pub struct brant_image_stats {
     pub fault_p99_ns: u64,
     /// Restore with `lazy`: the longest wait for a page.
     pub fault_max_ns: u64,
+    /// Save with BRANT_IMAGE_INSTANT_START: how long protecting memory took, which is part of
+    /// `downtime_ns`; BRANT_UNKNOWN before that, and in other saves.
+    pub protecting_ns: u64,
+    /// Save with BRANT_IMAGE_INSTANT_START, of the data pages: those that were copied because the
+    /// guest wrote them first.
+    pub copied_pages: u64,
+    /// Save with BRANT_IMAGE_INSTANT_START, of the faults: those that waited for a buffer or the disk,
+    /// because there was no room for a copy.
+    pub held_faults: u64,
 }
 
 sized!(
@@ -238,6 +278,9 @@ impl From<&Stats> for brant_image_stats {
             fault_p50_ns: nanos(stats.fault_p50),
             fault_p99_ns: nanos(stats.fault_p99),
             fault_max_ns: nanos(stats.fault_max),
+            protecting_ns: stats.protecting.map_or(BRANT_UNKNOWN, nanos),
+            copied_pages: stats.copied_pages,
+            held_faults: stats.held_faults,
         }
     }
 }
@@ -284,6 +327,20 @@ unsafe fn save_params(from: *const brant_image_save_params) -> Result<SaveParams
     params.max_passes = or(p.max_passes, params.max_passes);
     params.writers = or(p.writers, params.writers);
     params.max_bandwidth = (p.max_bandwidth != 0).then_some(p.max_bandwidth);
+    if p.reserved != 0 {
+        return Err(invalid("brant_image_save_params.reserved is not 0"));
+    }
+    params.instant = match p.instant {
+        BRANT_IMAGE_INSTANT_END => SaveInstant::End,
+        BRANT_IMAGE_INSTANT_START => SaveInstant::Start,
+        other => {
+            return Err(invalid(format!(
+                "instant is BRANT_IMAGE_INSTANT_END (0) or BRANT_IMAGE_INSTANT_START (1), not \
+                 {other}"
+            )))
+        }
+    };
+    params.max_copy_bytes = or(p.max_copy_bytes, params.max_copy_bytes);
     params.stay_paused = p.guest == BRANT_IMAGE_STAY_PAUSED;
     params.already_paused = p.guest == BRANT_IMAGE_ALREADY_PAUSED;
     params.direct = direct(p.cache)?;
