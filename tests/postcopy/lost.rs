@@ -58,7 +58,7 @@ fn after_it_the_guest_runs_on_and_what_is_missing_can_be_asked_for_and_given_up(
     source.bulk[1].marked(0);
     source.lose();
     source.to.wait_state(INTERRUPTED);
-    source.to.wait_event(EventKind::Warning);
+    source.to.wait_event(EventKind::Interrupted);
     let name = || "ram".to_owned();
     let expected = [(name(), 5..7), (name(), 8..9), (name(), 590..600)];
     assert_eq!(self::missing(&source), expected);

@@ -254,6 +254,14 @@ impl Arriving {
         Ok(())
     }
 
+    /// Waits until the migration's thread carries out what was decided, and the state shows it.
+    pub(super) fn await_begun(&self) {
+        let deciding = self.deciding();
+        let going_on = |d: &mut Deciding| matches!(d.asked, Asked::Decided(_) | Asked::Taken);
+        let waited = self.decided.wait_while(deciding, going_on);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// The error for a decision that nobody waits for.
     pub(super) fn undecidable(what: &str) -> Error {
         Error::new(

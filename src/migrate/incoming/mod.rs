@@ -265,6 +265,10 @@ impl Incoming {
         let accepting = Accepting::new(from, &self.shared.params)?;
         self.decide(Decision::Recover(accepting), "recovering")?;
         *self.shared.guest.endpoint() = bound;
+        // Whoever looks at the state afterwards must not take it for that of a recovery that failed.
+        if !self.in_callback() {
+            self.shared.guest.await_begun();
+        }
         Ok(())
     }
 

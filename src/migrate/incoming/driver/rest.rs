@@ -174,7 +174,7 @@ impl Driver {
         let left = rest.served.left();
         self.renew(true);
         self.common.vmm.event(
-            EventKind::Warning,
+            EventKind::Interrupted,
             format!(
                 "the guest runs here without {left} pages of its memory, and the connections to the \
                  source are lost: what needs one of these pages waits for it"
