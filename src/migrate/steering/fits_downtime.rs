@@ -194,6 +194,11 @@ impl FitsDowntime {
                 Some(link) => format!(" ({:.1} MB at {:.1} MB/s)", state / 1e6, link / 1e6),
                 None => format!(" ({:.1} MB)", state / 1e6),
             };
+            let rest = fixed.total().saturating_sub(fixed.state);
+            if let Some(rate) = needed(state, limit.saturating_sub(rest)) {
+                message += &format!("; {rate} would do, or a higher downtime limit");
+                return Error::new(Kind::NotConverged, message);
+            }
         }
         message += ". A higher downtime limit would do";
         Error::new(Kind::NotConverged, message)
@@ -290,7 +295,17 @@ impl FitsDowntime {
                                 wrote during it was known";
                 }
             }
-            None => message += "too little was sent to know the bandwidth",
+            None => {
+                message += "too little was sent to know the bandwidth";
+                let fixed = facts.parts().unwrap_or_default().fixed().total();
+                let left = facts.remaining.0 as f64 + facts.unacknowledged.0 as f64;
+                if let Some(rate) = needed(left, self.limit.saturating_sub(fixed)) {
+                    message += &format!(
+                        "; {rate} would be needed to send what remains within the downtime limit of \
+                         {limit} ms"
+                    );
+                }
+            }
         }
         let devices = facts.device_running.0 + facts.device_stopped.0;
         if devices > 0 {
@@ -425,6 +440,12 @@ impl Decider for FitsDowntime {
         self.deadline = bounds.deadline;
         self.patience = bounds.patience;
     }
+}
+
+/// The rate that sends `bytes` in `time`, in words. `None` when no rate does.
+fn needed(bytes: f64, time: Duration) -> Option<String> {
+    let rate = bytes / time.as_secs_f64();
+    (bytes > 0.0 && rate.is_finite()).then(|| format!("at least {:.1} MB/s", rate / 1e6))
 }
 
 /// The ending of the verb behind a part's name: "`load` takes", "the round trips take".
@@ -605,6 +626,48 @@ mod tests {
             (paused.moment, paused.stood) = (Moment::Paused, ms(600));
             assert_eq!(decider.judge(&paused), Verdict::GoThrough);
         }
+    }
+
+    #[test]
+    fn a_refusal_says_which_rate_would_be_needed() {
+        // 1 MB remains, and the bandwidth is not known.
+        let facts = Facts {
+            bandwidth: None,
+            last_pass: None,
+            ..synced(1000)
+        };
+        let mut decider = FitsDowntime::new(ms(50), Some(ms(1000)));
+        let Next::GiveUp(error) = decider.decide(&facts).next else {
+            panic!("it has no time left");
+        };
+        let message = error.message();
+        assert!(
+            message.contains("at least 20.0 MB/s would be needed"),
+            "{message}"
+        );
+        // 3 MB of state at 10 MB/s, and `save` takes 100 ms of a limit of 250.
+        let facts = Facts {
+            operations: Operations {
+                save: Some(ms(100)),
+                state_bytes: Some(3_000_000),
+                ..Operations::default()
+            },
+            ..synced(10)
+        };
+        let mut decider = FitsDowntime::new(ms(250), None);
+        let mut next = Next::GoOn;
+        for _ in 0..BEYOND {
+            next = decider.decide(&facts).next;
+        }
+        let Next::GiveUp(error) = next else {
+            panic!("it goes on");
+        };
+        let message = error.message();
+        assert!(message.contains("3.0 MB at 10.0 MB/s"), "{message}");
+        assert!(
+            message.contains("at least 20.0 MB/s would do, or a higher downtime limit"),
+            "{message}"
+        );
     }
 
     /// The round trips take 160 ms.
