@@ -11,9 +11,10 @@
 //! so a write ahead of the walk costs nothing; and pages are sent in an order that has nothing to do
 //! with when they were written.
 
+use brant::migrate::steering::first_pass::{FirstPass, Found};
 use brant::migrate::steering::forecast::{forecast, Forecast, Outlook};
 use brant::migrate::steering::policies::{InPass, Policies, Policy, Slowing};
-use brant::migrate::steering::working_set::{FirstPass, Pool, WorkingSet};
+use brant::migrate::steering::working_set::{Pool, WorkingSet};
 use brant::migrate::{Decider, Facts, FitsDowntime, Moment, Next, PassFacts};
 use brant::units::{Bytes, Pages};
 use std::collections::VecDeque;
@@ -250,6 +251,10 @@ struct Run<'a> {
     since_sync: Vec<f64>,
     synced_at: f64,
     rate: f64,
+    /// Distinct pages that were written since the last sync, at most: of the phases that have ended,
+    /// and the writes of each pool in the phase that has not.
+    written: f64,
+    in_phase: Vec<(Pool, f64)>,
 }
 
 impl Run<'_> {
@@ -272,7 +277,13 @@ impl Run<'_> {
         let mut newly = 0.0;
         let pools = phase.pools.len().max(self.since_sync.len());
         self.since_sync.resize(pools, 0.0);
+        let same = |(i, pool): (usize, &Pool)| self.in_phase.get(i).is_some_and(|(p, _)| p == pool);
+        if !phase.pools.iter().enumerate().all(same) || self.in_phase.len() != phase.pools.len() {
+            self.written += self.in_phase.drain(..).map(distinct).sum::<f64>();
+            self.in_phase = phase.pools.iter().map(|pool| (*pool, 0.0)).collect();
+        }
         for (i, pool) in phase.pools.iter().enumerate() {
+            self.in_phase[i].1 += pool.rate * speed * dt;
             newly += self.memory.write(i, pool.rate * speed * dt);
             self.since_sync[i] += pool.rate * speed * dt;
         }
@@ -291,6 +302,16 @@ impl Run<'_> {
         });
         self.now += dt;
         newly
+    }
+
+    /// The most distinct pages that were written since this was last called.
+    fn written(&mut self) -> f64 {
+        let written = self.in_phase.iter().copied().map(distinct).sum::<f64>() + self.written;
+        self.written = 0.0;
+        self.in_phase
+            .iter_mut()
+            .for_each(|(_, writes)| *writes = 0.0);
+        written
     }
 
     /// The guest runs while a sync takes its time. Then what it wrote is found.
@@ -325,6 +346,11 @@ impl Run<'_> {
         self.synced_at = self.now;
         rates
     }
+}
+
+/// The distinct pages of so many writes to a pool.
+fn distinct((pool, writes): (Pool, f64)) -> f64 {
+    writes.min(pool.pages)
 }
 
 fn seconds(seconds: f64) -> Duration {
@@ -366,6 +392,8 @@ pub fn migrate(guest: &Guest, plan: &Plan) -> Outcome {
         since_sync: Vec::new(),
         synced_at: 0.0,
         rate: 0.0,
+        written: 0.0,
+        in_phase: Vec::new(),
     };
     run.memory.cold = Segment {
         ahead: guest.pages * guest.data,
@@ -410,8 +438,17 @@ pub fn migrate(guest: &Guest, plan: &Plan) -> Outcome {
                 next_sync = run.now + plan.background;
                 let walked = pass_sent / to_send;
                 let passed = run.now - begun;
+                let (since, written) = (run.now - run.synced_at, run.written());
+                let vcpus = run.vcpus();
+                curve.bound(seconds(since), written);
                 if number == 1 && walked > 0.0 {
-                    first.found(&mut curve, seconds(passed), walked, found_in_pass);
+                    let found = Found {
+                        passed: seconds(passed),
+                        walked,
+                        again: found_in_pass,
+                        written: Some(written),
+                    };
+                    first.found(&mut curve, &found);
                 }
                 let mut facts = facts;
                 facts.moment = Moment::Walking;
@@ -419,7 +456,6 @@ pub fn migrate(guest: &Guest, plan: &Plan) -> Outcome {
                 facts.since_sync = seconds(passed);
                 facts.pass = number;
                 facts.remaining = Bytes((run.memory.sum(|s| s.ahead) * PAGE) as u64);
-                let vcpus = run.vcpus();
                 facts.dirty_rate = Some(run.rate);
                 policies
                     .steer(&facts, &Next::GoOn, &vcpus, 0.0)
@@ -432,13 +468,25 @@ pub fn migrate(guest: &Guest, plan: &Plan) -> Outcome {
                 ));
             }
         }
+        // The last page's acknowledgement is awaited.
+        run.step(plan.round_trip, 0.0);
         let time = run.now - begun;
         run.sync();
+        // Counted anew from here.
+        run.written();
         sent += pass_sent;
         last_pass = run.now - begun;
         let left = run.memory.sum(|segment| segment.ahead);
         match number {
-            1 => first.found(&mut curve, seconds(last_pass), 1.0, left),
+            1 => {
+                let found = Found {
+                    passed: seconds(last_pass),
+                    walked: 1.0,
+                    again: left,
+                    written: None,
+                };
+                first.found(&mut curve, &found);
+            }
             _ => curve.observe(seconds(last_pass), left),
         }
         facts.moment = Moment::Synced;

@@ -178,6 +178,8 @@ pub struct Pacer {
     shared: Mutex<Shared>,
     /// When a connection last moved a byte, in nanoseconds since `begun`.
     moved: AtomicU64,
+    /// Bytes that all connections have sent.
+    sent: AtomicU64,
 }
 
 impl Pacer {
@@ -191,6 +193,7 @@ impl Pacer {
                 overridden: false,
             }),
             moved: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
         }
     }
 
@@ -204,10 +207,16 @@ impl Pacer {
         Duration::from_nanos(self.moved.load(Ordering::Relaxed))
     }
 
-    /// A connection has moved a byte.
-    pub(super) fn moved(&self) {
+    /// Bytes that the connections have sent since they share this pacer.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// A connection has moved bytes, of which it has sent `sent`.
+    pub(super) fn moved(&self, sent: u64) {
         let now = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.moved.fetch_max(now, Ordering::Relaxed);
+        self.sent.fetch_add(sent, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {

@@ -245,7 +245,10 @@ impl Channel {
 
     fn count(&mut self, direction: Direction, bytes: usize) {
         if let Some(pacer) = &self.pacer {
-            pacer.moved();
+            pacer.moved(match direction {
+                Direction::Send => bytes as u64,
+                Direction::Receive => 0,
+            });
         }
         let counters = &mut self.counters;
         match direction {

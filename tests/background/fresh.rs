@@ -60,16 +60,21 @@ fn while_a_link_stalls_elapsed_goes_on_throughput_falls_to_0_and_the_forecast_mo
     assert!(stats.elapsed >= after.elapsed);
 }
 
-/// A migration over a link that stops in the first pass, with a stall after 400 ms.
-fn over_a_dead_link(deadline: Option<Duration>, then: impl FnOnce(&Pair, &Link, &Outgoing)) {
+/// A stall comes after 400 ms.
+fn patient(deadline: Option<Duration>) -> Policy {
+    Policy {
+        patience: MS * 400,
+        deadline,
+        ..Policy::default()
+    }
+}
+
+/// A migration over a link that stops in the first pass.
+fn over_a_dead_link(then: impl FnOnce(&Pair, &Link, &Outgoing)) {
     let pair = Pair::new(&[ram("ram", 8192)]);
     pair.source.fill(1);
     let params = Params {
-        policy: Policy {
-            patience: MS * 400,
-            deadline,
-            ..Policy::default()
-        },
+        policy: patient(None),
         ..Params::default()
     };
     let link = Link::of(8 << 20, MS, 64 << 10);
@@ -84,7 +89,7 @@ fn over_a_dead_link(deadline: Option<Duration>, then: impl FnOnce(&Pair, &Link, 
 
 #[test]
 fn a_link_that_stands_still_shows_as_a_stall_in_the_middle_of_a_pass_until_it_goes_on() {
-    over_a_dead_link(None, |_, link, out| {
+    over_a_dead_link(|_, link, out| {
         until(out, "no stall", |out| out.stats().stall.is_some());
         let stats = out.stats();
         assert_eq!((stats.stall, stats.pass), (Some(Cause::Link), 1));
@@ -98,11 +103,12 @@ fn a_link_that_stands_still_shows_as_a_stall_in_the_middle_of_a_pass_until_it_go
 
 #[test]
 fn a_deadline_over_a_dead_link_says_for_how_long_nothing_was_acknowledged() {
-    over_a_dead_link(Some(MS * 2500), |pair, _, out| {
+    over_a_dead_link(|pair, _, out| {
+        let deadline = out.stats().elapsed + MS * 1800;
+        out.set_policy(patient(Some(deadline))).unwrap();
         let error = out.wait(Some(LONG)).unwrap_err();
         let message = error.message();
-        let told = message.contains("acknowledged nothing for 1.")
-            || message.contains("acknowledged nothing for 2.")
+        let told = message.contains("acknowledged nothing for ")
             || message.contains("nothing was acknowledged for ");
         assert!(told, "{message}");
         assert!(message.contains("the policy's deadline"), "{message}");

@@ -4,10 +4,11 @@
 use crate::dirty::tracker::ConsumerStats;
 use crate::migrate::steering::bandwidth::{Bandwidth, DirtyRate, WriteRate};
 use crate::migrate::steering::delivery::{Carried, Delivery};
+use crate::migrate::steering::first_pass::{FirstPass, Found};
 use crate::migrate::steering::passes::Passes;
 use crate::migrate::steering::recent::Recent;
 use crate::migrate::steering::round_trip::RoundTrip;
-use crate::migrate::steering::working_set::{FirstPass, WorkingSet};
+use crate::migrate::steering::working_set::WorkingSet;
 use crate::migrate::steering::PassFacts;
 use crate::units::{Pages, PAGE_SIZE};
 use crate::walk::Put;
@@ -40,6 +41,11 @@ pub(super) struct Course {
 
 /// So many syncs tell how long the next one takes.
 const SYNCS: usize = 3;
+
+/// The writes between two syncs tell of all of memory when at least this share of it could be observed.
+const OBSERVED: f64 = 0.1;
+/// A shorter time between two syncs tells nothing, because a guest's writes come in bursts.
+const SYNCS_APART: Duration = Duration::from_millis(50);
 
 /// A sync that has ended.
 #[derive(Debug, Default, Clone, Copy)]
@@ -91,7 +97,12 @@ impl Course {
         };
     }
 
-    /// How long the current pass has taken so far.
+    /// Whether the last pass has ended and the next one has not begun.
+    pub(super) fn is_between_passes(&self) -> bool {
+        self.this_pass.began.is_none()
+    }
+
+    /// How long the current pass has taken so far; zero between two passes.
     pub(super) fn in_pass(&self, now: Instant) -> Duration {
         self.this_pass.began.map_or(Duration::ZERO, |at| now - at)
     }
@@ -178,21 +189,36 @@ impl Course {
             self.dirtied.found(found, since, all_sent);
             self.written
                 .found(written, sync.observed, sync.total, since);
-            self.learn(now, number, at, sync);
+            self.learn(now, number, at, sync, written, since);
         }
         if let At::End { .. } = at {
             self.pass_took = self.in_pass(now);
             self.found_in_pass = Pages(0);
+            self.this_pass = PassSoFar::default();
         }
         self.last_sync = Some(now);
         self.sync_times.push(sync.took);
         in_pass
     }
 
-    /// Adds to the working-set curve what a sync found.
-    fn learn(&mut self, now: Instant, number: u32, at: At, sync: &Synced) {
+    /// Adds to the working-set curve what a sync found, of `written` pages `since` the sync before.
+    fn learn(
+        &mut self,
+        now: Instant,
+        number: u32,
+        at: At,
+        sync: &Synced,
+        written: Pages,
+        since: Duration,
+    ) {
         let passed = self.in_pass(now);
         let found = self.found_in_pass.0 as f64;
+        // Where only a part of memory could be observed, the rest is taken to be like it.
+        let observed = sync.observed.0 as f64 / (sync.total.0 as f64).max(1.0);
+        let written = (observed >= OBSERVED).then(|| written.0 as f64 / observed.min(1.0));
+        if let Some(written) = written.filter(|_| since >= SYNCS_APART) {
+            self.working_set.bound(since, written);
+        }
         match at {
             _ if number <= 1 => {
                 // Pages that are pending and were not found in this pass lie ahead of the walk.
@@ -201,8 +227,13 @@ impl Course {
                     At::End { all_sent: true } => 1.0,
                     _ => 1.0 - ahead / (sync.total.0 as f64).max(1.0),
                 };
-                self.first_pass
-                    .found(&mut self.working_set, passed, walked.min(1.0), found);
+                let found = Found {
+                    passed,
+                    walked: walked.min(1.0),
+                    again: found,
+                    written,
+                };
+                self.first_pass.found(&mut self.working_set, &found);
             }
             At::End { .. } => self.working_set.observe(passed, sync.pending.0 as f64),
             At::Middle => {}

@@ -759,7 +759,8 @@ impl Driver {
             self.common.stats.remaining_bytes = 0;
         } else {
             self.common.stats.time_left = None;
-            self.common.shared.guest.foresight.freeze(Instant::now());
+            let guest = &self.common.shared.guest;
+            guest.foresight.freeze(Instant::now(), guest.pacer.sent());
         }
         self.renew(true);
     }

@@ -26,6 +26,8 @@ pub(super) struct Seen {
     pub(super) sent: Bytes,
     /// Bytes that went over the connections.
     pub(super) wire: u64,
+    /// What the connections had sent by their own count, [`Pacer::sent`](crate::channel::Pacer::sent).
+    pub(super) moved: u64,
     /// Of what remains, the share that has contents.
     pub(super) data: f64,
     /// How long the pass before this one took.
@@ -37,13 +39,38 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    fn outlook(&self, now: Instant) -> Outlook<'_> {
+    /// What is seen at `now`, when the connections have sent `moved` by their own count. A batch that
+    /// is being sent has left in part.
+    fn at(&self, now: Instant, moved: u64) -> Seen {
+        let mut seen = self.clone();
         let since = now.saturating_duration_since(self.at);
-        let mut facts = self.facts;
-        facts.elapsed = facts.elapsed.saturating_add(since);
-        facts.since_sync = facts.since_sync.saturating_add(since);
+        seen.at = self.at.max(now);
+        seen.facts.elapsed = self.facts.elapsed.saturating_add(since);
+        seen.facts.since_sync = self.facts.since_sync.saturating_add(since);
+        let bytes = moved.saturating_sub(self.moved);
+        seen.moved += bytes;
+        seen.wire += bytes;
+        let pages = (bytes as f64 / self.packed()) as u64;
+        let pages = Bytes(pages.min(self.facts.remaining.0));
+        seen.facts.remaining.0 -= pages.0;
+        seen.pass_sent.0 += pages.0;
+        seen.sent.0 += pages.0;
+        seen
+    }
+
+    /// Bytes that went over the connections for each byte of a page. Compressed pages and deltas take
+    /// fewer bytes than pages. What is to come will be like what was sent.
+    fn packed(&self) -> f64 {
+        let sent = self.sent.0 as f64;
+        match sent > 0.0 && self.wire > 0 {
+            true => self.wire as f64 / sent,
+            false => 1.0,
+        }
+    }
+
+    fn outlook(&self) -> Outlook<'_> {
         Outlook {
-            facts,
+            facts: self.facts,
             pass_sent: self.pass_sent,
             sent: self.sent,
             data: self.data,
@@ -52,40 +79,35 @@ impl Seen {
         }
     }
 
-    /// The forecast at `now`, without remedies. Its `bytes` are those of uncompressed pages.
-    fn of_pages(&self, now: Instant) -> Forecast {
-        forecast(&self.outlook(now), &self.decider, &self.policies, 1.0)
+    /// The forecast, without remedies. Its `bytes` are those of uncompressed pages.
+    fn of_pages(&self) -> Forecast {
+        forecast(&self.outlook(), &self.decider, &self.policies, 1.0)
     }
 
-    /// The forecast at `now`.
-    pub(super) fn forecast(&self, now: Instant) -> Forecast {
-        let mut found = self.of_pages(now);
-        let sent = self.sent.0 as f64;
-        // Compressed pages and deltas take fewer bytes than pages. What is to come will be like what
-        // was sent.
-        let packed = match sent > 0.0 {
-            true => self.wire as f64 / sent,
-            false => 1.0,
-        };
-        found.bytes = self.wire as f64 + (found.bytes - sent).max(0.0) * packed;
+    /// The forecast at `now`, when the connections have sent `moved` by their own count.
+    pub(super) fn forecast(&self, now: Instant, moved: u64) -> Forecast {
+        let seen = self.at(now, moved);
+        let mut found = seen.of_pages();
+        let sent = seen.sent.0 as f64;
+        found.bytes = seen.wire as f64 + (found.bytes - sent).max(0.0) * seen.packed();
         if !found.converges {
-            found.remedies = self.remedies(now);
+            found.remedies = seen.remedies();
         }
         found
     }
 
-    fn remedies(&self, now: Instant) -> Remedies {
-        remedies(&self.outlook(now), &self.decider, &self.policies)
+    fn remedies(&self) -> Remedies {
+        remedies(&self.outlook(), &self.decider, &self.policies)
     }
 
     /// Bytes of pages that will be sent after the current pass.
-    pub(super) fn after_this_pass(&self, now: Instant) -> f64 {
+    pub(super) fn after_this_pass(&self) -> f64 {
         let share = match self.facts.pass {
             0 | 1 => self.data,
             _ => 1.0,
         };
         let this_pass = self.facts.remaining.0 as f64 * share;
-        (self.of_pages(now).bytes - self.sent.0 as f64 - this_pass).max(0.0)
+        (self.of_pages().bytes - self.sent.0 as f64 - this_pass).max(0.0)
     }
 }
 
@@ -109,9 +131,9 @@ impl Foresight {
     }
 
     /// The forecast stays as it is now.
-    pub(super) fn freeze(&self, now: Instant) {
+    pub(super) fn freeze(&self, now: Instant, moved: u64) {
         if let Some(seen) = self.seen() {
-            *self.locked() = Show::Last(seen.forecast(now));
+            *self.locked() = Show::Last(seen.forecast(now, moved));
         }
     }
 
@@ -120,12 +142,13 @@ impl Foresight {
         *self.locked() = Show::Last(outcome);
     }
 
-    pub(super) fn forecast(&self, now: Instant) -> Option<Forecast> {
+    /// The forecast at `now`, when the connections have sent `moved` by their own count.
+    pub(super) fn forecast(&self, now: Instant, moved: u64) -> Option<Forecast> {
         if let Show::Last(last) = &*self.locked() {
             return Some(*last);
         }
         // The walk is made outside of the lock, which the migration's thread takes.
-        self.seen().map(|seen| seen.forecast(now))
+        self.seen().map(|seen| seen.forecast(now, moved))
     }
 
     fn seen(&self) -> Option<Box<Seen>> {
@@ -166,6 +189,7 @@ mod tests {
             pass_sent: Bytes(4_000_000_000),
             sent: Bytes(4_000_000_000),
             wire: 2_000_000_000,
+            moved: 7,
             data: 0.5,
             last_pass: Duration::ZERO,
             working_set: WorkingSet::default(),
@@ -177,41 +201,53 @@ mod tests {
     #[test]
     fn bytes_to_come_are_packed_as_those_that_were_sent() {
         let seen = seen();
-        let forecast = seen.forecast(seen.at);
+        let forecast = seen.forecast(seen.at, 7);
         assert!(forecast.converges);
         assert_eq!(forecast.bytes.round(), 2.5e9);
         assert_eq!(forecast.time, SECOND * 5);
-        assert_eq!(seen.after_this_pass(seen.at), 0.0);
+        assert_eq!(seen.after_this_pass(), 0.0);
     }
 
     #[test]
     fn while_nothing_is_renewed_the_end_moves_on_with_the_clock() {
         let seen = seen();
-        let forecast = seen.forecast(seen.at + SECOND * 7);
+        let forecast = seen.forecast(seen.at + SECOND * 7, 7);
         assert_eq!(forecast.time, SECOND * 12);
         // A guest that writes meanwhile leaves more.
         let mut busy = seen.clone();
         busy.working_set.observe(SECOND, 10e3);
         busy.working_set.observe(SECOND * 100, 1e6);
         let (now, later) = (
-            busy.after_this_pass(busy.at),
-            busy.after_this_pass(busy.at + SECOND * 7),
+            busy.after_this_pass(),
+            busy.at(busy.at + SECOND * 7, 7).after_this_pass(),
         );
         assert!(later > now * 1.5, "{now}, {later}");
     }
 
     #[test]
+    fn a_batch_that_is_being_sent_does_not_put_the_end_off() {
+        // A tenth of a second later a tenth of a second's bytes have left. Pages travel at half of
+        // their size, and half of the pages have contents.
+        let seen = seen();
+        let later = seen.forecast(seen.at + SECOND / 10, 7 + 50_000_000);
+        let now = seen.forecast(seen.at, 7);
+        assert!((later.bytes / now.bytes - 1.0).abs() < 0.02, "{later:?}");
+        let off = later.time.as_secs_f64() - now.time.as_secs_f64();
+        assert!(off.abs() < 0.06, "{later:?} {now:?}");
+    }
+
+    #[test]
     fn what_would_help_is_said_only_of_a_migration_that_does_not_converge() {
         let foresight = Foresight::default();
-        assert_eq!(foresight.forecast(Instant::now()), None);
+        assert_eq!(foresight.forecast(Instant::now(), 0), None);
         let mut seen = seen();
         foresight.show(seen.clone());
-        let idle = foresight.forecast(seen.at).unwrap();
+        let idle = foresight.forecast(seen.at, 7).unwrap();
         assert_eq!((idle.converges, idle.remedies), (true, Remedies::default()));
         seen.working_set.observe(SECOND, 500e3);
         seen.working_set.observe(SECOND * 4, 2e6);
         foresight.show(seen.clone());
-        let busy = foresight.forecast(seen.at).unwrap();
+        let busy = foresight.forecast(seen.at, 7).unwrap();
         assert!(!busy.converges);
         let found = busy.remedies;
         assert!(
@@ -219,8 +255,8 @@ mod tests {
             "{found:?}"
         );
         // After the pause nothing changes any more.
-        foresight.freeze(seen.at + SECOND);
-        let frozen = foresight.forecast(seen.at + SECOND * 9);
-        assert_eq!(frozen, foresight.forecast(seen.at + SECOND * 99));
+        foresight.freeze(seen.at + SECOND, 7);
+        let frozen = foresight.forecast(seen.at + SECOND * 9, 7);
+        assert_eq!(frozen, foresight.forecast(seen.at + SECOND * 99, 7));
     }
 }

@@ -401,7 +401,8 @@ impl Outgoing {
     /// `None` until the bandwidth is measured or stated and the first pass has begun. From the pause
     /// on the forecast stays as it was. Of a completed migration it has the true figures.
     pub fn forecast(&self) -> Option<Forecast> {
-        self.shared.guest.foresight.forecast(Instant::now())
+        let guest = &self.shared.guest;
+        guest.foresight.forecast(Instant::now(), guest.pacer.sent())
     }
 
     fn standing(&self) -> Option<Cause> {

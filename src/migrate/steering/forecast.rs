@@ -275,7 +275,9 @@ pub fn forecast<D: Decider + Clone>(
         // A pass that is cut short leaves the pages that it has not come to.
         let share = if whole > 0.0 { rest / whole } else { 1.0 };
         let unsent = to_send * (1.0 - share);
-        let time = before + rest + facts.sync_time.as_secs_f64();
+        // A pass ends when its last page is acknowledged.
+        let answered = facts.round_trip.unwrap_or_default().as_secs_f64();
+        let time = before + rest + answered + facts.sync_time.as_secs_f64();
         let mut left = unsent;
         for (pool, pending) in pools.iter().zip(&mut pending) {
             let clean = (pool.pages - *pending).max(0.0);
@@ -305,7 +307,7 @@ pub fn forecast<D: Decider + Clone>(
             number,
             pages: Pages((pages - unsent).ceil() as u64),
             data: Pages((pages - unsent).ceil() as u64),
-            time: seconds(before + rest),
+            time: seconds(before + rest + answered),
         });
         let expected = facts.expected_downtime().unwrap_or_default();
         forecast.downtime = expected;

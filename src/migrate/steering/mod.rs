@@ -9,6 +9,7 @@ pub(super) mod delivery;
 pub(super) mod delta_pays;
 pub mod dirty_limit;
 pub mod facts;
+pub mod first_pass;
 pub mod fits_downtime;
 pub mod forecast;
 pub(super) mod limited_rings;

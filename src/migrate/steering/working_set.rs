@@ -10,6 +10,11 @@
 //! impossible are moved just as far as it takes: a guest that dirties 60,000 pages in two seconds
 //! does not dirty 80,000 in one.
 //!
+//! **Syncs in the middle of a pass bound it.** Such a sync finds the pages that were written since the
+//! sync before it, wherever they lie. 300 pages in a tenth of a second mean at most 3,000 in a whole
+//! one, so a point above that is too high. The largest of all such bounds counts, because writes come
+//! in bursts.
+//!
 //! A curve of straight pieces is the sum of [`Pool`]s: sets of pages that are written in turn, each
 //! at its own rate. So the curve also tells which pages will be dirty again after a pass.
 
@@ -59,6 +64,8 @@ impl Pool {
 pub struct WorkingSet {
     /// Seconds and pages, by time.
     points: Vec<(f64, f64)>,
+    /// The most pages that were written between two syncs, and the most in a second.
+    bound: Option<(f64, f64)>,
 }
 
 impl WorkingSet {
@@ -89,12 +96,30 @@ impl WorkingSet {
         }
     }
 
+    /// Records that at most `pages` distinct pages were written in the `window` that has just passed.
+    /// Nonsense is ignored.
+    pub fn bound(&mut self, window: Duration, pages: f64) {
+        let window = window.as_secs_f64();
+        if window <= 0.0 || !pages.is_finite() || pages < 0.0 {
+            return;
+        }
+        let (most, rate) = self.bound.unwrap_or_default();
+        self.bound = Some((most.max(pages), rate.max(pages / window)));
+    }
+
+    /// The most pages that can be written in so many seconds, by the bounds.
+    fn most(&self, seconds: f64) -> f64 {
+        self.bound
+            .map_or(f64::INFINITY, |(most, rate)| most.max(rate * seconds))
+    }
+
     /// The guest's speed has changed to `factor` times what it was, by a throttle. A guest at half
     /// its speed takes twice the time for the same pages. A factor that is no positive number is
     /// ignored.
     pub fn change_speed(&mut self, factor: f64) {
         if factor.is_finite() && factor > 0.0 {
             self.points.iter_mut().for_each(|(at, _)| *at /= factor);
+            self.bound.iter_mut().for_each(|(_, rate)| *rate *= factor);
         }
     }
 
@@ -115,6 +140,7 @@ impl WorkingSet {
     pub fn pools(&self, total: f64) -> Vec<Pool> {
         let mut corners: Vec<(f64, f64)> = vec![(0.0, 0.0)];
         for &(at, pages) in &self.points {
+            let pages = pages.min(self.most(at));
             let pages = pages.min(total).max(corners[corners.len() - 1].1);
             // The curve gets flatter: a corner below the line to the next one is none.
             while let [.., (a, below), (b, corner)] = corners[..] {
@@ -159,43 +185,6 @@ impl WorkingSet {
             }
         }
         pools
-    }
-}
-
-/// Makes points of the curve of what syncs find while the first pass still walks.
-///
-/// A page can only be seen being written from when it was sent. After half a minute of the pass, the
-/// pages sent so far have been visible for 0 to 30 s, so the share that was written is an average of
-/// the curve over these times. Two such averages tell the curve between them.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub struct FirstPass {
-    /// Seconds since the pass began, and the time times the average.
-    before: (f64, f64),
-}
-
-/// The second of two averages comes this many times as late as the first.
-const APART: f64 = 1.1;
-
-impl FirstPass {
-    /// Records that `passed` after the pass began, a share of `walked` of its pages was sent, and
-    /// that `found` of these have been written again.
-    pub fn found(&mut self, curve: &mut WorkingSet, passed: Duration, walked: f64, found: f64) {
-        let time = passed.as_secs_f64();
-        let (before, area_before) = self.before;
-        if time <= before * APART || walked <= 0.0 || !found.is_finite() {
-            return;
-        }
-        let average = found / walked;
-        let area = time * average;
-        // The curve rises and gets flatter, so its end is at least its average and at most twice it.
-        // A guest whose phase changed shows more or less than that.
-        let pages = (area - area_before) / (time - before);
-        let pages = pages.clamp(average, 2.0 * average);
-        curve.observe(
-            Duration::try_from_secs_f64((before + time) / 2.0).unwrap_or(Duration::MAX),
-            pages,
-        );
-        self.before = (time, area);
     }
 }
 
@@ -256,35 +245,24 @@ mod tests {
     }
 
     #[test]
-    fn syncs_of_the_first_pass_show_a_working_set_before_the_pass_ends() {
-        // 1,000 pages a second, 10,000 in all; the pass takes 100 s.
-        let (mut curve, mut first) = (WorkingSet::default(), FirstPass::default());
-        let pool = Pool {
-            pages: 10e3,
-            rate: 1e3,
-        };
-        for second in 1..=60u32 {
-            let time = f64::from(second);
-            let steps = 1000;
-            let average: f64 = (0..steps)
-                .map(|i| pool.distinct(time * (f64::from(i) + 0.5) / f64::from(steps)))
-                .sum::<f64>()
-                / f64::from(steps);
-            let walked = time / 100.0;
-            first.found(
-                &mut curve,
-                Duration::from_secs(second.into()),
-                walked,
-                average * walked,
-            );
+    fn what_syncs_found_written_bounds_the_curve_and_the_largest_bound_counts() {
+        let mut curve = curve(&[(0.5, 9e3), (2.0, 12e3)]);
+        curve.bound(Duration::from_millis(100), 300.0);
+        for (seconds, pages) in [(0.5, 1500.0), (2.0, 6000.0)] {
+            let found = curve.distinct(seconds);
+            assert!((found - pages).abs() < 1.0, "{seconds} s: {found}");
         }
-        for seconds in [3.0, 8.0, 20.0, 100.0] {
-            let (is, seen) = (pool.distinct(seconds), curve.distinct(seconds));
-            assert!(
-                (seen / is - 1.0).abs() < 0.15,
-                "{seconds} s: {seen}, not {is}"
-            );
-        }
+        // In less time than the window, as many pages may be written as in the window.
+        let mut early = super::tests::curve(&[(0.05, 9e3)]);
+        early.bound(Duration::from_millis(100), 300.0);
+        assert!((early.distinct(0.05) - 300.0).abs() < 1.0);
+        // A burst, and a quiet time after it.
+        curve.bound(Duration::from_millis(100), 500.0);
+        curve.bound(Duration::from_millis(100), 0.0);
+        assert!((curve.distinct(2.0) - 10e3).abs() < 1.0);
+        // Slowed to a half, the guest writes half as much in the same time.
+        curve.change_speed(0.5);
+        assert!((curve.distinct(2.0) - 5e3).abs() < 1.0);
     }
 
     #[test]
@@ -301,9 +279,13 @@ mod tests {
         #[test]
         fn the_curve_rises_gets_flatter_and_is_the_sum_of_its_pools(
             points in proptest::collection::vec((0.001f64..1e3, 0.0f64..1e9), 1..40),
+            bounds in proptest::collection::vec((0.001f64..1e3, 0.0f64..1e9), 0..40),
             total in 1e3f64..1e10,
         ) {
-            let curve = curve(&points);
+            let mut curve = curve(&points);
+            for (window, pages) in bounds {
+                curve.bound(Duration::from_secs_f64(window), pages);
+            }
             let pools = curve.pools(total);
             prop_assert!(pools.len() <= POINTS + BEYOND as usize);
             let all: f64 = pools.iter().map(|pool| pool.pages).sum();

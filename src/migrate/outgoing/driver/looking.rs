@@ -20,11 +20,11 @@ impl Driver {
         // What was found behind the walk is a part of the later passes.
         let behind = self.course.found_in_pass().bytes().0;
         if guest.stood().is_some() {
-            guest.foresight.freeze(now);
+            guest.foresight.freeze(now, guest.pacer.sent());
         } else if facts.pass > 0 && (self.course.bandwidth.estimate().is_some() || facts.stated) {
             let seen = self.seen(now, facts, behind);
             if self.ahead.last.is_none_or(|(at, _)| now - at >= LOOK) {
-                self.ahead.last = Some((now, seen.after_this_pass(now)));
+                self.ahead.last = Some((now, seen.after_this_pass()));
             }
             guest.foresight.show(seen);
         }
@@ -55,6 +55,10 @@ impl Driver {
         let (pages, data) = self.course.pass_sent();
         let mut facts = *facts;
         facts.since_sync = self.course.in_pass(now);
+        // A pass that has ended is not the one to come.
+        facts.pass += u32::from(self.course.is_between_passes());
+        // Until it is measured, the handshake's answer is the best that is known.
+        facts.round_trip = facts.round_trip.or(Some(self.greeted));
         facts.remaining = Bytes(facts.remaining.0.saturating_sub(behind));
         Seen {
             at: now,
@@ -62,6 +66,7 @@ impl Driver {
             pass_sent: data.bytes(),
             sent: Bytes(stats.data_pages * PAGE_SIZE),
             wire: self.sent(),
+            moved: self.common.shared.guest.pacer.sent(),
             data: match pages.0 {
                 0 => 1.0,
                 pages => data.0 as f64 / pages as f64,
