@@ -1,6 +1,7 @@
 //! Postcopy: the guest runs at the destination before all of its memory is there.
 
 mod destination;
+mod kvm;
 mod lost;
 mod other_process;
 mod recovered;

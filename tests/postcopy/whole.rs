@@ -40,7 +40,7 @@ fn allowed(channels: u32) -> Params {
 }
 
 /// Copies as long as nobody orders anything else.
-struct CopiesOn;
+pub struct CopiesOn;
 
 impl Decider for CopiesOn {
     fn decide(&mut self, _: &Facts) -> Decision {
@@ -95,7 +95,16 @@ impl Sides {
     /// Waits for the end of both sides, and compares all of the memory.
     fn assert_whole(&self, what: &str) {
         let ended = self.out.wait(Some(LONG));
-        assert!(ended.is_ok(), "{what}: {ended:?}, {:?}", self.out.stats());
+        assert!(
+            ended.is_ok(),
+            "{what}: {ended:?}, {:?}; here {:?}, {:?}; there {:?}, {:?}, {:?}",
+            self.out.stats(),
+            self.pair.from.states(),
+            self.pair.from.events(EventKind::Interrupted),
+            self.pair.to.states(),
+            self.pair.to.events(EventKind::Interrupted),
+            self.pair.to.events(EventKind::Warning),
+        );
         self.inc.wait(Some(LONG)).unwrap();
         self.pair.destination.pause();
         self.pair.assert_sound(what);
@@ -379,4 +388,29 @@ fn blocks_neither_come_nor_go_while_memory_follows_its_guest() {
     sides.assert_whole("blocks");
     // Then they may.
     memory.remove_block(id).unwrap();
+}
+
+#[test]
+fn a_guest_that_started_unheard_gets_its_pages_after_a_recovery() {
+    let params = Params {
+        max_bandwidth: Some(40 << 20),
+        switchover_max_bandwidth: Some(8 << 20),
+        handover_timeout: MS * 1000,
+        ..allowed(1)
+    };
+    let mut sides = Sides::start(pair(), &params);
+    let ends: Vec<UnixStream> = sides.ends.iter().map(|e| e.try_clone().unwrap()).collect();
+    sides.pair.to.at("run", move || {
+        for end in &ends {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+        Ok(())
+    });
+    sides.out.start_postcopy().unwrap();
+    // RUNNING never comes. The source waits until the destination has decided.
+    assert!(sides.wait_until(Sides::is_interrupted));
+    assert_eq!(sides.pair.world.who(), (false, true));
+    sides.recover(1);
+    sides.assert_whole("started unheard");
+    assert_eq!(sides.pair.from.calls("resume"), 0);
 }

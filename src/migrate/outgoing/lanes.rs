@@ -33,6 +33,7 @@ use crate::migrate::steering::delivery::Carried;
 use crate::migrate::steering::timed::Span;
 use crate::runtime::{wait_ready_or, Cancel, Deadline, Interest, Limit, Recall, Wake};
 use crate::walk::{Outlet, Put};
+use crate::wire::Record;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -582,6 +583,27 @@ impl Lanes {
             lane.close();
             lane.let_go();
         }
+    }
+
+    /// Ends the threads of all lanes, and takes in what the destination has said on any of them before it
+    /// was lost. Returns whether COMPLETE was among that.
+    pub(super) fn hear_what_is_there(&mut self) -> bool {
+        self.stop_workers();
+        let mut complete = false;
+        for lane in self.all() {
+            while let Ok(Some(record)) = lane.hear_at_once() {
+                match record {
+                    Record::Ack(ack) => {
+                        if lane.acknowledged(ack.number).is_err() {
+                            break;
+                        }
+                    }
+                    Record::Complete(_) => complete = true,
+                    _ => {}
+                }
+            }
+        }
+        complete
     }
 
     /// Ends the threads of all lanes, whose pages are read no more.

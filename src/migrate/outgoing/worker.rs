@@ -214,7 +214,16 @@ impl Working {
             self.lane.listen()?;
             self.publish();
             match self.queue.next() {
-                Next::Work(work) => self.perform(work)?,
+                Next::Work(work) => {
+                    let last = matches!(work.what, What::Rest(_) | What::Urgent(_));
+                    self.perform(work)?;
+                    if last {
+                        // Says that the work is done. The destination may close this connection from
+                        // here on, before the migration's thread has heard that it has all pages.
+                        drop(self.queue.next());
+                        return Ok(());
+                    }
+                }
                 Next::Closed => return Ok(()),
                 Next::Nothing => self.wait()?,
             }

@@ -10,6 +10,7 @@ use crate::migrate::outgoing::decisions::Decision;
 use crate::migrate::outgoing::lanes::Lanes;
 use crate::migrate::outgoing::postcopy::Rest;
 use crate::migrate::report::RENEW;
+use crate::migrate::steering::fits_downtime::ABORTED_PAUSES_MAX;
 use crate::migrate::steering::to_postcopy::{Cost, Switch};
 use crate::migrate::steering::Moment;
 use crate::migrate::switchover::source::Event;
@@ -18,6 +19,7 @@ use crate::units::Pages;
 use crate::vmm::EventKind;
 use crate::wire::{self, Described, Missing, MissingEnd, Record, MISSING_PAGES_MAX};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One call sends at most about this many bytes of a description.
 const DESCRIPTION_BYTES: usize = 256 << 10;
@@ -43,7 +45,16 @@ impl Driver {
     pub(super) fn against_switch(&self, moment: Moment) -> Option<Error> {
         let limit = self.steer.limit();
         let cost = self.cost_of_switch(moment);
-        let too_long = cost.total() > limit;
+        // A pause that has begun is aborted by the same rules as any other.
+        let paused = matches!(moment, Moment::Paused | Moment::Saved);
+        if paused && self.common.stats.aborted_pauses >= u64::from(ABORTED_PAUSES_MAX) {
+            return None;
+        }
+        let slack = match paused {
+            true => self.common.shared.params.downtime_slack,
+            false => Duration::ZERO,
+        };
+        let too_long = cost.total() > limit.saturating_add(slack);
         too_long.then(|| Error::new(Kind::NotConverged, cost.too_long(limit)))
     }
 
@@ -154,13 +165,16 @@ impl Driver {
         // The cap of the switchover ends with the switchover.
         self.common.shared.guest.pacer.end_override();
         self.common.stats.progress = self.ahead.done();
-        let sent = self.send_rest(&rest);
-        let Err(error) = sent.map_err(|e| self.explain(e)) else {
+        let Err(error) = self.send_rest(&rest) else {
             return Ok(());
         };
-        let left = self.lanes.as_ref().map_or(1, Lanes::unacknowledged);
+        // What the destination said last counts for more than a connection that broke.
+        if self.lanes()?.hear_what_is_there() {
+            return Ok(());
+        }
+        let left = self.lanes()?.unacknowledged();
         if self.consumer.pending() > Pages(0) || left > 0 {
-            return Err(error);
+            return Err(self.explain(error));
         }
         // Nothing is missing that could be sent again.
         let text = format!(
