@@ -355,7 +355,9 @@ static int receive(const struct options *o)
 			status = 128 + p.ended_by;
 		else
 			screen_complain("%s", mg_error(p.migration));
-		screen_say("%s", result.where == MG_STANDS_HERE
+		screen_say("%s", result.where == MG_LACKS_MEMORY
+			   ? "the guest ran here, and a part of its memory is lost with its source: it ends"
+			   : result.where == MG_STANDS_HERE
 			   ? "the guest was handed over and could not be started: it stands still here, and runs nowhere"
 			   : "the guest never ran here: whoever sends it has it still");
 		goto out;

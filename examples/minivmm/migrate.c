@@ -384,7 +384,7 @@ static void op_event(void *opaque, const brant_event *event)
 	struct migration *g = opaque;
 
 	bool warns = event->kind == BRANT_EVENT_WARNING || event->kind == BRANT_EVENT_MISMATCH ||
-		     event->kind == BRANT_EVENT_STALLED;
+		     event->kind == BRANT_EVENT_STALLED || event->kind == BRANT_EVENT_INTERRUPTED;
 
 	if (warns && g->hooks.warning)
 		g->hooks.warning(g->hooks.opaque, event->message);
@@ -518,6 +518,8 @@ static int32_t watch(struct migration *g, brant_error **why_not)
 		/* This VMM makes no new connections for a guest whose memory was on its way when they broke. */
 		if (g->outgoing && g->options.postcopy && mig_stats(g).state == BRANT_SOURCE_INTERRUPTED)
 			brant_outgoing_resolve(g->outgoing, BRANT_RESOLVE_DESTROY, NULL);
+		if (g->incoming && mig_stats(g).state == BRANT_DESTINATION_INTERRUPTED)
+			brant_incoming_give_up(g->incoming, NULL);
 		const struct mg_progress p = mig_progress(g, false);
 		if (mig_wait(g, 0, NULL) == BRANT_E_PENDING)
 			show(g, p);

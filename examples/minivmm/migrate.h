@@ -79,6 +79,7 @@ enum mg_where {
 	MG_RUNS_THERE,
 	MG_STANDS_HERE, /* paused: it could not be resumed, or could not be run */
 	MG_NEVER_HERE,  /* destination: the source has it still */
+	MG_LACKS_MEMORY, /* destination: the source was lost before all of the memory came. What needs it ends by SIGBUS */
 	MG_MAYBE_THERE, /* handed over and not answered: it may run there, and must not run here */
 };
 
