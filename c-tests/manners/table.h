@@ -24,7 +24,7 @@
 #include <linux/kvm.h>
 #include "tap.h"
 
-enum { PAGE = 4096, BLOCK = 64 * PAGE, ARGS = 8, FIELDS = 9, RUNS = 8 };
+enum { PAGE = 4096, BLOCK = 64 * PAGE, ARGS = 8, FIELDS = 12, RUNS = 8 };
 /* Promised results of a call, besides codes and numbers. */
 #define FINE (INT64_MAX - 1)       /* as if nothing were twisted */
 #define DESCRIPTOR (INT64_MAX - 2) /* an open one */
