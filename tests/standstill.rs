@@ -313,7 +313,7 @@ fn behind_a_cap_a_guest_that_fits_the_link_is_switched_over() {
 // --- figures --------------------------------------------------------------------------------
 
 /// Fields that tell the present state.
-const MAY_FALL: [&str; 17] = [
+const MAY_FALL: [&str; 21] = [
     "total_bytes",
     "remaining_bytes",
     "unacknowledged_pages",
@@ -331,6 +331,10 @@ const MAY_FALL: [&str; 17] = [
     "limited_vcpus",
     "stall",
     "device_left_bytes",
+    "missing_pages",
+    "fault_waiting",
+    "fault_p50_ns",
+    "fault_p99_ns",
 ];
 
 fn numbers(json: &str) -> BTreeMap<String, i64> {
