@@ -155,7 +155,7 @@ fn how_many_connections_may_be_handed_in_is_said_before_anything_begins() {
         ..quick()
     };
     let pair = Pair::new(&[ram("ram", 600)]);
-    for count in [0, 3] {
+    for count in [0, 4] {
         let inc = incoming(&pair, &params);
         let fds = (0..count).map(|_| socketpair().1).collect();
         let error = inc.start(AcceptFrom::ConnectedAll(fds)).unwrap_err();

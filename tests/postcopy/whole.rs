@@ -225,7 +225,9 @@ fn a_migration_whose_connections_are_lost_goes_on_over_new_ones_any_number_of_ti
     };
     let mut sides = Sides::start(pair(), &params);
     sides.out.start_postcopy().unwrap();
-    sides.pair.to.wait_state(COMPLETING);
+    // Before the source hears RUNNING, a lost connection leaves it in doubt for as long as a hand-over
+    // counts.
+    sides.wait_until(|sides| sides.out.state() == SourceState::Serving);
     let mut recoveries = 0;
     for round in 0..4 {
         sides.cut();
