@@ -23,6 +23,7 @@ mod pages;
 mod parts;
 mod readable;
 mod report;
+mod restore;
 mod ring;
 mod slowdown;
 mod standstill;
@@ -43,7 +44,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 19] = [
+const PARTS: [Part; 20] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
@@ -68,6 +69,11 @@ const PARTS: [Part; 19] = [
         what: "a guest saved to a file and restored, beside bare writes and reads",
         families: &["image."],
         measure: image::measure,
+    },
+    Part {
+        what: "a guest restored from a file before its memory is read, beside one after it",
+        families: &["restore."],
+        measure: restore::measure,
     },
     Part {
         what: "how long a guest stands still",

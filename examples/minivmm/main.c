@@ -434,6 +434,9 @@ static int restore(const struct options *o)
 	}
 	screen_say("%.2f s, %" PRIu64 " pages with contents, %" PRIu64 " zero", result.seconds, result.data_pages,
 		   result.zero_pages);
+	if (o->migration.lazy)
+		screen_say("the guest ran meanwhile, and waited for %" PRIu64 " pages, for at most %.0f us in 99 of 100 cases",
+			   result.urgent_pages, result.fault_p99_us);
 	mv_counters(p.machine, -1, &before);
 	if (say_it_runs(&p, "runs", before.writes))
 		goto out;

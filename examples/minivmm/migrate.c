@@ -655,10 +655,11 @@ int mg_save(struct migration *g, const char *path, struct mg_image_result *resul
 
 int mg_restore(struct migration *g, const char *path, struct mg_image_result *result)
 {
+	brant_image_restore_params params = {.size = sizeof(params), .lazy = g->options.lazy};
 	brant_image_stats s = {.size = sizeof(s)};
 	brant_image_restore *restore;
 	brant_error *e;
-	int32_t code = brant_image_restore_new(g->guest, NULL, &restore, &e);
+	int32_t code = brant_image_restore_new(g->guest, &params, &restore, &e);
 
 	if (code)
 		return fail(g, "restore", e);
@@ -674,6 +675,8 @@ int mg_restore(struct migration *g, const char *path, struct mg_image_result *re
 	brant_image_restore_get_stats(restore, &s, NULL);
 	show(g, report_image_progress(&s, true));
 	image_result(g, code, &s, result);
+	result->urgent_pages = s.urgent_pages;
+	result->fault_p99_us = (double)s.fault_p99_ns / 1e3;
 	brant_image_restore_free(restore);
 	return code ? fail(g, "restore", e) : 0;
 }

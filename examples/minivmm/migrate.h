@@ -23,6 +23,7 @@ struct mg_options {
 	bool postcopy; /* source: send the guest ahead of its memory as soon as that keeps the downtime limit */
 	bool hand_over; /* source: all memory goes by descriptors to a destination on this host, without a copy */
 	bool live;   /* save: the image holds the guest as it is at the start, not at the end */
+	bool lazy;   /* restore: the guest runs before its memory is here, which comes when it is touched */
 	bool verify; /* source: compare the memory at the destination with the memory here afterwards */
 	/* 0 is the best one. For a KVM guest: 1 get-and-clear, 2 manual protect, 3 initially set, MG_LOG_MEASURED the one
 	 * that costs least on this machine, rings included. For a process: MG_LOG_MARKS, so that only marked writes are
@@ -141,6 +142,9 @@ struct mg_image_result {
 	double seconds, downtime_ms; /* downtime: below 0 where there was none */
 	uint64_t data_pages, zero_pages, file_bytes;
 	unsigned passes;
+	/* Restore with options.lazy: pages that the guest waited for, and the time within which 99 of 100 came. */
+	uint64_t urgent_pages;
+	double fault_p99_us;
 };
 
 /* Saves the running machine to a file. 0: the file exists, and the guest runs on. -1: there is no file, and the guest

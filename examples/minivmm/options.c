@@ -57,6 +57,8 @@ static const char usage[] =
 	"  --device SIZE            a device with so much state of its own, 1M to 4G in whole megabytes, which is\n"
 	"                           sent while the guest runs (none)\n"
 	"  --device-rate SIZE       how much of it the device rewrites in a second, 0 to 1G (1M)\n"
+	"restore:\n"
+	"  --lazy                   the guest runs at once, and its memory comes from the file when it is touched\n"
 	"any:\n"
 	"  --json                   the engine's figures as JSON, before the last line\n"
 	"  --version, --help\n"
@@ -67,7 +69,7 @@ const char *const options_workloads[] = {
 
 enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, POLICY, THROTTLE, CEILING,
        DEADLINE, ON_DEADLINE, TIMEOUT, HAND_OVER, VERIFY, POSTCOPY, LOG,
-       CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, DEVICE, DEVICE_RATE, JSON, LIVE, TO, LISTEN, FROM, LEDGER, SOCKET, VERSION, HELP, END };
+       CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, DEVICE, DEVICE_RATE, JSON, LIVE, TO, LISTEN, FROM, LAZY, LEDGER, SOCKET, VERSION, HELP, END };
 
 #define ALL (DEMO | SEND | RECEIVE | SAVE | RESTORE)
 
@@ -110,6 +112,7 @@ static const struct {
 	[TO - KIND] = {"to", SEND | SAVE, 0, 0, "an endpoint, or for save a path"},
 	[LISTEN - KIND] = {"listen", RECEIVE, 0, 0, "an endpoint"},
 	[FROM - KIND] = {"from", RESTORE, 0, 0, "a path"},
+	[LAZY - KIND] = {"lazy", RESTORE, 0, 0, NULL},
 	/* Only for a demo's second process. */
 	[LEDGER - KIND] = {"ledger-fd", RECEIVE, 0, INT32_MAX, "a descriptor"},
 	[SOCKET - KIND] = {"socket-fd", RECEIVE, 0, INT32_MAX, "a descriptor"},
@@ -329,6 +332,7 @@ static bool take(struct options *o, int option, uint64_t n, int *kind)
 		*(o->verb == SAVE ? &o->path : &o->endpoint) = optarg;
 		return true;
 	case FROM: o->path = optarg; return true;
+	case LAZY: o->migration.lazy = true; return true;
 	case LEDGER: o->ledger_fd = (int)n; return true;
 	case SOCKET: o->socket_fd = (int)n; return true;
 	default: return true;
