@@ -14,6 +14,7 @@ use super::unread::Unread;
 use crate::channel::{Channel, Io, Part, ZeroCopy};
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::access::{self, Access};
 use crate::migrate::control::{self, Blobs, TELL};
 use crate::migrate::lane_name::LaneName;
@@ -23,13 +24,16 @@ use crate::migrate::steering::delivery::Carried;
 use crate::migrate::steering::timed::Span;
 use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::Put;
-use crate::wire::{DeviceLoaded, Record, RecordType};
+use crate::wire::{DeviceLoaded, Record, RecordType, Request};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The most markers that may wait for their acknowledgement: 16 GiB of pages, or a million runs.
 const MARKERS_WAITING: usize = 256;
+
+/// The most requests that may wait for an answer. Each has 256 runs.
+const REQUESTS_WAITING: usize = 4096;
 
 /// The most records that are read from the destination between two batches.
 const LISTEN_RECORDS: usize = 64;
@@ -42,6 +46,8 @@ pub(super) struct Lane {
     replies: Replies,
     /// What the destination says about devices, on all lanes. `None` when there is none.
     loaded: Option<Arc<Loaded>>,
+    /// On the urgent lane: requests that came while something else was awaited.
+    requests: Option<Vec<Request>>,
     encoder: Encoder,
     ledger: Ledger,
     /// The totals of all that was sent.
@@ -63,6 +69,7 @@ impl Lane {
             channel,
             replies: Replies::default(),
             loaded: None,
+            requests: None,
             encoder: Encoder::new(),
             ledger: Ledger::new(),
             put: Put::default(),
@@ -75,6 +82,38 @@ impl Lane {
     /// Sets where the lane puts what the destination says about devices.
     pub(super) fn hears_of_devices(&mut self, loaded: &Arc<Loaded>) {
         self.loaded = Some(Arc::clone(loaded));
+    }
+
+    /// This is the urgent lane: the destination's requests come here.
+    pub(super) fn takes_requests(&mut self) {
+        self.requests = Some(Vec::new());
+    }
+
+    /// The requests that came while something else was awaited.
+    pub(super) fn requests(&mut self) -> Vec<Request> {
+        self.requests
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// Whether such a request waits.
+    pub(super) fn has_requests(&self) -> bool {
+        self.requests.as_ref().is_some_and(|list| !list.is_empty())
+    }
+
+    /// Keeps a request for later.
+    fn requested(&mut self, request: Request) -> Result<()> {
+        match &mut self.requests {
+            Some(list) if list.len() < REQUESTS_WAITING => {
+                fallible::push(list, request, "the destination's requests")
+            }
+            Some(_) => Err(self.name.before(Error::new(
+                Kind::Protocol,
+                format!("more than {REQUESTS_WAITING} records REQUEST before one was answered"),
+            ))),
+            None => Err(self.unexpected(RecordType::Request, "ACK")),
+        }
     }
 
     /// The lane's name in messages.
@@ -475,6 +514,7 @@ impl Lane {
                 None => break,
                 Some(Record::Ack(ack)) => self.acknowledged(ack.number)?,
                 Some(Record::DeviceLoaded(loaded)) => self.device_loaded(loaded)?,
+                Some(Record::Request(request)) => self.requested(request)?,
                 Some(other) => return Err(self.unexpected(other.record_type(), "ACK")),
             }
         }
@@ -498,6 +538,7 @@ impl Lane {
             match self.hear(&io)? {
                 Record::Ack(ack) => self.acknowledged(ack.number)?,
                 Record::DeviceLoaded(loaded) => self.device_loaded(loaded)?,
+                Record::Request(request) => self.requested(request)?,
                 other => return Err(self.unexpected(other.record_type(), "ACK")),
             }
         }

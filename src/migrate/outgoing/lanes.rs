@@ -126,6 +126,9 @@ impl Lanes {
                     false => LaneName::default(),
                 };
                 let mut lane = Lane::new(channel, name);
+                if urgent && number == last {
+                    lane.takes_requests();
+                }
                 if params.zero_copy {
                     lane.send_in_place();
                 }

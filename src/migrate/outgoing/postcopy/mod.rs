@@ -180,6 +180,9 @@ impl Rest {
         let mut said = Instant::now();
         loop {
             let mut unmarked = false;
+            for request in lane.requests() {
+                unmarked |= self.answer(lane, &request, pass, recall, bounds)?;
+            }
             while let Some(record) = lane.hear_at_once()? {
                 match record {
                     Record::Request(request) => {
@@ -196,6 +199,9 @@ impl Rest {
             }
             if self.is_all_taken() {
                 break;
+            }
+            if lane.has_requests() {
+                continue;
             }
             // A destination that hears nothing takes the connection for lost.
             let quiet = bounds.params.io_timeout / 3;
