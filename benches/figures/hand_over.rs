@@ -58,7 +58,7 @@ impl Mapping {
     /// Writes to equally many pages, however long it is.
     fn touch(&self) {
         let pages = TOUCHED / 4096;
-        let apart = self.1 as u64 / pages & !4095;
+        let apart = (self.1 as u64 / pages) & !4095;
         for page in 0..pages {
             // SAFETY: inside the mapping, which no one else uses yet.
             unsafe { self.0.add((page * apart) as usize).write_volatile(1) };

@@ -249,10 +249,9 @@ impl Lazy {
                 continue;
             }
             let reads_ahead = number == 1 || state.hurry;
-            if let Some(next) = reads_ahead.then(|| self.background(&mut state, served)) {
-                if let Some((entry, pages)) = next {
-                    return Some((entry, pages, 0));
-                }
+            let next = reads_ahead.then(|| self.background(&mut state, served));
+            if let Some((entry, pages)) = next.flatten() {
+                return Some((entry, pages, 0));
             }
             state = self.more.wait(state).unwrap_or_else(|e| e.into_inner());
         }

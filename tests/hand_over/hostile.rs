@@ -131,9 +131,12 @@ fn a_descriptor_that_is_not_the_blocks_memory_is_refused_with_what_was_found() {
     }
 }
 
+/// What a source plays.
+type Play<'a> = &'a dyn Fn(&mut Played);
+
 #[test]
 fn a_block_fd_in_the_wrong_place_is_refused() {
-    let table: [(&dyn Fn(&mut Played), &str); 6] = [
+    let table: [(Play, &str); 6] = [
         (
             &|p| p.say_with(&file(4, LENGTH), good().as_fd()),
             "there was none",

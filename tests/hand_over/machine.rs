@@ -195,7 +195,7 @@ impl Machine {
         let tracker = Tracker::new(Arc::clone(&self.memory), Clearing::default()).unwrap();
         let opened = Request::default().open(&self.vm).unwrap();
         if let Some(rings) = opened.used.rings {
-            rings.add_vcpu(0, &*self.vcpu.lock().unwrap()).unwrap();
+            rings.add_vcpu(0, &self.vcpu.lock().unwrap()).unwrap();
             self.rings.set(rings).unwrap();
         }
         tracker.add_log(opened.log).unwrap();

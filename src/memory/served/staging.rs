@@ -40,12 +40,15 @@ pub(super) struct Staged {
     here: Bitmap,
 }
 
-/// The huge pages that are being gathered, by block and first page. Any thread.
+/// Huge pages by block and first page.
+type Gathered = HashMap<(usize, u64), Arc<Mutex<Staged>>>;
+
+/// The huge pages that are being gathered. Any thread.
 #[derive(Debug, Default)]
-pub(super) struct Staging(Mutex<HashMap<(usize, u64), Arc<Mutex<Staged>>>>);
+pub(super) struct Staging(Mutex<Gathered>);
 
 impl Staging {
-    fn lock(&self) -> MutexGuard<'_, HashMap<(usize, u64), Arc<Mutex<Staged>>>> {
+    fn lock(&self) -> MutexGuard<'_, Gathered> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 

@@ -596,11 +596,7 @@ impl Lanes {
         for lane in self.all() {
             while let Ok(Some(record)) = lane.hear_at_once() {
                 match record {
-                    Record::Ack(ack) => {
-                        if lane.acknowledged(ack.number).is_err() {
-                            break;
-                        }
-                    }
+                    Record::Ack(ack) if lane.acknowledged(ack.number).is_err() => break,
                     Record::Complete(_) => complete = true,
                     _ => {}
                 }

@@ -308,7 +308,7 @@ impl Ledger {
     }
 
     fn keep(&mut self, at: Unit, kept: Kept) -> Result<()> {
-        if self.kept.get(&at).is_none() {
+        if !self.kept.contains_key(&at) {
             fallible::reserve_back(&mut self.urgent, 1, "parts of guest memory")?;
             fallible::insert(&mut self.kept, at, KeptPages::default(), "pages written")?;
             // The pages beside it are likely to be touched next, and its copies end when it is

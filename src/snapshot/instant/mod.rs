@@ -82,10 +82,12 @@ impl Saving {
         let (path, writers, pacer) = (&self.path, params.writers, &shared.pacer);
         let mut writer = Writer::begin(path, memory, writers, caching, cancel, pacer, &announce)?;
         let mut watch = Watch::begin(memory, params.max_copy_bytes, cancel, &announce)?;
-        let read = self.to_the_instant(&mut watch, &mut blobs).and_then(|map| {
-            self.read_all(&watch, &mut writer)?;
-            Ok(map)
-        });
+        let read = self
+            .come_to_the_instant(&mut watch, &mut blobs)
+            .and_then(|map| {
+                self.read_all(&watch, &mut writer)?;
+                Ok(map)
+            });
         self.tell(&watch);
         // The fault thread's error is why a wait of the writer's was cancelled.
         let failed = watch.check();
@@ -100,7 +102,7 @@ impl Saving {
 
     /// Pauses the guest, saves its state, protects its memory, and resumes the guest. Returns the map
     /// of the instant.
-    fn to_the_instant(&mut self, watch: &mut Watch, blobs: &mut Blobs) -> Result<Arc<Map>> {
+    fn come_to_the_instant(&mut self, watch: &mut Watch, blobs: &mut Blobs) -> Result<Arc<Map>> {
         let shared = Arc::clone(&self.shared);
         let cancel = &shared.task.cancel;
         let unless_cancelled = |e| cancel.check("the save").err().unwrap_or(e);

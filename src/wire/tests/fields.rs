@@ -175,7 +175,7 @@ fn invalid_fields_are_refused_both_ways() {
         file(0, 0),
         file(0, 4095),
         file(1 << 62, 1 << 62),
-        file(u64::MAX & !4095, 4096),
+        file(u64::MAX - 4095, 4096),
         hello(|h| h.version_min = 0),
         hello(|h| h.version_min = 3),
         hello(|h| h.features_required = 4),
