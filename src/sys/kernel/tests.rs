@@ -19,6 +19,7 @@ const HARMLESS: &[&str] = &[
     "pthread_attr_destroy",
     "pthread_attr_getstack",
     "pthread_getattr_np",
+    "gettid",
     "pthread_self",
     "pthread_sigmask",
     "sigaddset",

@@ -143,6 +143,14 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_guest_before_discard",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_guest_before_discard(null_mut(), 1, 1, e) })
+        },
+        None,
+    ),
+    (
         "brant_guest_mark_ballooned",
         |_| {
             // SAFETY: every pointer is null.

@@ -102,6 +102,14 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_image_restore_finish",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_image_restore_finish(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
         "brant_image_restore_get_stats",
         |e| {
             // SAFETY: every pointer is null, except that for the error.
