@@ -70,10 +70,10 @@ pub(super) struct Lanes {
     /// The lanes of the channels 1, 2 and so on.
     further: Vec<Further>,
     /// The lane of pages that the destination asks for, when postcopy was agreed on. None of the pages
-    /// before the switch go over it.
-    urgent: Option<Further>,
+    /// before the switch go over it. Boxed, because a lane has kilobytes, and this value moves.
+    urgent: Option<Box<Further>>,
     /// The urgent lane of a migration that does not switch to postcopy.
-    unused: Option<Lane>,
+    unused: Option<Box<Lane>>,
     /// Lane 0's pages that wait.
     ahead: Ahead,
     shared: Arc<Shared>,
@@ -141,7 +141,7 @@ impl Lanes {
         Ok(Lanes {
             first,
             urgent: match urgent {
-                true => further.pop(),
+                true => further.pop().map(Box::new),
                 false => None,
             },
             unused: None,
@@ -195,8 +195,8 @@ impl Lanes {
         }
         // An urgent lane that has nothing to do says nothing about how well the others share the work.
         if let Some(urgent) = &mut self.urgent {
-            if let Further::Here(lane) = std::mem::replace(urgent, Further::Gone) {
-                *urgent = Further::Working(Worker::start(lane, &self.shared, memory, vmm, false)?);
+            if let Further::Here(lane) = std::mem::replace(&mut **urgent, Further::Gone) {
+                **urgent = Further::Working(Worker::start(lane, &self.shared, memory, vmm, false)?);
             }
         }
         Ok(())
@@ -225,7 +225,7 @@ impl Lanes {
     /// All lanes that the migration's thread has, in the order of their channels. Before workers
     /// are started and after they have ended, these are all lanes.
     pub(super) fn all(&mut self) -> impl Iterator<Item = &mut Lane> {
-        let others = self.further.iter_mut().chain(&mut self.urgent);
+        let others = self.further.iter_mut().chain(self.urgent.as_deref_mut());
         let others = others.filter_map(|further| match further {
             Further::Here(lane) => Some(lane),
             Further::Working(_) | Further::Gone => None,
@@ -234,7 +234,7 @@ impl Lanes {
     }
 
     fn workers(&mut self) -> impl Iterator<Item = &mut Worker> {
-        let others = self.further.iter_mut().chain(&mut self.urgent);
+        let others = self.further.iter_mut().chain(self.urgent.as_deref_mut());
         others.filter_map(|further| match further {
             Further::Working(worker) => Some(worker),
             Further::Here(_) | Further::Gone => None,
@@ -242,7 +242,7 @@ impl Lanes {
     }
 
     fn working(&self) -> impl Iterator<Item = &Worker> {
-        let others = self.further.iter().chain(&self.urgent);
+        let others = self.further.iter().chain(self.urgent.as_deref());
         others.filter_map(|further| match further {
             Further::Working(worker) => Some(worker),
             Further::Here(_) | Further::Gone => None,
@@ -250,7 +250,7 @@ impl Lanes {
     }
 
     fn further(&self) -> impl Iterator<Item = Figures> + '_ {
-        let others = self.further.iter().chain(&self.urgent);
+        let others = self.further.iter().chain(self.urgent.as_deref());
         others.map(|further| match further {
             Further::Here(lane) => Figures::of(lane),
             Further::Working(worker) => worker.figures(),
@@ -522,7 +522,7 @@ impl Lanes {
     }
 
     fn end_workers(&mut self) {
-        for further in self.further.iter_mut().chain(&mut self.urgent) {
+        for further in self.further.iter_mut().chain(self.urgent.as_deref_mut()) {
             if let Further::Working(_) = further {
                 if let Further::Working(worker) = std::mem::replace(further, Further::Gone) {
                     match worker.end() {
@@ -571,9 +571,9 @@ impl Lanes {
     /// All pages are sent before the hand-over, so nobody will ask for one. The destination may close the
     /// urgent connection from the final markers on.
     pub(super) fn end_urgent(&mut self) -> Result<()> {
-        match self.urgent.take() {
-            Some(Further::Working(worker)) => self.unused = Some(worker.end()?),
-            Some(Further::Here(lane)) => self.unused = Some(lane),
+        match self.urgent.take().map(|urgent| *urgent) {
+            Some(Further::Working(worker)) => self.unused = Some(Box::new(worker.end()?)),
+            Some(Further::Here(lane)) => self.unused = Some(Box::new(lane)),
             Some(Further::Gone) | None => {}
         }
         Ok(())
@@ -745,7 +745,7 @@ impl Sending<'_, '_> {
             self.lanes.give(at, work, self.memory)?;
         }
         let work = self.work(What::Urgent(Arc::clone(rest)));
-        match &self.lanes.urgent {
+        match self.lanes.urgent.as_deref() {
             Some(Further::Working(worker)) => match worker.queue().add(work, self.memory) {
                 None => Ok(()),
                 Some(_) => Err(Error::new(Kind::Internal, "the urgent queue is full")),
