@@ -10,8 +10,8 @@ use crate::support::time::{LONG, MS};
 use crate::support::vmm::{Side, TestVmm};
 use brant::error::Kind;
 use brant::migrate::{
-    AcceptFrom, ConnectTo, Decider, Decision, DestinationState, Facts, Incoming, Next, OnDeadline,
-    Outgoing, Params, Policy, Resolution, SourceState,
+    AcceptFrom, ConnectTo, Decider, Decision, DestinationState, Endpoint, Facts, Incoming,
+    Listener, Next, OnDeadline, Outgoing, Params, Policy, Resolution, SourceState,
 };
 use brant::vmm::EventKind;
 use std::net::Shutdown;
@@ -248,6 +248,68 @@ fn a_migration_whose_connections_are_lost_goes_on_over_new_ones_any_number_of_ti
     assert!(recoveries >= 2, "{recoveries}");
     sides.assert_whole("recovered");
     assert_eq!(sides.out.stats().recoveries, recoveries);
+}
+
+#[test]
+fn connections_that_brant_makes_have_one_more_for_pages_that_somebody_waits_for() {
+    for channels in [1, 2] {
+        let pair = pair();
+        let params = allowed(channels);
+        let listener = Listener::bind(&Endpoint::parse("tcp:127.0.0.1:0").unwrap()).unwrap();
+        let at = listener.local_endpoint();
+        let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
+        inc.start(AcceptFrom::Listener(Arc::new(listener))).unwrap();
+        out.start_with(ConnectTo::Endpoint(at), Box::new(CopiesOn))
+            .unwrap();
+        let sides = Sides {
+            pair,
+            out,
+            inc,
+            ends: Vec::new(),
+        };
+        sides.wait_until(|sides| sides.out.state() == SourceState::Copying);
+        sides.out.start_postcopy().unwrap();
+        sides.assert_whole(&format!("at an endpoint, {channels} channels"));
+        let stats = sides.out.stats();
+        assert!(stats.urgent_pages + stats.bulk_pages > 0, "{stats:?}");
+    }
+}
+
+#[test]
+fn a_recovery_at_an_endpoint_brings_pages_that_a_thread_waits_for() {
+    for channels in [1, 2] {
+        let params = Params {
+            max_bandwidth: Some(8 << 20),
+            switchover_max_bandwidth: Some(8 << 20),
+            ..allowed(channels)
+        };
+        let mut sides = Sides::start(pair(), &params);
+        sides.out.start_postcopy().unwrap();
+        sides.wait_until(|sides| sides.out.state() == SourceState::Serving);
+        sides.cut();
+        assert!(sides.wait_until(Sides::is_interrupted));
+        let (source, ram) = (
+            sides.pair.source.ram("ram"),
+            sides.pair.destination.ram("ram"),
+        );
+        std::thread::scope(|scope| {
+            let pages = [PAGES - 1, PAGES - 600, PAGES / 2];
+            let readers = pages.map(|page| {
+                let ram = &ram;
+                scope.spawn(move || ram.word(page * PAGE).load(Ordering::SeqCst))
+            });
+            let endpoint = Endpoint::parse("tcp:127.0.0.1:0").unwrap();
+            let at = sides.inc.recover_at(&endpoint).unwrap();
+            sides.out.recover(ConnectTo::Endpoint(at)).unwrap();
+            for (page, reader) in pages.into_iter().zip(readers) {
+                let here = source.word(page * PAGE).load(Ordering::SeqCst);
+                assert_eq!(reader.join().unwrap(), here, "page {page}");
+            }
+        });
+        sides.out.set_max_bandwidth(None).unwrap();
+        sides.assert_whole("recovered at an endpoint");
+        assert_eq!(sides.out.stats().recoveries, 1);
+    }
 }
 
 #[test]

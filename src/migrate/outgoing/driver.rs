@@ -73,7 +73,7 @@ impl ConnectTo {
     pub(super) fn route(self, channels: u32, urgent: bool) -> Result<Route> {
         let wanted = channels as usize + usize::from(urgent);
         let count = match &self {
-            ConnectTo::Endpoint(_) => channels as usize,
+            ConnectTo::Endpoint(_) => wanted,
             ConnectTo::Connected(_) => 1,
             ConnectTo::ConnectedAll(sockets) => sockets.len(),
         };
