@@ -6,13 +6,14 @@ use crate::report::{alternate, Report, Runs};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::memory::{BlockDescription, HostMemory, Memory};
 use brant::migrate::Blockers;
-use brant::snapshot::{Restore, RestoreParams, Save, SaveParams};
+use brant::snapshot::{Restore, RestoreParams, Save, SaveInstant, SaveParams};
 use brant::units::Bytes;
 use brant::vmm::Vmm;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,35 @@ impl Ram {
         begun.elapsed().as_secs_f64()
     }
 
+    /// Which part of its rate a guest loses while it is saved: a thread that writes a number to one
+    /// page after another, with a step that visits all of them.
+    fn lost_by(&self, path: &Path, params: SaveParams) -> f64 {
+        let stop = AtomicBool::new(false);
+        let written = AtomicU64::new(0);
+        let rate = |during: &dyn Fn()| {
+            let (begun, before) = (Instant::now(), written.load(Relaxed));
+            during();
+            (written.load(Relaxed) - before) as f64 / begun.elapsed().as_secs_f64()
+        };
+        std::thread::scope(|scope| {
+            let host = self.host as usize;
+            let (stop, written) = (&stop, &written);
+            scope.spawn(move || {
+                let mut at = 0;
+                while !stop.load(Relaxed) {
+                    at = (at + 4096 * 1_000_003) % LENGTH;
+                    // SAFETY: inside our own mapping, aligned.
+                    unsafe { (host as *mut u8).add(at).cast::<u64>().write_volatile(7) };
+                    written.fetch_add(1, Relaxed);
+                }
+            });
+            let alone = rate(&|| std::thread::sleep(Duration::from_millis(500)));
+            let saved = rate(&|| drop(self.save(path, params)));
+            stop.store(true, Relaxed);
+            1.0 - saved / alone
+        })
+    }
+
     /// Seconds to restore into it.
     fn restore(&self, path: &Path, params: RestoreParams) -> f64 {
         // The guest of the turn before has ended.
@@ -129,7 +159,7 @@ fn rate(seconds: f64) -> f64 {
 
 /// All figures of images.
 pub fn measure(report: &mut Report) {
-    if !report.wants_any("image.") {
+    if !report.wants_any("image.") && !report.wants_any("snapshot.") {
         return;
     }
     let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench"));
@@ -152,6 +182,36 @@ pub fn measure(report: &mut Report) {
         });
         report.compared("image.write_fraction", "GB/s", &ours, peer, &theirs);
         report.compared("image.write_direct", "GB/s", &ours, "page cache", &cached);
+    }
+    if report.wants("snapshot.write_fraction") {
+        let at_start = SaveParams {
+            instant: SaveInstant::Start,
+            ..direct
+        };
+        let [ours, theirs]: [Runs; 2] = alternate(RUNS, |contender| {
+            remove(&image);
+            remove(&bare);
+            rate(match contender {
+                0 => from.save(&image, at_start),
+                _ => from.write(&bare),
+            })
+        });
+        report.compared("snapshot.write_fraction", "GB/s", &ours, peer, &theirs);
+    }
+    if report.wants("snapshot.guest_loss") {
+        let lost = |instant| {
+            let params = SaveParams { instant, ..direct };
+            remove(&image);
+            from.lost_by(&image, params)
+        };
+        let [ours, theirs]: [Runs; 2] = alternate(RUNS, |contender| {
+            lost(match contender {
+                0 => SaveInstant::Start,
+                _ => SaveInstant::End,
+            })
+        });
+        let peer = "the dirty-log save";
+        report.compared("snapshot.guest_loss", "of its rate", &ours, peer, &theirs);
     }
     if !report.wants("image.read_fraction") {
         remove(&image);

@@ -210,6 +210,67 @@ fn a_guest_on_transparent_huge_pages_is_saved_as_it_was_at_the_pause() {
     save_while_busy(&here, PAGES, start());
 }
 
+/// The guest writes the same number to page `i` and then to page `i + PAIRS`, of 10,000 pairs. So at
+/// each instant the first is equal to the second, or one ahead in the one pair that a thread is
+/// writing. BRANT_SNAPSHOTS is how many snapshots of each kind of memory are taken.
+#[test]
+fn an_invariant_across_two_far_pages_is_never_broken_in_an_image() {
+    const PAIRS: u64 = 10_000;
+    let given = std::env::var("BRANT_SNAPSHOTS").ok();
+    let rounds = given.map_or(1, |count| count.parse().unwrap());
+    let worlds = [
+        world_of(2 * PAIRS, Notes::default()),
+        shared_world_of(2 * PAIRS, Notes::default()).0,
+    ];
+    for here in worlds {
+        let ram = here.ram.clone();
+        let half = Arc::new(Mutex::new(None));
+        let guest = busy(&here, 1, move |numbers| {
+            let mut half = half.lock().unwrap();
+            match half.take() {
+                None => {
+                    let pair = numbers.below(PAIRS);
+                    let at = GuestAddress(pair * PAGE_SIZE);
+                    let value: u64 = ram.read_obj(at).unwrap();
+                    ram.write_obj(value + 1, at).unwrap();
+                    *half = Some((pair, value + 1));
+                }
+                // The guest may stand still between the two.
+                Some((pair, value)) => {
+                    let at = GuestAddress((pair + PAIRS) * PAGE_SIZE);
+                    ram.write_obj(value, at).unwrap();
+                }
+            }
+        });
+        guest.goes_on(PAIRS);
+        for round in 0..rounds {
+            let (_directory, path) = place();
+            let (result, stats) = saved(&here, start(), &path);
+            result.unwrap();
+            let there = world_of(2 * PAIRS, Notes::default());
+            there.restore_from(&path).unwrap();
+            let number = |page: u64| -> u64 {
+                let at = GuestAddress(page * PAGE_SIZE);
+                there.ram.read_obj(at).unwrap()
+            };
+            let mut ahead = 0;
+            for pair in 0..PAIRS {
+                let (first, second) = (number(pair), number(pair + PAIRS));
+                assert!(
+                    first == second || first == second + 1,
+                    "snapshot {round}, pair {pair}: {first} and {second}, {stats:?}"
+                );
+                ahead += first - second;
+            }
+            assert!(
+                ahead <= 1,
+                "snapshot {round}: {ahead} pairs are half written"
+            );
+        }
+        guest.ends();
+    }
+}
+
 #[test]
 fn kernel_writes_into_guest_memory_wait_like_all_others() {
     let here = world_of(FEW, Notes::default());
