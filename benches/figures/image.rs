@@ -101,7 +101,9 @@ impl Ram {
                 }
             });
             let alone = rate(&|| std::thread::sleep(Duration::from_millis(500)));
-            let saved = rate(&|| drop(self.save(path, params)));
+            let saved = rate(&|| {
+                self.save(path, params);
+            });
             stop.store(true, Relaxed);
             1.0 - saved / alone
         })
