@@ -256,7 +256,7 @@ fn connections_that_brant_makes_have_one_more_for_pages_that_somebody_waits_for(
         let pair = pair();
         let params = allowed(channels);
         let listener = Listener::bind(&Endpoint::parse("tcp:127.0.0.1:0").unwrap()).unwrap();
-        let at = listener.local_endpoint();
+        let at = listener.local_endpoint().clone();
         let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
         inc.start(AcceptFrom::Listener(Arc::new(listener))).unwrap();
         out.start_with(ConnectTo::Endpoint(at), Box::new(CopiesOn))
