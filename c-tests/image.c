@@ -98,6 +98,28 @@ static int32_t restore(struct vm *vm, brant_image_stats *stats, char *why, size_
     return code;
 }
 
+/* Starts a guest before its memory is here, has it run on pages that come when they are touched, and hurries then. */
+static int32_t restore_at_once(struct vm *vm, brant_image_stats *stats, bool *clean, char *why, size_t len)
+{
+    brant_image_restore_params params = { .size = sizeof params, .lazy = 1 };
+    brant_image_restore *restore;
+    brant_error *e = NULL;
+    int32_t code;
+
+    must(brant_image_restore_new(vm->guest, &params, &restore, &e));
+    code = brant_image_restore_start(restore, path, &e);
+    while (code == 0 && atomic_load(&vm->calls[OP_RUN]) == 0 && brant_image_restore_wait(restore, 1, NULL) == BRANT_E_PENDING)
+        ;
+    *clean = code == 0 && atomic_load(&vm->calls[OP_RUN]) == 1 && vm_runs_clean(vm);
+    if (code == 0)
+        code = brant_image_restore_finish(restore, patience(60000), &e);
+    snprintf(why, len, "%s", e ? brant_error_message(e) : "");
+    brant_error_free(e);
+    must(brant_image_restore_get_stats(restore, stats, &e));
+    brant_image_restore_free(restore);
+    return code;
+}
+
 /* How many pages differ between a saved guest and a restored one. */
 static uint64_t differs(const struct vm *from, const struct vm *to)
 {
@@ -107,6 +129,41 @@ static uint64_t differs(const struct vm *from, const struct vm *to)
         if (from->digests[page] != to->digests[page] && count++ < 5)
             note("guest page %#" PRIx64 " was restored differently", page);
     return count + (from->frozen.writes != to->frozen.writes);
+}
+
+/* vCPUs fault on pages that are not here, and the guest itself finds each of them as it was. */
+static void started_at_once(void)
+{
+    static const struct tracking how = { "manual protect", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 };
+    struct vm *from = vm_new(&config), *to = destination();
+    brant_image_stats stats = { .size = sizeof stats };
+    brant_image_restore_params params = { .size = sizeof params, .lazy = 2 };
+    brant_image_restore *restore;
+    brant_error *e = NULL;
+    char why[512];
+    bool clean;
+    uint32_t state;
+    int32_t code;
+
+    from->at = digest_at_save;
+    vm_track(from, &how);
+    vm_start(from);
+    vm_writes(from, 3000);
+    code = save(from, NULL, &stats, why, sizeof why);
+    equal(code, 0, "lazy: a running guest is saved (%s)", why);
+    equal(brant_image_restore_new(to->guest, &params, &restore, &e), BRANT_E_INVALID, "lazy is 0 or 1");
+    brant_error_free(e);
+    code = restore_at_once(to, &stats, &clean, why, sizeof why);
+    equal(code, 0, "lazy: it is restored into a machine that runs meanwhile (%s)", why);
+    ok(clean, "lazy: the guest goes on before its memory is here, and finds all of its pages");
+    must(brant_guest_get_state(to->guest, &state, &e));
+    equal(state, BRANT_GUEST_HERE, "lazy: in the end the whole guest is here");
+    ok(stats.faults > 0 && stats.lost_pages == 0 && stats.remaining_bytes == 0 && stats.fault_max_ns >= stats.fault_p99_ns,
+       "lazy: the figures say so (%" PRIu64 " faults, %" PRIu64 " pages waited for)", stats.faults, stats.urgent_pages);
+    ok(vm_runs_clean(to), "lazy: and it runs on");
+    vm_free(from);
+    vm_free(to);
+    unlink(path);
 }
 
 static void there_and_back(const struct tracking *how, uint64_t ring, const brant_image_save_params *params)
@@ -297,7 +354,7 @@ int main(void)
 
     if (mv_kvm_available(reason, sizeof reason))
         skip_all(reason);
-    plan(4 * 6 + 19 + 5);
+    plan(4 * 6 + 7 + 19 + 5);
     snprintf(directory, sizeof directory, "/tmp/brant-image-XXXXXX");
     if (!mkdtemp(directory))
         bail("mkdtemp: %s", strerror(errno));
@@ -310,6 +367,7 @@ int main(void)
         for (int i = 0; i < 6; i++)
             skip("no userfaultfd", "a guest is saved as it is at the start");
     refusals();
+    started_at_once();
     failures();
     rmdir(directory);
     return done();
