@@ -257,7 +257,7 @@ static void test_refused(void)
         const char *words;
     } wrong[] = {
         { { .slowing = 3 }, "BRANT_SLOWING_WRITERS (2), not 3" },
-        { { .on_deadline = 9 }, "BRANT_DEADLINE_PAUSE (2), not 9" },
+        { { .on_deadline = 9 }, "BRANT_DEADLINE_POSTCOPY (3), not 9" },
         { { .throttle_max = 100 }, "it can be 1 to 99" },
         { { .throttle_max = UINT32_MAX }, "it can be 1 to 99" },
         { { .downtime_ceiling_ms = 99 }, "it can be 100 to 3600000 ms" },
