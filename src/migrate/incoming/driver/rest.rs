@@ -173,11 +173,12 @@ impl Driver {
         rest.requests.clear();
         let left = rest.served.left();
         self.renew(true);
+        let why = self.common.error.as_ref().map_or("", Error::message);
         self.common.vmm.event(
             EventKind::Interrupted,
             format!(
                 "the guest runs here without {left} pages of its memory, and the connections to the \
-                 source are lost: what needs one of these pages waits for it"
+                 source are lost: what needs one of these pages waits for it ({why})"
             ),
         );
         let decision = shared.guest.decision();
