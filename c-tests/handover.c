@@ -218,6 +218,7 @@ static void killed_after(void)
     ok(brant_outgoing_resolve(out, BRANT_RESOLVE_RESUME, NULL) == BRANT_E_STATE,
        "the guest is not taken back into memory that may have run elsewhere");
     ok(brant_outgoing_resolve(out, BRANT_RESOLVE_DESTROY, NULL) == 0, "it is given up");
+    ok(brant_guest_reclaim(vm->guest, NULL) == BRANT_E_STATE, "and is not reclaimed by the word that no copy runs");
     brant_outgoing_free(out);
     vm_free(vm);
 }
@@ -230,7 +231,7 @@ int main(int argc, char **argv)
         return receive(argv + 1);
     if (mv_kvm_available(why, sizeof why))
         skip_all(why);
-    plan(13);
+    plan(14);
     handed_over_whole();
     the_rest_is_copied();
     refused();

@@ -89,8 +89,11 @@ pub unsafe extern "C" fn brant_guest_runs_here(
 /// The guest goes on from where it was paused, and everything that it did at the other place is
 /// lost. `resume` is not called.
 ///
-/// BRANT_E_STATE when an incoming migration that failed has overwritten the guest's memory, and
-/// while an unanswered migration has to be resolved. When the VMM frees an unanswered migration and
+/// BRANT_E_STATE when an incoming migration that failed has overwritten the guest's memory, when
+/// memory was handed over by descriptor (brant_params.hand_over) and the destination has not said
+/// that it never ran the guest, and while an unanswered migration has to be resolved. What a process
+/// wrote to memory that was handed over by descriptor is in the memory here too: no guest is left
+/// that could go on here, whether that process is alive or not. When the VMM frees an unanswered migration and
 /// does not resolve it, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a
 /// migration is in progress.
 #[no_mangle]

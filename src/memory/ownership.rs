@@ -113,6 +113,10 @@ pub(crate) struct Guest {
     /// An incoming migration wrote to the memory and failed. A guest that was handed over from here
     /// before cannot be taken back, and counts as given up.
     overwritten: bool,
+    /// Another process has the guest's memory (it was handed over by descriptor), and has not said
+    /// that it never ran the guest. Once the guest was handed over, its memory is no guest's that
+    /// could go on here.
+    shared: bool,
 }
 
 impl Default for Guest {
@@ -121,6 +125,7 @@ impl Default for Guest {
             whose: Whose::Unknown,
             before: Whose::Unknown,
             overwritten: false,
+            shared: false,
         }
     }
 }
@@ -138,6 +143,10 @@ const GIVEN_UP: &str = "the guest was given up here; when no copy of it runs any
 const OVERWRITTEN: &str =
     "its memory here was overwritten by an incoming migration that failed: a \
                            whole guest may arrive in it; for another one make a new guest";
+const SHARED: &str =
+    "its memory was handed over by descriptor, and the process that got it has not \
+                      said that it never ran the guest: what it wrote is in the memory here too, \
+                      and vCPUs and devices here do not fit it; another guest may arrive in it";
 const LEAVING: &str = "an outgoing migration of this guest is in progress";
 const ARRIVING: &str = "an incoming migration fills this guest's memory";
 const SAVING: &str = "this guest is being saved to an image";
@@ -195,6 +204,7 @@ impl Guest {
                 whose,
                 before: self.whose,
                 overwritten: false,
+                shared: false,
             }),
             Whose::Saving | Whose::SavePaused => no(Kind::Busy, SAVING),
             Whose::Restoring => no(Kind::Busy, RESTORING),
@@ -252,6 +262,7 @@ impl Guest {
         let whole = |whose| Guest {
             whose,
             overwritten: false,
+            shared: false,
             ..self
         };
         match stage {
@@ -266,7 +277,10 @@ impl Guest {
             {
                 to(Whose::Stands)
             }
-            Stage::Kept => to(Whose::Here),
+            Stage::Kept => Guest {
+                shared: false,
+                ..to(Whose::Here)
+            },
             Stage::Unanswered => to(Whose::Unanswered),
             Stage::GivenUp => to(Whose::GivenUp),
             Stage::Arriving => to(Whose::Arriving),
@@ -365,6 +379,7 @@ impl Guest {
         let no = |kind, why| Err(refused(kind, "taking the guest back", why));
         match self.whose {
             Whose::GivenUp if self.overwritten => no(Kind::State, OVERWRITTEN),
+            Whose::HandedOver | Whose::GivenUp if self.shared => no(Kind::State, SHARED),
             Whose::HandedOver | Whose::GivenUp => Ok(Guest {
                 whose: Whose::Here,
                 ..self
@@ -515,6 +530,12 @@ impl Ownership {
     /// The VMM says that the guest has ended here: another may arrive in its memory.
     pub(crate) fn give_up(&self) -> Result<()> {
         self.say(Guest::given_up)
+    }
+
+    /// Another process has the guest's memory from here on, or has said that it never ran the guest.
+    /// The migration that holds the guest says this.
+    pub(crate) fn memory_is_shared(&self, shared: bool) {
+        self.lock().guest.shared = shared;
     }
 
     fn say(&self, word: impl FnOnce(Guest) -> Result<Guest>) -> Result<()> {

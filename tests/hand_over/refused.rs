@@ -206,6 +206,15 @@ fn a_guest_that_may_have_run_in_shared_memory_is_not_taken_back() {
     out.resolve(Resolution::Destroy).unwrap();
     assert_eq!(out.state(), SourceState::GivenUp);
     pair.assert_sound("destroyed");
+    // The word that no other copy runs does not bring the memory back.
+    let error = pair.source.memory.reclaim().unwrap_err();
+    assert_eq!(error.kind(), Kind::State, "{error}");
+    assert!(
+        error.message().contains("handed over by descriptor"),
+        "{error}"
+    );
+    let whose = pair.source.memory.ownership().whose();
+    assert_eq!(whose, brant::memory::Whose::GivenUp);
 }
 
 #[test]
@@ -220,6 +229,18 @@ fn a_guest_of_which_the_destination_said_that_it_never_ran_is_taken_back() {
     assert_eq!(out.state(), SourceState::TakenBack);
     assert_eq!(pair.world.who(), (true, false));
     pair.assert_sound("taken back");
+}
+
+#[test]
+fn a_guest_of_which_the_destination_said_that_it_never_ran_may_be_reclaimed_too() {
+    let (pair, out) = unanswered("committing", || {
+        std::thread::sleep(Duration::from_millis(600));
+        Ok(())
+    });
+    out.resolve(Resolution::Destroy).unwrap();
+    pair.source.memory.reclaim().unwrap();
+    let whose = pair.source.memory.ownership().whose();
+    assert_eq!(whose, brant::memory::Whose::Here);
 }
 
 #[test]

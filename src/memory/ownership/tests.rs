@@ -33,6 +33,7 @@ fn guest(whose: Whose) -> Guest {
         whose,
         before,
         overwritten: false,
+        shared: false,
     }
 }
 
@@ -315,6 +316,47 @@ fn what_an_incoming_migration_overwrote_is_not_taken_back() {
         .comes_to(Stage::Filling);
     let built = failed.comes_to(Stage::NotArrived).leaves().unwrap();
     assert!(built.comes_to(Stage::HandedOver).reclaimed().is_ok());
+}
+
+#[test]
+fn memory_that_another_process_may_have_changed_is_not_taken_back() {
+    let shared = |whose| Guest {
+        shared: true,
+        ..guest(whose)
+    };
+    let left = shared(W::HandingOver);
+    for gone in [
+        left.comes_to(Stage::HandedOver),
+        left.comes_to(Stage::GivenUp),
+        left.comes_to(Stage::Unanswered).let_go(),
+        left.comes_to(Stage::HandedOver).given_up().unwrap(),
+        // A guest that did not arrive changes nothing.
+        left.comes_to(Stage::HandedOver)
+            .arrives()
+            .unwrap()
+            .comes_to(Stage::Arriving)
+            .comes_to(Stage::NotArrived),
+    ] {
+        let error = gone.reclaimed().unwrap_err();
+        assert_eq!(error.kind(), Kind::State, "{gone:?}");
+        assert!(error.message().contains("by descriptor"), "{error}");
+        // Another guest may arrive in it, and is a guest like any other.
+        let arrived = gone.arrives().unwrap().comes_to(Stage::Arrived);
+        let gone = arrived.leaves().unwrap().comes_to(Stage::HandedOver);
+        assert!(gone.reclaimed().is_ok(), "{gone:?}");
+    }
+    // A guest that was kept here, and leaves later by copies.
+    let kept = left.comes_to(Stage::Kept);
+    let gone = kept.leaves().unwrap().comes_to(Stage::HandedOver);
+    assert!(gone.reclaimed().is_ok());
+    // The destination has said that it never ran it.
+    let ownership = Arc::new(Ownership::default());
+    let claim = ownership.leave().unwrap();
+    ownership.memory_is_shared(true);
+    claim.comes_to(Stage::Unanswered);
+    ownership.memory_is_shared(false);
+    claim.comes_to(Stage::GivenUp);
+    ownership.reclaim().unwrap();
 }
 
 #[test]

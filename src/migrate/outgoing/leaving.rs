@@ -62,11 +62,13 @@ impl Leaving {
     /// The destination has some of the guest's memory in common with this side.
     pub(super) fn memory_is_shared(&self) {
         self.shared.is.store(true, Ordering::SeqCst);
+        self.tracker.memory().ownership().memory_is_shared(true);
     }
 
     /// The destination has said that it never ran the guest and never will.
     pub(super) fn destination_never_ran(&self) {
         self.shared.never_ran.store(true, Ordering::SeqCst);
+        self.tracker.memory().ownership().memory_is_shared(false);
     }
 
     /// What decides whether a guest that was handed over without an answer may run on here.
