@@ -34,6 +34,7 @@ fn before_the_hand_over_no_guest_runs_here_and_the_memory_takes_another_one() {
     assert_eq!(source.incoming.state(), DestinationState::Failed);
     assert_eq!(source.to.calls("run"), 0);
     assert!(self::missing(&source).is_empty());
+    assert_eq!(source.incoming.stats().missing_pages, 0);
     let guest = Arc::clone(&source.guest);
     drop(source);
     let mut source = Scripted::begin_with(&guest, 1, &Params::default());
@@ -76,10 +77,17 @@ fn after_it_the_guest_runs_on_and_what_is_missing_can_be_asked_for_and_given_up(
         (wrote, io::Error::last_os_error().raw_os_error())
     });
     source.incoming.give_up().unwrap();
+    // All is done when the call returns.
+    assert_eq!(source.incoming.state(), DestinationState::Incomplete);
+    let stats = source.incoming.stats();
+    assert_eq!((stats.missing_pages, stats.lost_pages), (0, 13));
     assert_eq!(call.join().unwrap(), (-1, Some(libc::EFAULT)));
     let error = source.incoming.wait(Some(LONG)).unwrap_err();
     assert_eq!(error.kind(), Kind::PeerGone, "{error}");
-    assert_eq!(source.incoming.state(), DestinationState::Incomplete);
+    let word = "13 pages of the guest that runs here were given up";
+    assert!(error.message().starts_with(word), "{error}");
+    let last = source.to.events(EventKind::Failed);
+    assert!(last.iter().any(|said| said.starts_with(word)), "{last:?}");
     let lost = source.guest.memory.map().blocks()[0].poisoned().count();
     assert_eq!(lost, 13, "block {BLOCK}");
 }

@@ -59,6 +59,8 @@ fn the_destination_says_what_it_lacks_asks_again_and_takes_the_rest() {
     source.assert_whole(&[]);
     assert_eq!(source.incoming.state(), DestinationState::Running);
     assert_eq!(source.to.calls("run"), 1);
+    let stats = source.incoming.stats();
+    assert_eq!((stats.recoveries, stats.missing_pages), (1, 0));
 }
 
 #[test]

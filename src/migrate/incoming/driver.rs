@@ -367,6 +367,8 @@ impl Driver {
             self.common.shared.guest.serves_no_more(&rest.served);
             self.lanes.extend(rest.abandon());
             self.common.shared.guest.serves_nobody();
+            self.common.stats.missing_pages = 0;
+            self.common.stats.fault_waiting = 0;
         }
         // A source that has memory in common with this side may take the guest back only when this
         // side says that it never ran: with any code but this one.

@@ -216,12 +216,17 @@ impl Incoming {
     /// guest runs on. From then on, an access of a missing page raises SIGBUS (SIGSEGV before Linux
     /// 6.6), as memory that the hardware has lost does. `KVM_RUN` and other system calls return EFAULT.
     /// Threads that wait for such a page are woken that way. The pages count as declared lost
-    /// ([`Memory::mark_poisoned`](crate::memory::Memory::mark_poisoned)).
+    /// ([`Memory::mark_poisoned`](crate::memory::Memory::mark_poisoned)). Returns when all of this is
+    /// done. Inside a callback, this function only asks for it.
     ///
     /// # Errors
     /// [`Kind::State`] when the migration is not interrupted.
     pub fn give_up(&self) -> Result<()> {
-        self.decide(Decision::GiveUp, "giving up")
+        self.decide(Decision::GiveUp, "giving up")?;
+        if !self.in_callback() {
+            self.shared.guest.await_begun();
+        }
+        Ok(())
     }
 
     /// How long each thread has waited for pages that had not arrived, by its number in the kernel.

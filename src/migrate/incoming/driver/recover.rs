@@ -62,6 +62,7 @@ impl Driver {
         rest.start(&shared, others, urgent)?;
         // Whoever waits had asked over the lost connections.
         rest.served.ask_again();
+        self.common.stats.recoveries += 1;
         Ok(())
     }
 

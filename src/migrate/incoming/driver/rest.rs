@@ -192,6 +192,17 @@ impl Driver {
                 Ok(Event::Recover)
             }
             Decision::GiveUp => {
+                let lost = self.common.error.take();
+                let (kind, why) = lost.as_ref().map_or((Kind::PeerGone, ""), |error| {
+                    (error.kind(), error.message())
+                });
+                self.common.error = Some(Error::new(
+                    kind,
+                    format!(
+                        "{left} pages of the guest that runs here were given up: they had not come \
+                         when the connections to the source were lost ({why})"
+                    ),
+                ));
                 for (_, block) in &rest.blocks {
                     rest.served.lose(block, Pages(0)..block.pages())?;
                 }
