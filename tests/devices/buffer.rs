@@ -270,6 +270,16 @@ fn the_end_of_all_pages_and_every_piece_are_demanded_by_name() {
             },
         ),
         (
+            "stopped parts in another order than the devices' numbers",
+            "device `gpu`: DEVICE: a piece of its stopped part came after one of device `nic`",
+            |p| {
+                p.end_running(0, [0, 0]);
+                p.end_pages(0);
+                p.piece(0, 1, STOPPED, 0, 5);
+                p.piece(0, 0, STOPPED, 0, 5);
+            },
+        ),
+        (
             "twice",
             "device `gpu`: DEVICE: byte 0 came after byte 5",
             |p| {

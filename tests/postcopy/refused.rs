@@ -30,9 +30,13 @@ fn refused(source: &mut Scripted, word: &str) {
 }
 
 fn end(pages: u64) -> Record {
+    end_of(pages, 0)
+}
+
+fn end_of(pages: u64, epoch: u32) -> Record {
     Record::MissingEnd(MissingEnd {
         pages: Pages(pages),
-        epoch: 0,
+        epoch,
     })
 }
 
@@ -49,6 +53,7 @@ fn a_description_that_is_wrong_is_refused_before_anything_is_discarded() {
         (vec![one(), one()], "MISSING"),
         (vec![one(), end(2)], "MISSING_END"),
         (vec![end(1)], "MISSING_END"),
+        (vec![one(), end_of(1, 1)], "expected epoch 0"),
         (vec![Record::Keepalive, Record::EarlyOk], "EARLY_OK"),
     ];
     for (records, word) in cases {

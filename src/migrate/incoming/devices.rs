@@ -170,6 +170,9 @@ pub(super) struct Pieces {
     /// pages have ended.
     ends: Vec<u64>,
     pages_ended: bool,
+    /// The device of the lane's last piece of a stopped part: those of the devices before it have
+    /// been sent.
+    turn: usize,
 }
 
 /// How long a call may load. The source waits no longer for a call than for any other sign of life, and
@@ -229,6 +232,7 @@ impl Devices {
             devices: Arc::clone(self),
             ends: fallible::collect(self.list.iter().map(|_| 0), "devices")?,
             pages_ended: false,
+            turn: 0,
         })
     }
 
@@ -486,6 +490,16 @@ impl Pieces {
                 true => "a piece of its stopped part came before the end of the pages".into(),
                 false => "a piece of its running part came after the end of the pages".into(),
             }));
+        }
+        if stopped && at < self.turn {
+            let other = &devices.list[self.turn];
+            return Err(named(format!(
+                "a piece of its stopped part came after one of {other}, and stopped parts come in \
+                 the order of the devices' numbers"
+            )));
+        }
+        if stopped {
+            self.turn = at;
         }
         let before = &mut self.ends[at];
         if piece.offset < *before {

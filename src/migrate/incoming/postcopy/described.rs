@@ -88,6 +88,15 @@ impl Description {
         self,
         end: &MissingEnd,
     ) -> Result<(Vec<Lacking>, Pages)> {
+        if end.epoch != 0 {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!(
+                    "MISSING_END: expected epoch 0, that of the switch, found {}",
+                    end.epoch
+                ),
+            ));
+        }
         self.told.end(end)?;
         Ok((self.blocks, end.pages))
     }
