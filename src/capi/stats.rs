@@ -346,7 +346,8 @@ pub struct brant_stats {
     /// poisoned ones, those of a block that was removed meanwhile, and the rest when the comparison
     /// ended early. Source only.
     pub unverified_pages: u64,
-    /// Of the verified pages, those that differed. Source only.
+    /// Of the verified pages, those that differed, and pages of memory that was handed over by
+    /// descriptor and was written before `run`. Source only.
     pub mismatched_pages: u64,
     /// The block of the first page that differed; BRANT_UNKNOWN when none did. Source only.
     pub first_mismatch_block: u64,

@@ -272,7 +272,8 @@ pub struct Stats {
     /// and poisoned pages, those of a block that was removed meanwhile, and the rest when the
     /// comparison ended early. Source only.
     pub unverified_pages: u64,
-    /// Of the verified pages, those that differed. Source only.
+    /// Of the verified pages, those that differed, and pages of memory that was handed over by
+    /// descriptor and was written before `run`. Source only.
     pub mismatched_pages: u64,
     /// The block of the first page that differed, by its number. Source only.
     pub first_mismatch_block: Option<u32>,

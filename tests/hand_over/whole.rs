@@ -257,5 +257,13 @@ fn a_verified_hand_over_finds_what_load_writes_into_shared_memory() {
         }
         // Of what was copied, every page is compared as ever, and no page of what was not.
         assert_eq!(there.verified_pages, 100);
+        // The last event counts the two apart.
+        let last = pair.from.events(EventKind::Completed);
+        let written = if writes { 2 } else { 0 };
+        let said = format!(
+            "100 pages verified, 0 of them differ, {written} pages of handed-over memory were \
+             written before `run`"
+        );
+        assert!(last[0].contains(&said), "{last:?}");
     }
 }

@@ -134,6 +134,9 @@ pub(super) struct Driver {
     saves: Measured,
     /// Pages that were to be verified and were not compared.
     uncompared: u64,
+    /// Of the pages that differed: those of memory that was handed over by descriptor, which were
+    /// written between the pause and the hand-over.
+    written_early: u64,
     /// Why the pause is being aborted.
     aborting: Option<String>,
     /// Bytes that were sent after the pause, before the device state.
@@ -184,8 +187,13 @@ impl Work for Driver {
         let stats = &self.common.stats;
         let mut text = format!(
             "{stood}; {} pages verified, {} of them differ",
-            stats.verified_pages, stats.mismatched_pages
+            stats.verified_pages,
+            stats.mismatched_pages - self.written_early
         );
+        if stats.shared_bytes > 0 {
+            let written = self.written_early;
+            text += &format!(", {written} pages of handed-over memory were written before `run`");
+        }
         if self.uncompared > 0 {
             text += &format!(", {} not compared", self.uncompared);
         }
@@ -480,6 +488,7 @@ impl Driver {
             pauses: Measured::default(),
             saves: Measured::default(),
             uncompared: 0,
+            written_early: 0,
             aborting: None,
             last_bytes: 0,
             warned: Vec::new(),

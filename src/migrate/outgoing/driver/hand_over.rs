@@ -113,6 +113,7 @@ impl Driver {
         };
         for Written { name, pages, first } in written {
             self.common.stats.mismatched_pages += pages;
+            self.written_early += pages;
             let text = format!(
                 "block `{name}`: {pages} pages of memory that was handed over by descriptor were \
                  written between the pause and the hand-over, the first is page {first}, at offset \
