@@ -228,6 +228,11 @@ impl Ledger {
         self.left
     }
 
+    /// The name of the block at an address.
+    pub(super) fn name_at(&self, address: u64) -> Option<&str> {
+        Some(&self.areas[self.area_at(address)?].name)
+    }
+
     fn area_at(&self, address: u64) -> Option<usize> {
         let areas = &self.areas;
         let after = self

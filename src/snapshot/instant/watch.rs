@@ -96,10 +96,27 @@ impl Shared {
         });
     }
 
+    /// As [`Faults::try_unprotect`], with an error that says whose memory this is.
+    fn try_unprotect(&self, range: &Range<u64>) -> Result<bool> {
+        let done = self.faults.try_unprotect(range.clone());
+        done.map_err(|error| self.explain(range, error))
+    }
+
+    /// The error of a change of the protection of `range`, with the block's name. The kernel knows
+    /// the memory no more where the VMM has changed the mapping.
+    fn explain(&self, range: &Range<u64>, error: Error) -> Error {
+        let name = self.lock().ledger.name_at(range.start).map(str::to_owned);
+        let whose = name.map_or("guest memory".to_owned(), |name| format!("block `{name}`"));
+        error.context(format_args!(
+            "{whose} is not watched any more: as a rule its memory was unmapped or mapped anew while \
+             the save needed it; let the save end, or cancel it, before memory is mapped anew"
+        ))
+    }
+
     /// Lifts the protection of a range, and wakes its threads. Waits while a message about memory
     /// that is discarded is unread, so not for the fault thread, which reads it.
     fn unprotect(&self, range: &Range<u64>) -> Result<()> {
-        while !self.faults.try_unprotect(range.clone())? {
+        while !self.try_unprotect(range)? {
             if self.lock().over {
                 return Ok(());
             }
@@ -248,8 +265,8 @@ impl Watch {
             let range = host..host + block.length().0;
             self.shared
                 .faults
-                .protect(range)
-                .map_err(|e| e.context(format_args!("block `{}`", block.name())))?;
+                .protect(range.clone())
+                .map_err(|e| self.shared.explain(&range, e))?;
         }
         self.check()
     }
@@ -457,7 +474,7 @@ fn carry_out(shared: &Shared, answer: Answer, again: &mut Vec<Answer>) -> Result
             let _ = shared.faults.wake(range.clone());
             false
         }
-        Answer::Unprotect(range) => match shared.faults.try_unprotect(range.clone()) {
+        Answer::Unprotect(range) => match shared.try_unprotect(range) {
             Ok(done) => !done,
             // Its registration has ended meanwhile, which woke its threads.
             Err(_) if shared.lock().over => false,

@@ -563,6 +563,42 @@ fn memory_that_is_discarded_without_a_word_fails_the_save_by_name_and_not_the_gu
 }
 
 #[test]
+fn memory_that_is_mapped_anew_during_the_save_fails_it_by_name_with_what_happened() {
+    let (directory, path) = place();
+    let here = full(PAGES);
+    let map = here.memory.map();
+    let at = map.blocks()[0].page_address(crate::units::Pages(PAGES - 10)) as usize;
+    // Behind the instant, and before the image has a page.
+    here.notes.hook("resume", move || {
+        // SAFETY: pages of the block, which nobody refers to, are replaced by new ones.
+        let mapped = unsafe {
+            libc::mmap(
+                at as *mut _,
+                (5 * PAGE_SIZE) as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        assert_eq!(mapped as usize, at);
+        Ok(())
+    });
+    let save = here.save(start());
+    save.start(&path).unwrap();
+    let error = save.wait(Some(LONG)).unwrap_err();
+    let name = map.blocks()[0].name().to_owned();
+    for part in [format!("block `{name}`"), "mapped anew".to_owned()] {
+        assert!(error.message().contains(&part), "{part}: {error}");
+    }
+    assert!(names(directory.path()).is_empty());
+    for page in 0..PAGES {
+        here.write(page, 9);
+    }
+    assert_eq!(here.memory.ownership().whose(), Whose::Here);
+}
+
+#[test]
 fn a_discard_inside_an_operation_of_the_save_is_refused_instead_of_waiting_for_ever() {
     let (_directory, path) = place();
     let here = full(FEW);
