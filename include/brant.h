@@ -358,7 +358,11 @@ const char *brant_version(void);
  * `brant_params`: "channels" (several connections), "delta" (deltas of pages that are sent again),
  * "zero-copy", "checksums", "compression", "prefault", "verify". Also "policies" (a guest is slowed,
  * a limit rises, a deadline counts), "forecasts", "vcpu-limits" (dirty limits of single vCPUs, in
- * rings), "devices" (device state that is sent while the guest runs). Any thread. NULL gives 0.
+ * rings), "devices" (device state that is sent while the guest runs), "postcopy" (a guest that runs
+ * at the destination before all of its memory is there), "hand-over" (memory that changes hands by
+ * descriptor on one host), "lazy-restore" (a restored guest that runs before all of its memory is
+ * there), "instant-save" (an image of a running guest as it was at the start of the save). Any
+ * thread. NULL gives 0.
  */
 int32_t brant_has_feature(const char *name);
 
@@ -804,8 +808,11 @@ int32_t brant_guest_runs_here(struct brant_guest *guest,
  * The guest goes on from where it was paused, and everything that it did at the other place is
  * lost. `resume` is not called.
  *
- * BRANT_E_STATE when an incoming migration that failed has overwritten the guest's memory, and
- * while an unanswered migration has to be resolved. When the VMM frees an unanswered migration and
+ * BRANT_E_STATE when an incoming migration that failed has overwritten the guest's memory, when
+ * memory was handed over by descriptor (brant_params.hand_over) and the destination has not said
+ * that it never ran the guest, and while an unanswered migration has to be resolved. What a process
+ * wrote to memory that was handed over by descriptor is in the memory here too: no guest is left
+ * that could go on here, whether that process is alive or not. When the VMM frees an unanswered migration and
  * does not resolve it, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a
  * migration is in progress.
  */
@@ -3061,6 +3068,10 @@ int32_t brant_incoming_new(struct brant_guest *guest,
  * that runs here runs on. Returns 0, or BRANT_E_CALLBACK inside one of the migration's own
  * callbacks, where nothing is freed. This is the last call on the migration, like
  * brant_outgoing_free.
+ *
+ * Postcopy: while missing pages arrive, the call waits for all of them. An interrupted migration
+ * gives them up, as brant_incoming_give_up: an access of one raises SIGBUS, so install a handler
+ * first.
  */
 int32_t brant_incoming_free(struct brant_incoming *incoming);
 
@@ -3154,6 +3165,11 @@ int32_t brant_incoming_cancel(struct brant_incoming *incoming,
  * Waits until the guest runs here, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
  * ever; 0: not at all). Returns 0 if the guest runs here, BRANT_E_PENDING if the migration is
  * still in progress, else the code that says why it failed.
+ *
+ * Postcopy: the wait is over when all pages are here. Until then it is BRANT_E_PENDING, although the
+ * guest runs, also in BRANT_DESTINATION_INTERRUPTED. In BRANT_DESTINATION_INCOMPLETE, where the guest
+ * runs without pages that were given up, the code is that of the loss of the connections, as a rule
+ * BRANT_E_PEER_GONE.
  */
 int32_t brant_incoming_wait(struct brant_incoming *incoming,
                             uint64_t timeout_ms,
@@ -3257,12 +3273,20 @@ int32_t brant_incoming_get_blocked(const struct brant_incoming *incoming,
 /**
  * Gives up the pages that are missing, in BRANT_DESTINATION_INTERRUPTED: the source is known to be
  * gone for good, and the guest is to go on with what it has. The migration ends with
- * BRANT_DESTINATION_INCOMPLETE. From then on an access of a missing page raises SIGBUS (SIGSEGV before
- * Linux 6.6), as memory that the hardware has lost does; KVM_RUN and other system calls return EFAULT.
+ * BRANT_DESTINATION_INCOMPLETE, and the call returns when that state is reached. From then on an
+ * access of a missing page ends as one of memory that the hardware has lost:
+ *
+ * - in a thread: SIGBUS (SIGSEGV before Linux 6.6);
+ * - in a system call: EFAULT;
+ * - in KVM_RUN: EFAULT, or KVM_EXIT_MMIO at an address of RAM, as KVM inside a virtual machine does. A
+ *   VMM treats such an exit as lost memory, and not as an access of a device.
+ *
  * Threads that wait for such a page are woken that way, so install a handler first. The pages count
  * as declared lost (brant_guest_mark_poisoned): a later migration of the guest does not read them.
- * `brant_incoming_get_missing` before this call says which pages these are. Any thread, also inside
- * callbacks. BRANT_E_STATE in any other state.
+ * `brant_incoming_get_missing` before this call says which pages these are. Any thread that holds no
+ * lock which the operations `event` and `thread_start` need. Inside one of
+ * the migration's own callbacks the call only asks, and returns at once. BRANT_E_STATE in any other
+ * state.
  */
 int32_t brant_incoming_give_up(struct brant_incoming *incoming,
                                struct brant_error **error);
@@ -4062,7 +4086,10 @@ typedef struct brant_stats {
      * ended early. Source only.
      */
     uint64_t unverified_pages;
-    /** Of the verified pages, those that differed. Source only. */
+    /**
+     * Of the verified pages, those that differed, and pages of memory that was handed over by
+     * descriptor and was written before `run`. Source only.
+     */
     uint64_t mismatched_pages;
     /** The block of the first page that differed; BRANT_UNKNOWN when none did. Source only. */
     uint64_t first_mismatch_block;
@@ -4781,8 +4808,9 @@ int32_t brant_image_restore_start(struct brant_image_restore *restore,
  * restore that has ended stays as it is; brant_image_restore_wait says whether the guest runs.
  *
  * When the guest was started before its memory was here (`brant_image_restore_params.lazy`), the
- * pages that are not here are given up: an access of one raises SIGBUS. So cancel such a restore only
- * when nobody needs the guest.
+ * pages that are not here are given up, and an access of one ends as after brant_incoming_give_up:
+ * SIGBUS in a thread, EFAULT in a system call, in KVM_RUN EFAULT or KVM_EXIT_MMIO at an address of
+ * RAM. So cancel such a restore only when nobody needs the guest.
  */
 int32_t brant_image_restore_cancel(struct brant_image_restore *restore,
                                    struct brant_error **error);
@@ -4794,6 +4822,10 @@ int32_t brant_image_restore_cancel(struct brant_image_restore *restore,
  * that says why it failed: BRANT_E_NOT_FOUND when there is no file, BRANT_E_IMAGE,
  * BRANT_E_VERSION, BRANT_E_LAYOUT and others. After a
  * failure no guest is here, unless `run` itself failed: BRANT_GUEST_STANDS.
+ *
+ * With `brant_image_restore_params.lazy` the restore is in progress, and the call BRANT_E_PENDING,
+ * until all pages are here, although the guest runs by then. When a page is lost after `run` was
+ * called, the restore fails and the guest stays: the guest state is BRANT_GUEST_HERE.
  */
 int32_t brant_image_restore_wait(struct brant_image_restore *restore,
                                  uint64_t timeout_ms,

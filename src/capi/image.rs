@@ -581,8 +581,9 @@ pub unsafe extern "C" fn brant_image_restore_start(
 /// restore that has ended stays as it is; brant_image_restore_wait says whether the guest runs.
 ///
 /// When the guest was started before its memory was here (`brant_image_restore_params.lazy`), the
-/// pages that are not here are given up: an access of one raises SIGBUS. So cancel such a restore only
-/// when nobody needs the guest.
+/// pages that are not here are given up, and an access of one ends as after brant_incoming_give_up:
+/// SIGBUS in a thread, EFAULT in a system call, in KVM_RUN EFAULT or KVM_EXIT_MMIO at an address of
+/// RAM. So cancel such a restore only when nobody needs the guest.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_cancel(
     restore: *mut brant_image_restore,
@@ -601,6 +602,10 @@ pub unsafe extern "C" fn brant_image_restore_cancel(
 /// that says why it failed: BRANT_E_NOT_FOUND when there is no file, BRANT_E_IMAGE,
 /// BRANT_E_VERSION, BRANT_E_LAYOUT and others. After a
 /// failure no guest is here, unless `run` itself failed: BRANT_GUEST_STANDS.
+///
+/// With `brant_image_restore_params.lazy` the restore is in progress, and the call BRANT_E_PENDING,
+/// until all pages are here, although the guest runs by then. When a page is lost after `run` was
+/// called, the restore fails and the guest stays: the guest state is BRANT_GUEST_HERE.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_wait(
     restore: *mut brant_image_restore,

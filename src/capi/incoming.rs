@@ -70,6 +70,10 @@ pub unsafe extern "C" fn brant_incoming_new(
 /// that runs here runs on. Returns 0, or BRANT_E_CALLBACK inside one of the migration's own
 /// callbacks, where nothing is freed. This is the last call on the migration, like
 /// brant_outgoing_free.
+///
+/// Postcopy: while missing pages arrive, the call waits for all of them. An interrupted migration
+/// gives them up, as brant_incoming_give_up: an access of one raises SIGBUS, so install a handler
+/// first.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
@@ -211,6 +215,11 @@ pub unsafe extern "C" fn brant_incoming_cancel(
 /// Waits until the guest runs here, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
 /// ever; 0: not at all). Returns 0 if the guest runs here, BRANT_E_PENDING if the migration is
 /// still in progress, else the code that says why it failed.
+///
+/// Postcopy: the wait is over when all pages are here. Until then it is BRANT_E_PENDING, although the
+/// guest runs, also in BRANT_DESTINATION_INTERRUPTED. In BRANT_DESTINATION_INCOMPLETE, where the guest
+/// runs without pages that were given up, the code is that of the loss of the connections, as a rule
+/// BRANT_E_PEER_GONE.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_wait(
     incoming: *mut brant_incoming,

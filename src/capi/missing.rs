@@ -151,12 +151,20 @@ pub unsafe extern "C" fn brant_incoming_get_blocked(
 
 /// Gives up the pages that are missing, in BRANT_DESTINATION_INTERRUPTED: the source is known to be
 /// gone for good, and the guest is to go on with what it has. The migration ends with
-/// BRANT_DESTINATION_INCOMPLETE. From then on an access of a missing page raises SIGBUS (SIGSEGV before
-/// Linux 6.6), as memory that the hardware has lost does; KVM_RUN and other system calls return EFAULT.
+/// BRANT_DESTINATION_INCOMPLETE, and the call returns when that state is reached. From then on an
+/// access of a missing page ends as one of memory that the hardware has lost:
+///
+/// - in a thread: SIGBUS (SIGSEGV before Linux 6.6);
+/// - in a system call: EFAULT;
+/// - in KVM_RUN: EFAULT, or KVM_EXIT_MMIO at an address of RAM, as KVM inside a virtual machine does. A
+///   VMM treats such an exit as lost memory, and not as an access of a device.
+///
 /// Threads that wait for such a page are woken that way, so install a handler first. The pages count
 /// as declared lost (brant_guest_mark_poisoned): a later migration of the guest does not read them.
-/// `brant_incoming_get_missing` before this call says which pages these are. Any thread, also inside
-/// callbacks. BRANT_E_STATE in any other state.
+/// `brant_incoming_get_missing` before this call says which pages these are. Any thread that holds no
+/// lock which the operations `event` and `thread_start` need. Inside one of
+/// the migration's own callbacks the call only asks, and returns at once. BRANT_E_STATE in any other
+/// state.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_give_up(
     incoming: *mut brant_incoming,

@@ -47,6 +47,10 @@ const FEATURES: &[&str] = &[
     "forecasts",
     "vcpu-limits",
     "devices",
+    "postcopy",
+    "hand-over",
+    "lazy-restore",
+    "instant-save",
 ];
 
 /// Whether the linked library has a feature: 1 if it does, 0 if not or if it does not know the
@@ -58,7 +62,11 @@ const FEATURES: &[&str] = &[
 /// `brant_params`: "channels" (several connections), "delta" (deltas of pages that are sent again),
 /// "zero-copy", "checksums", "compression", "prefault", "verify". Also "policies" (a guest is slowed,
 /// a limit rises, a deadline counts), "forecasts", "vcpu-limits" (dirty limits of single vCPUs, in
-/// rings), "devices" (device state that is sent while the guest runs). Any thread. NULL gives 0.
+/// rings), "devices" (device state that is sent while the guest runs), "postcopy" (a guest that runs
+/// at the destination before all of its memory is there), "hand-over" (memory that changes hands by
+/// descriptor on one host), "lazy-restore" (a restored guest that runs before all of its memory is
+/// there), "instant-save" (an image of a running guest as it was at the start of the save). Any
+/// thread. NULL gives 0.
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {
@@ -89,6 +97,10 @@ mod tests {
             c"forecasts",
             c"vcpu-limits",
             c"devices",
+            c"postcopy",
+            c"hand-over",
+            c"lazy-restore",
+            c"instant-save",
         ];
         for name in names {
             // SAFETY: a string.
