@@ -53,6 +53,13 @@ GROUPS = [
         Figure(r"image\.write_direct$", "the same, over a save through the page cache"),
         Figure(r"image\.read_fraction$", "1 GiB of data restored: throughput over bare sequential O_DIRECT reads",
                ">=", 0.9),
+        Figure(r"snapshot\.write_fraction$", "1 GiB saved as it is when the save begins: throughput over bare sequential "
+               "writes of the same bytes", ">=", 0.9),
+        Figure(r"snapshot\.guest_loss$", "the part of its rate that a guest loses during such a save, over that lost during a save "
+               "by the dirty log"),
+        Figure(r"restore\.first_ms$", "until a guest that starts before its memory is read has read a random hundredth of its "
+               "pages, over reading all of the image first (BRANT_BENCH_RESTORE_GIB: 1)", "<=", 0.2),
+        Figure(r"restore\.run_ms$", "the same, until the guest runs", "<=", 0.05),
     ]),
     ("Standing still", [
         Figure(r"standstill\.idle_blocks/", "downtime of an idle guest of that many blocks, over that of an idle guest of "

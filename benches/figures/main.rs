@@ -67,7 +67,7 @@ const PARTS: [Part; 20] = [
     },
     Part {
         what: "a guest saved to a file and restored, beside bare writes and reads",
-        families: &["image."],
+        families: &["image.", "snapshot."],
         measure: image::measure,
     },
     Part {
