@@ -287,11 +287,14 @@ pub struct Stats {
     /// as a delta, or to keep them for later deltas. None of these can go without a copy. Source
     /// only.
     pub encoded_pages: u64,
-    /// Postcopy: pages that have not arrived since the guest was handed over.
+    /// Postcopy: pages that have not arrived since the switch; at the source, that were not acknowledged.
+    /// 0 when the switch was dropped or failed.
     pub missing_pages: u64,
-    /// Postcopy: pages that went (came) because somebody at the destination waited for them.
+    /// Postcopy: pages that arrived because somebody at the destination waited for them; at the source,
+    /// those that were acknowledged on the urgent connection.
     pub urgent_pages: u64,
-    /// Postcopy: pages that went (came) after the switch before anybody waited for them.
+    /// Postcopy: pages that arrived after the switch before anybody waited for them; at the source, those
+    /// that were acknowledged on all other connections.
     pub bulk_pages: u64,
     /// Postcopy: page faults of the guest on memory that was not here. A fault that the kernel tells of
     /// twice counts twice. Destination only.
@@ -319,7 +322,8 @@ pub struct Stats {
     pub requests: u64,
     /// Postcopy: pages in these requests. Some of them were on their way already. Source only.
     pub requested_pages: u64,
-    /// Postcopy: how often the migration went on over new connections.
+    /// Postcopy: how often the migration went on over new connections. A recovery counts once a page has
+    /// arrived over them, or the session is complete. Source only.
     pub recoveries: u64,
 }
 

@@ -7,4 +7,5 @@ mod other_process;
 mod recovered;
 mod refused;
 mod scripted;
+mod waited;
 mod whole;

@@ -23,7 +23,7 @@ use std::sync::Arc;
 const PAGES: usize = 6000;
 
 /// A pair whose destination reads none of its memory before the guest does.
-fn pair() -> Pair {
+pub(super) fn pair() -> Pair {
     let specs = [ram("ram", PAGES), shared("shared", 700)];
     let mut pair = Pair::of(Guest::new(&specs), Guest::new(&specs));
     pair.to = TestVmm::new(&pair.destination, None, &pair.world, Side::Destination);
@@ -31,7 +31,7 @@ fn pair() -> Pair {
     pair
 }
 
-fn allowed(channels: u32) -> Params {
+pub(super) fn allowed(channels: u32) -> Params {
     Params {
         postcopy: true,
         channels,
@@ -49,16 +49,16 @@ impl Decider for CopiesOn {
 }
 
 /// Both sides of a migration, and the source's ends of its connections.
-struct Sides {
-    pair: Pair,
-    out: Arc<Outgoing>,
-    inc: Arc<Incoming>,
+pub(super) struct Sides {
+    pub(super) pair: Pair,
+    pub(super) out: Arc<Outgoing>,
+    pub(super) inc: Arc<Incoming>,
     ends: Vec<UnixStream>,
 }
 
 /// Connected sockets for this many channels and the urgent lane: for the source, for the destination,
 /// and the source's ends once more.
-fn connections(channels: u32) -> (Vec<OwnedFd>, Vec<OwnedFd>, Vec<UnixStream>) {
+pub(super) fn connections(channels: u32) -> (Vec<OwnedFd>, Vec<OwnedFd>, Vec<UnixStream>) {
     let (mut near, mut far, mut ends) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..=channels {
         let (a, b) = socketpair();
@@ -71,7 +71,7 @@ fn connections(channels: u32) -> (Vec<OwnedFd>, Vec<OwnedFd>, Vec<UnixStream>) {
 }
 
 impl Sides {
-    fn start(pair: Pair, params: &Params) -> Sides {
+    pub(super) fn start(pair: Pair, params: &Params) -> Sides {
         Sides::start_with(pair, params, None)
     }
 
@@ -93,7 +93,7 @@ impl Sides {
     }
 
     /// Waits for the end of both sides, and compares all of the memory.
-    fn assert_whole(&self, what: &str) {
+    pub(super) fn assert_whole(&self, what: &str) {
         let ended = self.out.wait(Some(LONG));
         assert!(
             ended.is_ok(),
@@ -119,27 +119,27 @@ impl Sides {
     }
 
     /// Cuts every connection.
-    fn cut(&mut self) {
+    pub(super) fn cut(&mut self) {
         for end in self.ends.drain(..) {
             let _ = end.shutdown(Shutdown::Both);
         }
     }
 
     /// Has both sides go on over new connections.
-    fn recover(&mut self, channels: u32) {
+    pub(super) fn recover(&mut self, channels: u32) {
         let (near, far, ends) = connections(channels);
         self.ends = ends;
         self.inc.recover(AcceptFrom::ConnectedAll(far)).unwrap();
         self.out.recover(ConnectTo::ConnectedAll(near)).unwrap();
     }
 
-    fn is_interrupted(&self) -> bool {
+    pub(super) fn is_interrupted(&self) -> bool {
         self.out.state() == SourceState::Interrupted
             && self.inc.state() == DestinationState::Interrupted
     }
 
     /// Waits until `is`, or until the source is over.
-    fn wait_until(&self, is: impl Fn(&Sides) -> bool) -> bool {
+    pub(super) fn wait_until(&self, is: impl Fn(&Sides) -> bool) -> bool {
         let begun = std::time::Instant::now();
         while !is(self) {
             if self.out.state().is_over() {

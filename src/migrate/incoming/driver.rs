@@ -366,6 +366,8 @@ impl Driver {
             // The guest never runs here.
             self.common.shared.guest.serves_no_more(&rest.served);
             self.lanes.extend(rest.abandon());
+            let stats = &mut self.common.stats;
+            (stats.missing_pages, stats.fault_waiting) = (0, 0);
             self.common.shared.guest.serves_nobody();
             self.common.stats.missing_pages = 0;
             self.common.stats.fault_waiting = 0;

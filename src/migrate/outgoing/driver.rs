@@ -163,9 +163,13 @@ pub(super) struct Driver {
     epoch: u32,
     /// What the destination chose at the beginning.
     agreed: Option<HelloReply>,
-    /// What was sent over connections that are lost.
+    /// What was sent over connections that are lost, and the pages that arrived over them since the
+    /// switch, as [`Lanes::arrived`] has them.
     before: Put,
     sent_before: u64,
+    arrived_before: [u64; 2],
+    /// Both sides have agreed on a recovery, and no page has arrived over its connections.
+    recovering: bool,
     /// The migration is over and asks the consumer nothing any more: its figures stay as they are.
     ended: bool,
 }
@@ -505,6 +509,8 @@ impl Driver {
             agreed: None,
             before: Put::default(),
             sent_before: 0,
+            arrived_before: [0; 2],
+            recovering: false,
             ended: false,
         })
     }
@@ -569,14 +575,22 @@ impl Driver {
                 });
         }
         let stats = &mut self.common.stats;
-        [
-            stats.requests,
-            stats.requested_pages,
-            stats.urgent_pages,
-            stats.bulk_pages,
-        ] = self.counts.now();
-        if self.to_postcopy {
+        [stats.requests, stats.requested_pages] = self.counts.now();
+        // Of a session that was given up, the pages that did not go stay in the figures.
+        let state = self.common.shared.handle.state();
+        let interrupted = matches!(state, State::Interrupted | State::GivenUp);
+        if self.ended {
+            // As they were.
+        } else if self.rest.is_some() || interrupted {
+            let now = self.lanes.as_ref().map_or([0; 2], Lanes::arrived);
+            [stats.urgent_pages, stats.bulk_pages] = sum(self.arrived_before, now);
             stats.missing_pages = remaining.0 + stats.unacknowledged_pages;
+            if self.recovering && now != [0; 2] {
+                stats.recoveries += 1;
+                self.recovering = false;
+            }
+        } else if !matches!(state, State::Unanswered) {
+            stats.missing_pages = 0;
         }
         stats.throughput = self.common.meter.rate(elapsed, stats.wire_bytes);
         stats.total_bytes = self
@@ -992,6 +1006,10 @@ impl Driver {
             other => Err(lane.unexpected(other.record_type(), "RUNNING")),
         }
     }
+}
+
+fn sum(one: [u64; 2], other: [u64; 2]) -> [u64; 2] {
+    [one[0] + other[0], one[1] + other[1]]
 }
 
 fn no_connection() -> Error {

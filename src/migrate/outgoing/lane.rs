@@ -215,6 +215,11 @@ impl Lane {
         self.ledger.unacknowledged()
     }
 
+    /// See [`Ledger::arrived`].
+    pub(super) fn arrived(&self) -> u64 {
+        self.ledger.arrived()
+    }
+
     /// See [`Ledger::delivered`].
     pub(super) fn delivered(&self) -> Carried {
         self.ledger.delivered()

@@ -86,6 +86,15 @@ pub(super) struct Lanes {
     again: bool,
 }
 
+/// The figures of a lane other than lane 0.
+fn figures(further: &Further) -> Figures {
+    match further {
+        Further::Here(lane) => Figures::of(lane),
+        Further::Working(worker) => worker.figures(),
+        Further::Gone => Figures::default(),
+    }
+}
+
 impl Lanes {
     /// A lane for each channel, channel 0 first, all under the cap of `pacer`. When `urgent` is set, the
     /// last one is none of the channels but the urgent lane. `cancel` ends the migration.
@@ -251,11 +260,7 @@ impl Lanes {
 
     fn further(&self) -> impl Iterator<Item = Figures> + '_ {
         let others = self.further.iter().chain(self.urgent.as_deref());
-        others.map(|further| match further {
-            Further::Here(lane) => Figures::of(lane),
-            Further::Working(worker) => worker.figures(),
-            Further::Gone => Figures::default(),
-        })
+        others.map(figures)
     }
 
     fn figures(&self) -> impl Iterator<Item = Figures> + '_ {
@@ -315,6 +320,17 @@ impl Lanes {
     /// How many pages were sent and are not acknowledged.
     pub(super) fn unacknowledged(&self) -> u64 {
         self.figures().map(|lane| lane.unacknowledged).sum()
+    }
+
+    /// How many pages were acknowledged since the switch to postcopy: on the urgent lane, and on all
+    /// others.
+    pub(super) fn arrived(&self) -> [u64; 2] {
+        let all: u64 = self.figures().map(|lane| lane.arrived).sum();
+        let urgent = self
+            .urgent
+            .as_deref()
+            .map_or(0, |lane| figures(lane).arrived);
+        [urgent, all - urgent]
     }
 
     /// All that was acknowledged on all lanes.
@@ -603,6 +619,21 @@ impl Lanes {
             }
         }
         complete
+    }
+
+    /// Waits for COMPLETE on lane 0, for as long as a peer gets to tell why it ends. Returns whether it
+    /// has come. All threads of lanes have ended.
+    pub(super) fn await_complete(&mut self) -> bool {
+        let io = Io::patient(TELL)
+            .within(Deadline::after(TELL))
+            .of("COMPLETE");
+        loop {
+            match self.first.hear(&io) {
+                Ok(Record::Complete(_)) => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
     }
 
     /// Ends the threads of all lanes, whose pages are read no more.

@@ -31,6 +31,10 @@ pub(super) struct Ledger {
     /// All that was sent, and all that was acknowledged.
     loaded: Carried,
     delivered: Carried,
+    /// The marker of the switch to postcopy. 0 when there was none, and on connections of a recovery.
+    switch: u64,
+    /// How many pages behind that marker were acknowledged.
+    arrived: u64,
     /// The newest marker that was acknowledged.
     acknowledged: u64,
     /// Pages and runs sent since the last marker.
@@ -57,6 +61,8 @@ impl Ledger {
             pages: 0,
             loaded: Carried::default(),
             delivered: Carried::default(),
+            switch: 0,
+            arrived: 0,
             acknowledged: 0,
             since_marker: (0, 0),
             unmarked_since: Instant::now(),
@@ -117,6 +123,11 @@ impl Ledger {
         self.delivered
     }
 
+    /// How many of the pages that were sent since the switch to postcopy are acknowledged.
+    pub(super) fn arrived(&self) -> u64 {
+        self.arrived
+    }
+
     /// Bytes that were sent and are not acknowledged.
     pub(super) fn on_the_way(&self) -> u64 {
         self.loaded.bytes - self.delivered.bytes
@@ -169,6 +180,7 @@ impl Ledger {
     /// Makes the marker behind the last page of a guest that ran here.
     pub(super) fn postcopy(&mut self, pass: u32) -> Marker {
         let marker = self.next_marker(pass, false);
+        (self.switch, self.arrived) = (marker.number, 0);
         Marker {
             flags: MARKER_FLAG_POSTCOPY,
             ..marker
@@ -198,10 +210,13 @@ impl Ledger {
         }
         self.acknowledged = number;
         while self.lots.front().is_some_and(|(n, ..)| *n <= number) {
-            if let Some((_, taken, carried)) = self.lots.pop_front() {
+            if let Some((behind, taken, carried)) = self.lots.pop_front() {
                 self.delivered += carried;
                 if let Some(taken) = taken {
                     self.pages -= taken.pages().0;
+                    if behind > self.switch {
+                        self.arrived += taken.pages().0;
+                    }
                     taken.delivered();
                 }
             }

@@ -283,12 +283,12 @@ impl Outgoing {
     }
 
     /// Switches to postcopy as soon as possible: the guest is paused, and runs at the destination before
-    /// the pages that it still lacks there have come. Any moment before the pause will do, and any thread.
+    /// the pages that it still lacks there have come. Any moment from the start to the pause will do, and any thread.
     /// The pass in progress ends with a sync. The order is dropped, and an event
     /// ([`EventKind::Downtime`](crate::vmm::EventKind::Downtime)) says with which figure, when the guest
     /// would stand still for longer than the downtime limit. See `docs/postcopy.md`.
     ///
-    /// [`Kind::State`] from the pause on, and after the end. [`Kind::Unsupported`] when
+    /// [`Kind::State`] before the start, from the pause on, and after the end. [`Kind::Unsupported`] when
     /// [`Params::postcopy`] is off, and for a guest with devices whose state is streamed.
     pub fn start_postcopy(&self) -> Result<()> {
         let shared = &self.shared;
@@ -298,13 +298,16 @@ impl Outgoing {
         }
         let state = self.state();
         match state {
-            State::Idle
-            | State::Connecting
+            State::Connecting
             | State::Negotiating
             | State::Copying
             | State::AbortingPause => {
                 shared.guest.orders.lock().postcopy = true;
                 Ok(())
+            }
+            State::Idle => {
+                let why = "this migration was not started, or its start failed";
+                Err(Error::new(Kind::State, why))
             }
             _ => Err(Error::new(
                 Kind::State,
@@ -435,6 +438,9 @@ impl Outgoing {
             }
             self.shared.guest.decisions.retire();
             handle.wait_over();
+            if handle.state() == State::GivenUp {
+                return Ok(());
+            }
         }
         // The state is published a little before the thread ends, and the VMM may call this in
         // between.

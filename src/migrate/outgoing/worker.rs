@@ -31,6 +31,8 @@ pub(super) struct Figures {
     pub(super) sent: u64,
     /// How many pages were sent and are not acknowledged.
     pub(super) unacknowledged: u64,
+    /// How many pages were acknowledged since the switch to postcopy.
+    pub(super) arrived: u64,
     /// All that was acknowledged.
     pub(super) delivered: Carried,
     /// Bytes that were sent and are not acknowledged.
@@ -55,6 +57,7 @@ impl Figures {
             put: lane.put(),
             sent: lane.sent(),
             unacknowledged: lane.unacknowledged(),
+            arrived: lane.arrived(),
             delivered: lane.delivered(),
             on_the_way: lane.on_the_way(),
             silent_since: lane.silent_since(),

@@ -48,7 +48,7 @@ pub enum State {
     Unanswered = 17,
     /// Unanswered, and the VMM took the guest back.
     TakenBack = 18,
-    /// Unanswered, and the VMM gave the guest up here.
+    /// Unanswered, or an interrupted postcopy, and the VMM gave the guest up here.
     GivenUp = 19,
     /// Handed over, and no answer can come any more. Waiting until the destination has begun to run
     /// the guest or never will.
@@ -142,8 +142,11 @@ pub enum Event {
     Served,
     /// There are new connections for the rest of the pages, and the destination has said what it lacks.
     Recovered,
-    /// The VMM resolves the migration, so no recovery follows.
+    /// The VMM resolves the migration, so no recovery follows. Nobody knows whether the guest runs at
+    /// the destination.
     Retire,
+    /// As [`Event::Retire`], and the destination has said that the guest runs there.
+    RetireRunning,
     /// The comparison has ended, whatever it found.
     Verified,
     /// The destination has begun to run the guest, or never will.
@@ -255,6 +258,7 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::InDoubt, E::DecidedToServe) => to(S::Interrupted, &[A::AwaitRecovery]),
         (S::Interrupted, E::Recovered) => to(S::Serving, &[A::Serve]),
         (S::Interrupted, E::Retire) => to(S::Unanswered, END_OPEN),
+        (S::Interrupted, E::RetireRunning) => to(S::GivenUp, END_OPEN),
         // A recovery that failed.
         (S::Interrupted, _) => to(S::Interrupted, &[A::AwaitRecovery]),
 
@@ -375,7 +379,7 @@ impl State {
     pub(super) fn ending(self) -> EventKind {
         match self {
             State::Completed => EventKind::Completed,
-            State::Unanswered => EventKind::Unanswered,
+            State::Unanswered | State::GivenUp => EventKind::Unanswered,
             _ => EventKind::Failed,
         }
     }
@@ -388,6 +392,15 @@ impl State {
                 format!(
                     "the guest was handed over and the destination did not say that it runs \
                      ({}); it stays paused here until that is resolved",
+                    error.message()
+                ),
+            ),
+            // Every other kind would say that the guest runs on here.
+            State::GivenUp => Error::new(
+                Kind::Unanswered,
+                format!(
+                    "the guest runs at the destination and never again here: the VMM gave up the rest of \
+                     its memory ({})",
                     error.message()
                 ),
             ),

@@ -362,6 +362,9 @@ impl World {
         }
         if self.source == SS::Interrupted {
             worlds.push(self.source(SE::Retire));
+            if self.runs_there {
+                worlds.push(self.source(SE::RetireRunning));
+            }
             if self.recoveries[0] < 2 {
                 let mut again = self;
                 again.recoveries[0] += 1;
@@ -738,13 +741,21 @@ fn a_switch_to_postcopy_completes_only_when_every_page_is_there() {
 
 #[test]
 fn only_the_vmm_ends_an_interrupted_migration_and_a_resolved_one_is_not_recovered() {
-    for event in [SE::Retire, SE::Recovered, SE::Failed(Failure::Other)] {
+    for event in [
+        SE::Retire,
+        SE::RetireRunning,
+        SE::Recovered,
+        SE::Failed(Failure::Other),
+    ] {
         let step = source::step(SS::Interrupted, event);
         assert!(!step.actions.contains(&SA::CallResume), "{event:?}");
     }
     let retired = source::step(SS::Interrupted, SE::Retire);
     assert_eq!(retired.state, SS::Unanswered);
     assert!(retired.actions.contains(&SA::PutBack));
+    let running = source::step(SS::Interrupted, SE::RetireRunning);
+    assert_eq!(running.state, SS::GivenUp);
+    assert_eq!(running.actions, retired.actions);
     for state in [SS::Unanswered, SS::GivenUp, SS::TakenBack, SS::Completed] {
         assert_eq!(source::step(state, SE::Recovered).state, state);
     }

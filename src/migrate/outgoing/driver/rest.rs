@@ -1,7 +1,7 @@
 //! Postcopy at the source: the switch, the pages that follow the guest, and recoveries. `docs/postcopy.md`
 //! tells what a VMM sees of it, `docs/wire.md` has the order of the records.
 
-use super::{no_connection, Driver};
+use super::{no_connection, sum, Driver};
 use crate::channel::{Channel, Io, Route};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -165,9 +165,15 @@ impl Driver {
         // The cap of the switchover ends with the switchover.
         self.common.shared.guest.pacer.end_override();
         self.common.stats.progress = self.ahead.done();
-        let Err(error) = self.send_rest(&rest) else {
-            return Ok(());
-        };
+        let sent = self.send_rest(&rest).or_else(|error| self.is_over(error));
+        // A recovery that had no page to send counts as well.
+        let recovered = std::mem::take(&mut self.recovering) && sent.is_ok();
+        self.common.stats.recoveries += u64::from(recovered);
+        sent
+    }
+
+    /// Whether the migration is complete although a connection failed with `error`.
+    fn is_over(&mut self, error: Error) -> Result<()> {
         // What the destination said last counts for more than a connection that broke.
         if self.lanes()?.hear_what_is_there() {
             return Ok(());
@@ -175,6 +181,11 @@ impl Driver {
         let left = self.lanes()?.unacknowledged();
         if self.consumer.pending() > Pages(0) || left > 0 {
             return Err(self.explain(error));
+        }
+        // The destination closes its connections behind COMPLETE, in any order, and COMPLETE may be on
+        // its way.
+        if self.lanes()?.await_complete() {
+            return Ok(());
         }
         // Nothing is missing that could be sent again.
         let text = format!(
@@ -229,13 +240,20 @@ impl Driver {
 
     /// Closes all connections, and puts the pages back that were not acknowledged.
     fn interrupt(&mut self) {
-        if let Some(mut lanes) = self.lanes.take() {
+        if let Some(lanes) = &mut self.lanes {
             lanes.give_up();
             lanes.close();
+        }
+        // The last acknowledgements that these lanes have heard count.
+        self.renew(true);
+        if let Some(lanes) = self.lanes.take() {
             self.before += lanes.put();
             self.sent_before += lanes.sent();
+            self.arrived_before = sum(self.arrived_before, lanes.arrived());
         }
         self.rest = None;
+        self.recovering = false;
+        self.common.stats.unacknowledged_pages = 0;
         self.renew(true);
     }
 
@@ -243,6 +261,7 @@ impl Driver {
     pub(super) fn await_recovery(&mut self) -> Result<Event> {
         self.interrupt();
         let why = self.common.error.as_ref().map_or("", Error::message);
+        let why = why.to_owned();
         let text = format!(
             "the guest was handed over and {} pages of its memory are not there yet; they stay here until \
              the migration is recovered or resolved ({why})",
@@ -251,11 +270,16 @@ impl Driver {
         self.common.vmm.event(EventKind::Interrupted, text);
         let shared = Arc::clone(&self.common.shared);
         match shared.guest.decisions.next() {
+            Decision::Retire if self.common.stats.run.is_some() => {
+                let text = format!("{} pages were not sent: {why}", self.consumer.pending());
+                self.common.error = Some(Error::new(Kind::Unanswered, text));
+                Ok(Event::RetireRunning)
+            }
             Decision::Retire => Ok(Event::Retire),
             Decision::Recover(route) => {
                 self.common.error = None;
                 self.recover(route).map_err(|e| self.explain(e))?;
-                self.common.stats.recoveries += 1;
+                self.recovering = true;
                 Ok(Event::Recovered)
             }
         }

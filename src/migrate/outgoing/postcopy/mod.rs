@@ -51,23 +51,19 @@ pub(super) struct Rest {
     counts: Arc<Counts>,
 }
 
-/// What all lanes did since the switch, over all recoveries.
+/// What the destination has asked for since the switch, over all recoveries.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     /// Records with requests.
     requests: AtomicU64,
     /// Pages that were asked for.
     requested: AtomicU64,
-    /// Pages that were sent because they were asked for.
-    urgent: AtomicU64,
-    /// Pages that were sent by the walk.
-    bulk: AtomicU64,
 }
 
 impl Counts {
-    /// Requests, pages that were asked for, and pages sent by request and by the walk.
-    pub(super) fn now(&self) -> [u64; 4] {
-        [&self.requests, &self.requested, &self.urgent, &self.bulk].map(|count| count.load(Relaxed))
+    /// Requests, and pages that were asked for.
+    pub(super) fn now(&self) -> [u64; 2] {
+        [&self.requests, &self.requested].map(|count| count.load(Relaxed))
     }
 }
 
@@ -117,7 +113,6 @@ impl Rest {
                 .take_recallable(&mut end, BULK_RUNS, BULK_PAGES)?;
             self.focus().went(from, end);
             if !taken.is_empty() {
-                self.counts.bulk.fetch_add(taken.pages().0, Relaxed);
                 return Ok(taken);
             }
             if self.is_all_taken() {
@@ -179,7 +174,7 @@ impl Rest {
     ) -> Result<()> {
         let mut said = Instant::now();
         loop {
-            let mut unmarked = false;
+            let (mut unmarked, mut news) = (false, false);
             for request in lane.requests() {
                 unmarked |= self.answer(lane, &request, pass, recall, bounds)?;
             }
@@ -188,13 +183,18 @@ impl Rest {
                     Record::Request(request) => {
                         unmarked |= self.answer(lane, &request, pass, recall, bounds)?;
                     }
-                    Record::Ack(ack) => lane.acknowledged(ack.number)?,
+                    Record::Ack(ack) => {
+                        lane.acknowledged(ack.number)?;
+                        news = true;
+                    }
                     other => return Err(lane.unexpected(other.record_type(), "REQUEST")),
                 }
             }
             bounds.stop.check("the urgent channel")?;
             if unmarked {
                 said = Instant::now();
+            }
+            if unmarked || news {
                 each(lane);
             }
             if self.is_all_taken() {
@@ -268,7 +268,6 @@ impl Rest {
                     if taken.is_empty() {
                         break;
                     }
-                    self.counts.urgent.fetch_add(taken.pages().0, Relaxed);
                     any = true;
                     lane.send_counted(&[], taken, pass, recall, bounds.params, &bounds.io())?;
                 }
