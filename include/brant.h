@@ -808,6 +808,9 @@ int32_t brant_guest_runs_here(struct brant_guest *guest,
  * The guest goes on from where it was paused, and everything that it did at the other place is
  * lost. `resume` is not called.
  *
+ * That holds for an interrupted postcopy too, once it was resolved or freed: its guest ran at the
+ * destination, and the call asserts that it has ended there. The guest then goes on from the switch.
+ *
  * BRANT_E_STATE when an incoming migration that failed has overwritten the guest's memory, when
  * memory was handed over by descriptor (brant_params.hand_over) and the destination has not said
  * that it never ran the guest, and while an unanswered migration has to be resolved. What a process
@@ -1021,7 +1024,10 @@ typedef struct brant_state_blob {
 #define BRANT_EVENT_COMPLETED 4
 /** The migration is over: it failed or was cancelled. On a source the guest runs on. */
 #define BRANT_EVENT_FAILED 5
-/** The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`. */
+/**
+ * The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`. Also the
+ * last event of an interrupted postcopy that the VMM gave up; its guest never runs here again.
+ */
 #define BRANT_EVENT_UNANSWERED 6
 /**
  * Source: pages at the destination differ from those here (`brant_params.verify`). The message names
@@ -2690,8 +2696,11 @@ int32_t brant_outgoing_new(struct brant_tracker *tracker,
 /**
  * Cancels a migration that is in progress, waits for its end, and frees it; NULL is fine. After
  * the hand-over the call does not cancel: it waits for the answer, for at most the hand-over
- * timeout and one second, and ends a comparison of memory (BRANT_SOURCE_VERIFYING). When the migration is unanswered and not resolved, the guest then counts
- * as handed over (`brant_guest_reclaim`). Returns 0, or BRANT_E_CALLBACK inside one of the
+ * timeout and one second, and ends a comparison of memory (BRANT_SOURCE_VERIFYING). When the migration
+ * is unanswered and not resolved, the guest then counts as handed over (`brant_guest_reclaim`). An
+ * interrupted postcopy is given up: when the destination has said that the guest runs there, as by
+ * brant_outgoing_resolve with BRANT_RESOLVE_DESTROY, otherwise as an unanswered migration. A postcopy
+ * whose pages are on their way (BRANT_SOURCE_SERVING) is waited for. Returns 0, or BRANT_E_CALLBACK inside one of the
  * migration's own callbacks, where nothing is freed.
  *
  * This is the last call on the migration. When other threads wait for it, call
@@ -2701,7 +2710,8 @@ int32_t brant_outgoing_free(struct brant_outgoing *outgoing);
 
 /**
  * Starts the migration to "tcp:ADDRESS:PORT" (a numeric IPv4 address, an IPv6 address in brackets,
- * or localhost) or "unix:/PATH", and returns at once. `brant_outgoing_wait`, the events and the
+ * or localhost) or "unix:/PATH", and returns at once. brant makes a connection for each of the
+ * `channels` of the parameters, and with `postcopy` one more. `brant_outgoing_wait`, the events and the
  * figures tell how it goes and how it ends.
  */
 int32_t brant_outgoing_start(struct brant_outgoing *outgoing,
@@ -2714,7 +2724,7 @@ int32_t brant_outgoing_start(struct brant_outgoing *outgoing,
  * the socket, also on a migration that was started before (BRANT_E_STATE).
  *
  * BRANT_E_INVALID for any other descriptor (the message says what the descriptor is), and when
- * `channels` of the parameters is more than 1. Nothing has begun then, and the same migration can be
+ * `channels` of the parameters is more than 1 or `postcopy` is on. Nothing has begun then, and the same migration can be
  * started again.
  */
 int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
@@ -2723,7 +2733,8 @@ int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
 
 /**
  * Starts the migration over connected stream sockets, one for each channel: `fds` has `count` of
- * them, channel 0 first, and `count` is `channels` of the parameters. From this call on brant owns
+ * them, channel 0 first, and `count` is `channels` of the parameters; with `postcopy` there is one more
+ * socket, the last one. From this call on brant owns
  * the sockets and their blocking mode. When the call fails, brant closes all of them, also on a
  * migration that was started before (BRANT_E_STATE). The sockets stay the VMM's only when the list
  * itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is in the list twice.
@@ -2775,6 +2786,12 @@ int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
  * the migration was cancelled): brant does not take a guest back by itself once the guest was
  * handed over, and the message holds the destination's words. A migration that was handed over
  * ends with 0 or BRANT_E_UNANSWERED and nothing else. The last event and the figures agree.
+ *
+ * An interrupted postcopy (BRANT_SOURCE_INTERRUPTED) is in progress: the wait goes on until the session
+ * is recovered and ends, or is given up. A session that was given up with brant_outgoing_resolve is
+ * BRANT_E_UNANSWERED in the state BRANT_SOURCE_GIVEN_UP, because every other code says that the guest
+ * runs on here. It is resolved, and the message says that the guest runs at the destination and how
+ * many pages did not go.
  */
 int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
                             uint64_t timeout_ms,
@@ -2798,6 +2815,14 @@ int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
  * - its `run` was called, or BRANT_DESTINATION_RUNNING: BRANT_RESOLVE_DESTROY;
  * - BRANT_DESTINATION_FAILED or _START_FAILED, `brant_incoming_cancel` returned 0, or the
  *   destination's process is gone and cannot have a running guest: BRANT_RESOLVE_RESUME.
+ *
+ * BRANT_RESOLVE_RESUME is BRANT_E_STATE when memory was handed over by descriptor, unless the
+ * destination has said that it never ran the guest: both sides have that memory in common.
+ *
+ * An interrupted postcopy (BRANT_SOURCE_INTERRUPTED) is given up by BRANT_RESOLVE_DESTROY, for good: the
+ * pages that did not go are lost to the guest. When the destination has said that the guest runs there,
+ * BRANT_RESOLVE_RESUME is BRANT_E_STATE, because the memory here is that of the switch. When it has not,
+ * the call works as for an unanswered migration.
  */
 int32_t brant_outgoing_resolve(struct brant_outgoing *outgoing,
                                uint32_t resolution,
@@ -2991,14 +3016,14 @@ int32_t brant_outgoing_switch_over(struct brant_outgoing *outgoing,
 
 /**
  * Switches to postcopy as soon as possible: the guest is paused, and runs at the destination before the
- * pages that it lacks there have come. Any moment before the pause will do. The pass in progress ends
- * with a sync. When the guest would stand still for longer than the downtime limit, the switch does not
- * come, the migration goes on as before, and a BRANT_EVENT_DOWNTIME has the figure: the description of
- * the missing pages, their discarding at the destination, and the device state all count. Returns at
- * once.
+ * pages that it lacks there have come. Any moment from the start to the pause will do. The pass in
+ * progress ends with a sync. When the guest would stand still for longer than the downtime limit, the
+ * switch does not come, the migration goes on as before, and a BRANT_EVENT_DOWNTIME has the figure: the
+ * description of the missing pages, their discarding at the destination, and the device state all count.
+ * Returns at once.
  *
- * BRANT_E_UNSUPPORTED when `postcopy` of the parameters is BRANT_POSTCOPY_OFF. From the pause on, and
- * after the end: BRANT_E_STATE. Any thread, also inside callbacks.
+ * BRANT_E_UNSUPPORTED when `postcopy` of the parameters is BRANT_POSTCOPY_OFF. Before the start, after a
+ * start that failed, from the pause on, and after the end: BRANT_E_STATE. Any thread, also inside callbacks.
  */
 int32_t brant_outgoing_start_postcopy(struct brant_outgoing *outgoing,
                                       struct brant_error **error);
@@ -3132,13 +3157,13 @@ int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
  * these records is the connect timeout. When it has run out, brant tells the source and waits up to
  * one second for it to read the reason, so the migration ends that much later. `count` is the number
  * of the source's channels, and may be less than `channels` of the parameters. (At the source the
- * two are equal.) A source with another number of channels is refused.
+ * two are equal.) With a source that allows postcopy it is one more. A source with another number of channels is refused.
  *
  * From this call on brant owns the sockets and their blocking mode. When the call fails, brant closes
  * all of them, also on a migration that was started before (BRANT_E_STATE). The sockets stay the
  * VMM's only when the list itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is
  * in the list twice. BRANT_E_INVALID for a wrong list, for more sockets than `channels` of the
- * parameters, for any other descriptor, for one socket under two numbers (dup), and for both ends of
+ * parameters and one, for any other descriptor, for one socket under two numbers (dup), and for both ends of
  * one TCP connection. The message names the socket, for example `fds[2] (descriptor 17)`. Nothing
  * has begun then, and the same migration can be started again. Both ends of one unix pair are not
  * noticed here: such a migration fails when the connect timeout has run out. A later error names the
@@ -3810,7 +3835,8 @@ typedef struct brant_stats {
      * divided by the sum of those, the remaining pages and the pages that later passes will send
      * by the forecast. Destination: pages received so far, divided by the sum of those and the
      * remaining pages. Never falls. 10000 when the guest
-     * runs at the destination, and not before. After a failure or a cancel it keeps its last
+     * runs at the destination, and not before; with postcopy that is from the switch on, and
+     * `missing_pages` tells the rest. After a failure or a cancel it keeps its last
      * value, at most 9999. `state` and `error` tell that the migration is over.
      */
     uint32_t progress;
@@ -4109,11 +4135,20 @@ typedef struct brant_stats {
      * only.
      */
     uint64_t encoded_pages;
-    /** Postcopy: pages that have not arrived since the guest was handed over. Tells the present. */
+    /**
+     * Postcopy: pages that have not arrived since the switch; at the source, that were not acknowledged.
+     * 0 when the switch was dropped or failed. Tells the present.
+     */
     uint64_t missing_pages;
-    /** Postcopy: pages that went (came) because somebody at the destination waited for them. */
+    /**
+     * Postcopy: pages that arrived because somebody at the destination waited for them; at the source,
+     * those that were acknowledged on the urgent connection.
+     */
     uint64_t urgent_pages;
-    /** Postcopy: pages that went (came) after the switch before anybody waited for them. */
+    /**
+     * Postcopy: pages that arrived after the switch before anybody waited for them; at the source, those
+     * that were acknowledged on all other connections.
+     */
     uint64_t bulk_pages;
     /**
      * Postcopy: page faults of the guest on memory that was not here. A fault that the kernel tells of
@@ -4150,7 +4185,10 @@ typedef struct brant_stats {
     uint64_t requests;
     /** Postcopy: pages in these requests. Some of them were on their way already. Source only. */
     uint64_t requested_pages;
-    /** Postcopy: how often the migration went on over new connections. */
+    /**
+     * Postcopy: how often the migration went on over new connections. A recovery counts once a page has
+     * arrived over them, or the session is complete. Source only.
+     */
     uint64_t recoveries;
 } brant_stats;
 

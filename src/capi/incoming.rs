@@ -167,13 +167,13 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
 /// these records is the connect timeout. When it has run out, brant tells the source and waits up to
 /// one second for it to read the reason, so the migration ends that much later. `count` is the number
 /// of the source's channels, and may be less than `channels` of the parameters. (At the source the
-/// two are equal.) A source with another number of channels is refused.
+/// two are equal.) With a source that allows postcopy it is one more. A source with another number of channels is refused.
 ///
 /// From this call on brant owns the sockets and their blocking mode. When the call fails, brant closes
 /// all of them, also on a migration that was started before (BRANT_E_STATE). The sockets stay the
 /// VMM's only when the list itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is
 /// in the list twice. BRANT_E_INVALID for a wrong list, for more sockets than `channels` of the
-/// parameters, for any other descriptor, for one socket under two numbers (dup), and for both ends of
+/// parameters and one, for any other descriptor, for one socket under two numbers (dup), and for both ends of
 /// one TCP connection. The message names the socket, for example `fds[2] (descriptor 17)`. Nothing
 /// has begun then, and the same migration can be started again. Both ends of one unix pair are not
 /// noticed here: such a migration fails when the connect timeout has run out. A later error names the

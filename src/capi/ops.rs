@@ -54,7 +54,8 @@ pub const BRANT_EVENT_WARNING: u32 = 3;
 pub const BRANT_EVENT_COMPLETED: u32 = 4;
 /// The migration is over: it failed or was cancelled. On a source the guest runs on.
 pub const BRANT_EVENT_FAILED: u32 = 5;
-/// The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`.
+/// The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`. Also the
+/// last event of an interrupted postcopy that the VMM gave up; its guest never runs here again.
 pub const BRANT_EVENT_UNANSWERED: u32 = 6;
 /// Source: pages at the destination differ from those here (`brant_params.verify`). The message names
 /// the block, the first such page and their number; there is one event for each block. The guest

@@ -61,8 +61,11 @@ pub unsafe extern "C" fn brant_outgoing_new(
 
 /// Cancels a migration that is in progress, waits for its end, and frees it; NULL is fine. After
 /// the hand-over the call does not cancel: it waits for the answer, for at most the hand-over
-/// timeout and one second, and ends a comparison of memory (BRANT_SOURCE_VERIFYING). When the migration is unanswered and not resolved, the guest then counts
-/// as handed over (`brant_guest_reclaim`). Returns 0, or BRANT_E_CALLBACK inside one of the
+/// timeout and one second, and ends a comparison of memory (BRANT_SOURCE_VERIFYING). When the migration
+/// is unanswered and not resolved, the guest then counts as handed over (`brant_guest_reclaim`). An
+/// interrupted postcopy is given up: when the destination has said that the guest runs there, as by
+/// brant_outgoing_resolve with BRANT_RESOLVE_DESTROY, otherwise as an unanswered migration. A postcopy
+/// whose pages are on their way (BRANT_SOURCE_SERVING) is waited for. Returns 0, or BRANT_E_CALLBACK inside one of the
 /// migration's own callbacks, where nothing is freed.
 ///
 /// This is the last call on the migration. When other threads wait for it, call
@@ -76,7 +79,8 @@ pub unsafe extern "C" fn brant_outgoing_free(outgoing: *mut brant_outgoing) -> i
 }
 
 /// Starts the migration to "tcp:ADDRESS:PORT" (a numeric IPv4 address, an IPv6 address in brackets,
-/// or localhost) or "unix:/PATH", and returns at once. `brant_outgoing_wait`, the events and the
+/// or localhost) or "unix:/PATH", and returns at once. brant makes a connection for each of the
+/// `channels` of the parameters, and with `postcopy` one more. `brant_outgoing_wait`, the events and the
 /// figures tell how it goes and how it ends.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start(
@@ -98,7 +102,7 @@ pub unsafe extern "C" fn brant_outgoing_start(
 /// the socket, also on a migration that was started before (BRANT_E_STATE).
 ///
 /// BRANT_E_INVALID for any other descriptor (the message says what the descriptor is), and when
-/// `channels` of the parameters is more than 1. Nothing has begun then, and the same migration can be
+/// `channels` of the parameters is more than 1 or `postcopy` is on. Nothing has begun then, and the same migration can be
 /// started again.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start_fd(
@@ -116,7 +120,8 @@ pub unsafe extern "C" fn brant_outgoing_start_fd(
 }
 
 /// Starts the migration over connected stream sockets, one for each channel: `fds` has `count` of
-/// them, channel 0 first, and `count` is `channels` of the parameters. From this call on brant owns
+/// them, channel 0 first, and `count` is `channels` of the parameters; with `postcopy` there is one more
+/// socket, the last one. From this call on brant owns
 /// the sockets and their blocking mode. When the call fails, brant closes all of them, also on a
 /// migration that was started before (BRANT_E_STATE). The sockets stay the VMM's only when the list
 /// itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is in the list twice.
@@ -192,6 +197,12 @@ pub unsafe extern "C" fn brant_outgoing_cancel(
 /// the migration was cancelled): brant does not take a guest back by itself once the guest was
 /// handed over, and the message holds the destination's words. A migration that was handed over
 /// ends with 0 or BRANT_E_UNANSWERED and nothing else. The last event and the figures agree.
+///
+/// An interrupted postcopy (BRANT_SOURCE_INTERRUPTED) is in progress: the wait goes on until the session
+/// is recovered and ends, or is given up. A session that was given up with brant_outgoing_resolve is
+/// BRANT_E_UNANSWERED in the state BRANT_SOURCE_GIVEN_UP, because every other code says that the guest
+/// runs on here. It is resolved, and the message says that the guest runs at the destination and how
+/// many pages did not go.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_wait(
     outgoing: *mut brant_outgoing,
@@ -220,6 +231,14 @@ pub const BRANT_RESOLVE_DESTROY: u32 = 2;
 /// - its `run` was called, or BRANT_DESTINATION_RUNNING: BRANT_RESOLVE_DESTROY;
 /// - BRANT_DESTINATION_FAILED or _START_FAILED, `brant_incoming_cancel` returned 0, or the
 ///   destination's process is gone and cannot have a running guest: BRANT_RESOLVE_RESUME.
+///
+/// BRANT_RESOLVE_RESUME is BRANT_E_STATE when memory was handed over by descriptor, unless the
+/// destination has said that it never ran the guest: both sides have that memory in common.
+///
+/// An interrupted postcopy (BRANT_SOURCE_INTERRUPTED) is given up by BRANT_RESOLVE_DESTROY, for good: the
+/// pages that did not go are lost to the guest. When the destination has said that the guest runs there,
+/// BRANT_RESOLVE_RESUME is BRANT_E_STATE, because the memory here is that of the switch. When it has not,
+/// the call works as for an unanswered migration.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_resolve(
     outgoing: *mut brant_outgoing,

@@ -89,6 +89,9 @@ pub unsafe extern "C" fn brant_guest_runs_here(
 /// The guest goes on from where it was paused, and everything that it did at the other place is
 /// lost. `resume` is not called.
 ///
+/// That holds for an interrupted postcopy too, once it was resolved or freed: its guest ran at the
+/// destination, and the call asserts that it has ended there. The guest then goes on from the switch.
+///
 /// BRANT_E_STATE when an incoming migration that failed has overwritten the guest's memory, when
 /// memory was handed over by descriptor (brant_params.hand_over) and the destination has not said
 /// that it never ran the guest, and while an unanswered migration has to be resolved. What a process

@@ -8,14 +8,14 @@ use crate::migrate::ConnectTo;
 use std::ffi::c_char;
 
 /// Switches to postcopy as soon as possible: the guest is paused, and runs at the destination before the
-/// pages that it lacks there have come. Any moment before the pause will do. The pass in progress ends
-/// with a sync. When the guest would stand still for longer than the downtime limit, the switch does not
-/// come, the migration goes on as before, and a BRANT_EVENT_DOWNTIME has the figure: the description of
-/// the missing pages, their discarding at the destination, and the device state all count. Returns at
-/// once.
+/// pages that it lacks there have come. Any moment from the start to the pause will do. The pass in
+/// progress ends with a sync. When the guest would stand still for longer than the downtime limit, the
+/// switch does not come, the migration goes on as before, and a BRANT_EVENT_DOWNTIME has the figure: the
+/// description of the missing pages, their discarding at the destination, and the device state all count.
+/// Returns at once.
 ///
-/// BRANT_E_UNSUPPORTED when `postcopy` of the parameters is BRANT_POSTCOPY_OFF. From the pause on, and
-/// after the end: BRANT_E_STATE. Any thread, also inside callbacks.
+/// BRANT_E_UNSUPPORTED when `postcopy` of the parameters is BRANT_POSTCOPY_OFF. Before the start, after a
+/// start that failed, from the pause on, and after the end: BRANT_E_STATE. Any thread, also inside callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start_postcopy(
     outgoing: *mut brant_outgoing,

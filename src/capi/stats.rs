@@ -137,7 +137,8 @@ pub struct brant_stats {
     /// divided by the sum of those, the remaining pages and the pages that later passes will send
     /// by the forecast. Destination: pages received so far, divided by the sum of those and the
     /// remaining pages. Never falls. 10000 when the guest
-    /// runs at the destination, and not before. After a failure or a cancel it keeps its last
+    /// runs at the destination, and not before; with postcopy that is from the switch on, and
+    /// `missing_pages` tells the rest. After a failure or a cancel it keeps its last
     /// value, at most 9999. `state` and `error` tell that the migration is over.
     pub progress: u32,
     /// The guest's memory.
@@ -361,11 +362,14 @@ pub struct brant_stats {
     /// as a delta, or to keep them for later deltas. None of these can go without a copy. Source
     /// only.
     pub encoded_pages: u64,
-    /// Postcopy: pages that have not arrived since the guest was handed over. Tells the present.
+    /// Postcopy: pages that have not arrived since the switch; at the source, that were not acknowledged.
+    /// 0 when the switch was dropped or failed. Tells the present.
     pub missing_pages: u64,
-    /// Postcopy: pages that went (came) because somebody at the destination waited for them.
+    /// Postcopy: pages that arrived because somebody at the destination waited for them; at the source,
+    /// those that were acknowledged on the urgent connection.
     pub urgent_pages: u64,
-    /// Postcopy: pages that went (came) after the switch before anybody waited for them.
+    /// Postcopy: pages that arrived after the switch before anybody waited for them; at the source, those
+    /// that were acknowledged on all other connections.
     pub bulk_pages: u64,
     /// Postcopy: page faults of the guest on memory that was not here. A fault that the kernel tells of
     /// twice counts twice. Destination only.
@@ -390,7 +394,8 @@ pub struct brant_stats {
     pub requests: u64,
     /// Postcopy: pages in these requests. Some of them were on their way already. Source only.
     pub requested_pages: u64,
-    /// Postcopy: how often the migration went on over new connections.
+    /// Postcopy: how often the migration went on over new connections. A recovery counts once a page has
+    /// arrived over them, or the session is complete. Source only.
     pub recoveries: u64,
 }
 
