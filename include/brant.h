@@ -4186,8 +4186,9 @@ typedef struct brant_stats {
     /** Postcopy: pages in these requests. Some of them were on their way already. Source only. */
     uint64_t requested_pages;
     /**
-     * Postcopy: how often the migration went on over new connections. A recovery counts once a page has
-     * arrived over them, or the session is complete. Source only.
+     * Postcopy: how often the migration went on over new connections. At the source a recovery counts
+     * once a page has arrived over them, or the session is complete; at the destination once both
+     * sides have agreed on them.
      */
     uint64_t recoveries;
 } brant_stats;

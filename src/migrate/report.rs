@@ -322,8 +322,9 @@ pub struct Stats {
     pub requests: u64,
     /// Postcopy: pages in these requests. Some of them were on their way already. Source only.
     pub requested_pages: u64,
-    /// Postcopy: how often the migration went on over new connections. A recovery counts once a page has
-    /// arrived over them, or the session is complete. Source only.
+    /// Postcopy: how often the migration went on over new connections. At the source a recovery counts
+    /// once a page has arrived over them, or the session is complete; at the destination once both
+    /// sides have agreed on them.
     pub recoveries: u64,
 }
 
