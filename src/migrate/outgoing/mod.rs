@@ -368,7 +368,7 @@ impl Outgoing {
     /// requests the end and returns. When the migration has ended already, nothing happens.
     ///
     /// After the hand-over a cancel is too late: [`Kind::State`]. While the memory of a guest that runs
-    /// at the destination is compared ([`SourceState::Verifying`]), a cancel ends the comparison: the
+    /// at the destination is compared ([`State::Verifying`]), a cancel ends the comparison: the
     /// migration has succeeded, and the pages that are left count as not compared.
     pub fn cancel(&self) -> Result<()> {
         if self.shared.handle.state() == State::Verifying {
