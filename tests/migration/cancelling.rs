@@ -251,7 +251,8 @@ fn a_cancel_from_another_thread_is_prompt_in_the_last_pass_and_while_the_destina
                 let _ = cancel.join().unwrap();
             });
         }
-        let _ = inc.wait(Some(LONG));
+        // Both, because the destination may run the guest before the source hears of it.
+        let (_, _) = (inc.wait(Some(LONG)), out.wait(Some(LONG)));
         if out.state() != State::Completed {
             pair.assert_runs_on(place);
             assert_eq!(pair.from.calls("resume"), 1);

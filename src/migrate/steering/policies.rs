@@ -565,6 +565,12 @@ impl Policies {
                     format!("{} vCPUs have a dirty limit", self.limits.limited())
                 }
             };
+            // A limit may just be decided on, and not be in force yet.
+            let limited = u32::try_from(self.limits.limited()).unwrap_or(u32::MAX);
+            let facts = &Facts {
+                limited_vcpus: facts.limited_vcpus.max(limited),
+                ..*facts
+            };
             let rings = match too_large(facts, self.highest()) {
                 Some(rings) => format!(": {}", rings.describe()),
                 None => String::new(),
