@@ -17,6 +17,8 @@ INSTALL ?= install
 PREFIX  ?= /usr/local
 INCLUDEDIR ?= $(PREFIX)/include
 LIBDIR  ?= $(PREFIX)/lib
+MANDIR  ?= $(PREFIX)/share/man
+DOCDIR  ?= $(PREFIX)/share/doc/brant
 DEMO_FLAGS ?=
 
 # rustup puts cargo where a fresh login shell, but not always make, finds it.
@@ -30,10 +32,12 @@ CARGO_OUT := $(or $(CARGO_TARGET_DIR),target)/release
 # the crate stays as it is.
 C       := target/c
 BUILD   := build
+REFERENCE := $(C)/reference
 MAP     := src/capi/brant.map
 # What rustc names for --print native-static-libs on Linux with glibc, less -lgcc_s: the
 # compiler adds that to a program by itself, or -lgcc_eh where everything is static.
 PRIVATE := -lutil -lrt -lpthread -lm -ldl -lc
+space   := $(subst ,, )
 # From a program's directory to that of the shared library.
 rpath   = '-Wl,-rpath,$$ORIGIN/$(shell realpath -m --relative-to=$(dir $@) $(C))'
 
@@ -58,7 +62,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-faults test-downtime test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi install install-debug uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-faults test-downtime test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi reference deb install install-debug uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -67,8 +71,15 @@ all: lib pc examples
 ## lib: libbrant.a and the shared library with versioned symbols, in target/c
 lib: $(C)/libbrant.a $(C)/libbrant.so
 
-## pc: brant.pc for PREFIX, in target/c
-pc: $(C)/brant.pc
+## pc: brant.pc for PREFIX, and what CMake's find_package reads, in target/c
+pc: $(C)/brant.pc $(C)/cmake/brantConfig.cmake $(C)/cmake/brantConfigVersion.cmake
+
+## reference: a manual page and an HTML page for each function and type, from the header, in target/c/reference
+reference: $(REFERENCE)/made
+
+## deb: Debian packages libbrant0 and libbrant-dev, in target/deb (DEB_FLAGS go to dpkg-deb)
+deb: lib | deps
+	@scripts/deb $(DEB_FLAGS)
 
 ## examples: the example VMM, build/minivmm
 examples: $(MINIVMM)
@@ -190,6 +201,17 @@ $(C)/brant.pc: brant.pc.in FORCE
 	    -e 's|@LIBDIR@|$(patsubst $(PREFIX)/%,$${exec_prefix}/%,$(LIBDIR))|' \
 	    -e 's|@INCLUDEDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(INCLUDEDIR))|' $< > $@
 
+# find_package is told where the header is from where its own files are.
+$(C)/cmake/%.cmake: cmake/%.cmake.in FORCE
+	@mkdir -p $(@D)
+	@sed -e 's|@VERSION@|$(VERSION)|' -e 's|@MAJOR@|$(firstword $(subst ., ,$(VERSION)))|' -e 's|@SONAME@|$(SONAME)|' \
+	    -e 's|@PRIVATE@|$(subst $(space),;,$(PRIVATE))|' \
+	    -e 's|@INCLUDE_FROM_LIB@|$(shell realpath -ms --relative-to='$(LIBDIR)' '$(INCLUDEDIR)')|' $< > $@
+
+$(REFERENCE)/made: include/brant.h scripts/reference scripts/doc_comments.py scripts/abi.py | deps
+	@scripts/reference --man $(REFERENCE)/man3 --html $(REFERENCE)/html
+	@touch $@
+
 # --- the example VMM ---------------------------------------------------------
 $(C)/minivmm/%.o: examples/minivmm/%.c | deps
 	@mkdir -p $(@D)
@@ -264,14 +286,20 @@ target/bench/rom.bin: benches/peers/rom.S | deps
 
 # --- installing --------------------------------------------------------------
 ## install: install to DESTDIR + PREFIX (/usr/local) what make has built
-install: $(if $(wildcard $(C)/libbrant.so.$(VERSION)),,lib) pc
-	$(INSTALL) -d '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig'
+install: $(if $(wildcard $(C)/libbrant.so.$(VERSION)),,lib) pc reference
+	$(INSTALL) -d '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig' '$(DESTDIR)$(LIBDIR)/cmake/brant' \
+	    '$(DESTDIR)$(MANDIR)/man3' '$(DESTDIR)$(DOCDIR)/html'
 	$(INSTALL) -m 644 include/brant.h '$(DESTDIR)$(INCLUDEDIR)/brant.h'
 	$(INSTALL) -m 644 $(C)/libbrant.a '$(DESTDIR)$(LIBDIR)/libbrant.a'
 	$(INSTALL) -m 755 $(C)/libbrant.so.$(VERSION) '$(DESTDIR)$(LIBDIR)/libbrant.so.$(VERSION)'
 	ln -sf libbrant.so.$(VERSION) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
 	ln -sf $(SONAME) '$(DESTDIR)$(LIBDIR)/libbrant.so'
 	$(INSTALL) -m 644 $(C)/brant.pc '$(DESTDIR)$(LIBDIR)/pkgconfig/brant.pc'
+	$(INSTALL) -m 644 $(C)/cmake/brantConfig.cmake $(C)/cmake/brantConfigVersion.cmake '$(DESTDIR)$(LIBDIR)/cmake/brant/'
+	@echo "$(INSTALL) -m 644 $(REFERENCE)/man3/*.3 '$(DESTDIR)$(MANDIR)/man3/'"
+	@$(INSTALL) -m 644 $(REFERENCE)/man3/*.3 '$(DESTDIR)$(MANDIR)/man3/'
+	@echo "$(INSTALL) -m 644 $(REFERENCE)/html/*.html '$(DESTDIR)$(DOCDIR)/html/'"
+	@$(INSTALL) -m 644 $(REFERENCE)/html/*.html '$(DESTDIR)$(DOCDIR)/html/'
 	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ]; then ldconfig 2>/dev/null || true; fi
 	@case '$(PREFIX)' in /usr|/usr/local) ;; *) echo 'to use it from there:'; \
 	    echo '  export PKG_CONFIG_PATH=$(LIBDIR)/pkgconfig LD_LIBRARY_PATH=$(LIBDIR)';; esac
@@ -282,12 +310,15 @@ install-debug: $(if $(wildcard $(DEBUG)),,lib)
 	$(INSTALL) -m 644 $(DEBUG) '$(DESTDIR)$(LIBDIR)/.debug/$(notdir $(DEBUG))'
 
 ## uninstall: remove what install put there
-uninstall:
+uninstall: reference
 	rm -f '$(DESTDIR)$(INCLUDEDIR)/brant.h' '$(DESTDIR)$(LIBDIR)/libbrant.a' \
 	    '$(DESTDIR)$(LIBDIR)/libbrant.so.$(VERSION)' '$(DESTDIR)$(LIBDIR)/$(SONAME)' \
 	    '$(DESTDIR)$(LIBDIR)/libbrant.so' '$(DESTDIR)$(LIBDIR)/pkgconfig/brant.pc' \
-	    '$(DESTDIR)$(LIBDIR)/.debug/$(notdir $(DEBUG))'
-	@rmdir '$(DESTDIR)$(LIBDIR)/.debug' 2>/dev/null || true
+	    '$(DESTDIR)$(LIBDIR)/.debug/$(notdir $(DEBUG))' '$(DESTDIR)$(LIBDIR)/cmake/brant/brantConfig.cmake' \
+	    '$(DESTDIR)$(LIBDIR)/cmake/brant/brantConfigVersion.cmake'
+	@for page in $(REFERENCE)/man3/*.3; do rm -f "$(DESTDIR)$(MANDIR)/man3/$${page##*/}"; done
+	@for page in $(REFERENCE)/html/*.html; do rm -f "$(DESTDIR)$(DOCDIR)/html/$${page##*/}"; done
+	@rmdir '$(DESTDIR)$(LIBDIR)/.debug' '$(DESTDIR)$(LIBDIR)/cmake/brant' '$(DESTDIR)$(DOCDIR)/html' '$(DESTDIR)$(DOCDIR)' 2>/dev/null || true
 
 ## clean: remove everything that was built
 clean:

@@ -1,7 +1,9 @@
-"""Debian's packages, unpacked into target/stock instead of being installed: QEMU, a kernel, busybox.
+"""Debian's packages, unpacked into target/stock instead of being installed: QEMU, a kernel, busybox,
+CMake, libabigail.
 
-scripts/test-stock-kvm boots them, and scripts/bench-peers runs QEMU beside brant. A package is
-downloaded and unpacked once; nothing of the machine changes.
+scripts/test-stock-kvm boots them, scripts/bench-peers runs QEMU beside brant, and scripts/test looks
+at the installed library with the tools. A package is downloaded and unpacked once; nothing of the
+machine changes.
 """
 
 import glob
@@ -72,6 +74,27 @@ def installed_or_unpacked(name, packages, into):
     unpacked(name, packages, into)
 
 
+def libraries_in(into):
+    """LD_LIBRARY_PATH for what was unpacked. Not in the environment, where it would be every child's."""
+    found = {os.path.dirname(path) for path in glob.glob(os.path.join(into, "**", "*.so.*"), recursive=True)}
+    return "LD_LIBRARY_PATH=" + ":".join(sorted(found))
+
+
+def tool(program, package):
+    """The command of a program: the one that is installed, or else the unpacked package's."""
+    installed = shutil.which(program)
+    if installed:
+        return [installed]
+    into = os.path.join(CACHE, package)
+    installed_or_unpacked(program, lambda: missing_packages(package), into)
+    return ["env", libraries_in(into), os.path.join(into, "usr/bin", program)]
+
+
+def cmake():
+    """CMake's command. It finds its modules from its own place."""
+    return tool("cmake", "cmake")
+
+
 def qemu():
     """QEMU's command: the one that is installed, or else the unpacked one."""
     if os.uname().machine != "x86_64":
@@ -81,11 +104,7 @@ def qemu():
         return [installed]
     into = os.path.join(CACHE, "qemu")
     installed_or_unpacked("QEMU", lambda: missing_packages("qemu-system-x86"), into)
-    libraries = {os.path.dirname(path)
-                 for path in glob.glob(os.path.join(into, "**", "*.so.*"), recursive=True)}
-    # Not in the environment, where it would be every child's.
-    command = ["env", "LD_LIBRARY_PATH=" + ":".join(sorted(libraries)),
-               os.path.join(into, "usr/bin/qemu-system-x86_64")]
+    command = ["env", libraries_in(into), os.path.join(into, "usr/bin/qemu-system-x86_64")]
     for data in ("qemu", "seabios"):
         command += ["-L", os.path.join(into, "usr/share", data)]
     return command
