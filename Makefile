@@ -151,7 +151,7 @@ $(C)/deps.stamp: scripts/deps Cargo.toml
 	@scripts/deps
 	@mkdir -p $(@D) && touch $@
 
-## header: regenerate include/brant.h from src/capi
+## header: regenerate include/brant.h from src/capi, and Python's declarations from it
 header: | deps
 	@scripts/header
 

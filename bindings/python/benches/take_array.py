@@ -15,6 +15,7 @@ import statistics
 import time
 
 import brant
+from brant import _declared as declared
 from brant import _native as native
 
 PAGES = 1 << 16
@@ -37,7 +38,7 @@ def by_python(tracker: brant.Tracker) -> float:
 
 
 def by_c(tracker: brant.Tracker) -> float:
-    runs = (native.brant_run * BATCH)()
+    runs = (declared.brant_run * BATCH)()
     count, error = ctypes.c_size_t(), ctypes.c_void_p()
     places = (runs, BATCH, ctypes.byref(count), ctypes.byref(error))
     with tracker._handle.use() as handle:

@@ -7,6 +7,7 @@ from ctypes import byref
 from dataclasses import dataclass, fields
 from typing import Optional
 
+from . import _declared as declared
 from . import _native as native
 from ._native import constant
 
@@ -51,7 +52,7 @@ class KvmCosts:
     filled: bytes
 
 
-def _cost(cost: native.brant_kvm_cost) -> Optional[KvmCost]:
+def _cost(cost: declared.brant_kvm_cost) -> Optional[KvmCost]:
     if not cost.measured:
         return None
     return KvmCost(**{field.name: getattr(cost, field.name) for field in fields(KvmCost)})
@@ -66,12 +67,12 @@ def measure_kvm(
     is no choice. It opens /dev/kvm, runs a guest of the library's own, and takes at most
     ``limit_ms`` (20 to 10000; 0: 200)."""
     workload = native.sized(
-        native.brant_kvm_workload,
+        declared.brant_kvm_workload,
         memory_bytes=native.number(memory_bytes, "memory_bytes"),
         dirty_pages_per_second=native.number(dirty_pages_per_second, "dirty_pages_per_second"),
         limit_ms=native.number(limit_ms, "limit_ms"),
     )
-    costs = native.sized(native.brant_kvm_costs)
+    costs = native.sized(declared.brant_kvm_costs)
     reason = ctypes.create_string_buffer(2048)
     native.call(
         native.lib.brant_kvm_measure,

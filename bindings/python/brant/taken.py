@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, Iterator, Optional, Tuple, Type
 from weakref import ReferenceType, ref
 
-from . import _native as native
+from . import _declared as declared
 from ._native import PAGE_SIZE
 
 #: The most runs that the library takes in one call.
@@ -59,7 +59,7 @@ class Batch:
     """The runs that the library hands out in one call."""
 
     def __init__(self, size: int) -> None:
-        self.runs: Any = (native.brant_run * size)()
+        self.runs: Any = (declared.brant_run * size)()
         #: Filled by the library itself, in the same call as the runs.
         self.count = c_size_t()
         #: The first run that is not accounted for.

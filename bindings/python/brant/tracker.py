@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from ctypes import byref, c_size_t, c_uint32
+from ctypes import byref, c_size_t
 from dataclasses import dataclass, fields
-from types import TracebackType
-from typing import Any, Dict, Generator, List, Optional, Tuple, Type, Union
-from weakref import ReferenceType, ref
+from typing import Any, Generator, List, Optional, Union
+from weakref import ref
 
+from . import _declared as declared
 from . import _native as native
 from ._native import PAGE_SIZE, constant
+from .guest import Guest, _Closes, handle_of
 from .measure import KvmCosts
 from .taken import ARRAY_BATCH, Batch, Held, Run, Taken, Walking
 
@@ -23,240 +24,6 @@ _KVM_MODES = {
     "initially-set": constant("KVM_INITIALLY_SET"),
 }
 _BATCH = 64
-
-
-class _Block:
-    """A block's number and its buffer. As long as this exists, the buffer's owner cannot unmap it.
-    """
-
-    def __init__(self, name: str, number: int, view: memoryview) -> None:
-        self.name, self.number, self.view = name, number, view
-
-
-class _Blocks:
-    """The blocks of a guest, which the guest and each of its trackers keep: a tracker accesses
-    memory as long as it lives."""
-
-    def __init__(self) -> None:
-        self.by_name: Dict[str, _Block] = {}
-        self.by_number: Dict[int, _Block] = {}
-        #: The users that take pages of the blocks.
-        self.takers: "Tuple[ReferenceType[_Takes], ...]" = ()
-
-    def taken_by(self, taker: "_Takes") -> None:
-        """Remembers a user that takes pages."""
-        living = tuple(taker for taker in self.takers if taker() is not None)
-        self.takers = (*living, ref(taker))
-
-    def check_unused(self, name: str) -> None:
-        """Refuses the removal of a block with runs that were taken and not delivered."""
-        block = self.by_name.get(name)
-        if block is None:
-            return
-        for taker in self.takers:
-            takes = taker()
-            if takes is not None and takes._uses(block.number):
-                raise native.BrantError(
-                    constant("E_BUSY"),
-                    "block %r is not removed: runs of its pages from %r are in use until they are "
-                    "delivered or put back, or the iteration that gave them goes on or ends"
-                    % (name, takes),
-                )
-
-    def add(self, block: _Block) -> None:
-        self.by_name[block.name] = block
-        self.by_number[block.number] = block
-
-    def remove(self, name: str) -> None:
-        block = self.by_name.pop(name, None)
-        if block is not None:
-            del self.by_number[block.number]
-
-    def number(self, block: Union[str, int]) -> int:
-        if isinstance(block, str):
-            if block not in self.by_name:
-                raise KeyError("there is no block named %r" % block)
-            return self.by_name[block].number
-        return native.number(block, "block", 32)
-
-
-class _Closes:
-    """An object that is closed at the end of a with-block."""
-
-    _handle: native.Handle
-
-    @property
-    def _blocks(self) -> _Blocks:
-        kept = self._handle.keep
-        return _Blocks() if kept is None else kept
-
-    def close(self) -> None:
-        """Frees it. Again is fine."""
-        self._handle.close()
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return self._handle.closed
-
-    def __reduce__(self) -> Tuple[Any, ...]:
-        raise TypeError("a %s is not copied or pickled" % type(self).__name__)
-
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.close()
-
-
-class Guest(_Closes):
-    """The memory that is tracked: blocks, and the guest addresses at which they appear.
-
-    A guest need not be a virtual machine. Any memory of this process that is whole pages can be a
-    block: an ``mmap.mmap``, or an object over one, for example a numpy array made by
-    ``numpy.frombuffer``. The guest keeps its buffers alive, and so does each tracker, so that none
-    is unmapped while it is accessed.
-    """
-
-    def __init__(self) -> None:
-        value = native.made(native.lib.brant_guest_new, None, None)
-        free = native.lib.brant_guest_free
-        self._handle = native.Handle(self, "guest", value, free, keep=_Blocks())
-        # The kept objects follow the library's state, whichever threads add and remove.
-        self._changing = threading.RLock()
-
-    def __enter__(self) -> "Guest":
-        with self._handle.use():
-            return self
-
-    def close(self) -> None:
-        """Frees the guest, and drops its buffers when it has no tracker any more. A second call
-        does nothing."""
-        self._handle.close()
-
-    def add_block(
-        self,
-        name: str,
-        memory: Any,
-        *,
-        fd: Optional[int] = None,
-        fd_offset: int = 0,
-        page_size: int = PAGE_SIZE,
-        rom: bool = False,
-    ) -> int:
-        """Adds a block, and returns its number.
-
-        ``name`` is 1 to 255 bytes, unique in the guest. ``memory`` is any writable, contiguous
-        object with the buffer protocol that begins at a page and has whole pages of ``page_size``
-        bytes, the page size of its backing memory. If it is a shared mapping, ``fd`` is the
-        descriptor of the file or memfd, from ``fd_offset`` bytes on; it stays the caller's.
-        ``rom``: the memory is never written. While the guest is tracked, every page of a new block
-        counts as written.
-        """
-        view = memoryview(memory)
-        if view.readonly:
-            raise TypeError("block %r: the memory is read-only to Python" % name)
-        try:
-            view = view.cast("B")
-        except TypeError as why:
-            raise TypeError(
-                "block %r: the memory is not one run of plain items (%s); of a numpy array, "
-                "pass array.view('uint8')" % (name, why)
-            ) from None
-        if view.nbytes == 0:
-            raise ValueError("block %r: the memory is empty" % name)
-        described = native.sized(
-            native.brant_ram_block,
-            name=native.text(name, "name"),
-            host=ctypes.addressof(ctypes.c_char.from_buffer(view)),
-            length=view.nbytes,
-            page_size=native.number(page_size, "page_size"),
-            fd=-1,
-            flags=constant("RAM_ROM") if rom else 0,
-            fd_offset=native.number(fd_offset, "fd_offset"),
-        )
-        number = c_uint32()
-        # Before it is used, so that a guest that another thread closes meanwhile keeps nothing.
-        blocks = self._blocks
-        with self._changing, self._handle.use() as guest:
-            if fd is not None:
-                described.fd = fd
-                described.flags |= constant("RAM_FILE")
-            native.call(native.lib.brant_guest_add_block, guest, byref(described), byref(number))
-            blocks.add(_Block(name, number.value, view))
-        return number.value
-
-    def remove_block(self, name: str) -> None:
-        """Removes a block and its slots. Its buffer is free when this has returned and no
-        :class:`Run` of it is left.
-
-        :class:`BrantError` with the name "busy", without any change, while runs of the block are in
-        use:
-
-        - a :class:`Taken` has some, and was neither delivered nor put back;
-        - an iteration over :meth:`Tracker.take` has come to one, and has neither gone on to the
-          next block nor been closed. (It takes runs in batches: a few that it has passed already
-          may count until it comes to its next batch.)
-
-        The same holds for a :class:`Consumer`. A migration's pages never refuse a removal.
-        """
-        blocks = self._blocks
-        with self._changing, self._handle.use() as guest:
-            blocks.check_unused(name)
-            number = _block_number(guest, native.text(name, "name"))
-            native.call(native.lib.brant_guest_remove_block, guest, number)
-            blocks.remove(name)
-
-    def add_slot(
-        self,
-        block: str,
-        guest_address: int,
-        *,
-        offset: int = 0,
-        length: Optional[int] = None,
-        slot: Optional[int] = None,
-        kvm_flags: int = 0,
-    ) -> None:
-        """Makes ``length`` bytes of a block from ``offset`` on (to its end, if None) appear at a
-        guest physical address. All three are whole pages. If it is a memory slot of KVM's, ``slot``
-        is its number and ``kvm_flags`` are the flags with which it was set.
-        """
-        if length is None and block in self._blocks.by_name:
-            length = max(0, self._blocks.by_name[block].view.nbytes - offset)
-        name = native.text(block, "block")
-        described = native.sized(
-            native.brant_slot,
-            offset=native.number(offset, "offset"),
-            length=native.number(length or 0, "length"),
-            guest_address=native.number(guest_address, "guest_address"),
-            slot=constant("NO_SLOT") if slot is None else native.number(slot, "slot", 32),
-            kvm_flags=native.number(kvm_flags, "kvm_flags", 32),
-        )
-        with self._handle.use() as guest:
-            described.block = _block_number(guest, name)
-            native.call(native.lib.brant_guest_add_slot, guest, byref(described))
-
-    def remove_slot(self, guest_address: int, *, slot: Optional[int] = None) -> None:
-        """Removes the slot at a guest address, with that number if it is KVM's. Call this before
-        you delete or move the slot in KVM."""
-        number = constant("NO_SLOT") if slot is None else native.number(slot, "slot", 32)
-        address = native.number(guest_address, "guest_address")
-        with self._handle.use() as guest:
-            native.call(native.lib.brant_guest_remove_slot, guest, number, address)
-
-    def __repr__(self) -> str:
-        if self.closed:
-            return "<brant.Guest, closed>"
-        return "<brant.Guest with blocks %s>" % ", ".join(map(repr, self._blocks.by_name))
-
-
-def _block_number(guest: Any, name: bytes) -> int:
-    """The library's number of the block with this name."""
-    number = c_uint32()
-    native.call(native.lib.brant_guest_find_block, guest, name, byref(number))
-    return number.value
 
 
 @dataclass(frozen=True)
@@ -380,7 +147,7 @@ class _Takes(_Closes):
         """Harvests all logs for every consumer, and reports the figures of this one. ``stopped``:
         nothing writes any more. A log that fails is an error then; otherwise it is a warning, and
         every page that it covers counts as dirty."""
-        report = native.sized(native.brant_sync)
+        report = native.sized(declared.brant_sync)
         with self._lock:
             self._reclaim()
             when = constant("SYNC_STOPPED" if stopped else "SYNC_RUNNING")
@@ -535,15 +302,16 @@ class Tracker(_Takes):
         if not isinstance(guest, Guest):
             raise TypeError("a Guest is tracked, not %s" % type(guest).__name__)
         config = native.sized(
-            native.brant_tracker_config,
+            declared.brant_tracker_config,
             clearing=native.choice(_CLEARING, clearing, "clearing"),
             chunk_shift=native.number(chunk_shift, "chunk_shift", 32),
         )
         blocks = guest._handle.keep
-        with guest._handle.use() as of:
+        with guest._changing, guest._handle.use() as of:
+            blocks.adopt(of)
             value = native.made(native.lib.brant_tracker_new, of, byref(config))
         free = native.lib.brant_tracker_free
-        self._prepare(native.Handle(self, "tracker", value, free, keep=blocks))
+        self._prepare(handle_of(self, "tracker", value, free, blocks, joins=False))
 
     def __enter__(self) -> "Tracker":
         with self._handle.use():
@@ -570,9 +338,9 @@ class Tracker(_Takes):
         chosen = native.choice(_KVM_MODES, mode, "mode")
         figures = None
         if costs is not None:
-            figures = ctypes.cast(ctypes.create_string_buffer(costs.filled), ctypes.c_void_p)
+            figures = ctypes.pointer(declared.brant_kvm_costs.from_buffer_copy(costs.filled))
         with self._handle.use() as tracker:
-            kvm = native.sized(native.brant_kvm_log, vm_fd=vm_fd, mode=chosen)
+            kvm = native.sized(declared.brant_kvm_log, vm_fd=vm_fd, mode=chosen)
             kvm.costs = figures
             native.call(native.lib.brant_tracker_add_kvm, tracker, byref(kvm))
 
@@ -607,7 +375,7 @@ class Tracker(_Takes):
 
     def stats(self) -> TrackerStats:
         """Totals since tracking started."""
-        now = native.sized(native.brant_tracker_stats)
+        now = native.sized(declared.brant_tracker_stats)
         self._reclaim()
         with self._handle.use() as tracker:
             native.call(native.lib.brant_tracker_get_stats, tracker, byref(now))
@@ -651,7 +419,7 @@ class Consumer(_Takes):
         with tracker._handle.use() as of:
             value = native.made(native.lib.brant_consumer_new, of, how)
         free = native.lib.brant_consumer_free
-        self._prepare(native.Handle(self, "consumer", value, free, keep=blocks))
+        self._prepare(handle_of(self, "consumer", value, free, blocks, joins=False))
 
     def __enter__(self) -> "Consumer":
         with self._handle.use():
@@ -659,7 +427,7 @@ class Consumer(_Takes):
 
     def stats(self) -> ConsumerStats:
         """Totals since it was made."""
-        now = native.sized(native.brant_consumer_stats)
+        now = native.sized(declared.brant_consumer_stats)
         self._reclaim()
         with self._handle.use() as consumer:
             native.call(native.lib.brant_consumer_get_stats, consumer, byref(now))
