@@ -1,10 +1,13 @@
-"""Dirty-memory tracking, on libbrant.
+"""Live migration and dirty-memory tracking, on libbrant.
 
-Two levels, each usable alone:
+Three levels, each usable alone:
 
 * :class:`Bitmap`: a bitmap whose walks and merges cost as much as there are set bits;
 * :class:`Guest` and :class:`Tracker`: which pages of memory were written, found by userfaultfd, by
   KVM or by marks. Each written page is handed out once, and to each :class:`Consumer` apart.
+  :class:`Rate` measures how fast they are written;
+* :class:`Outgoing` and :class:`Incoming`: a guest moves to another process or host while it runs;
+  :class:`ImageSave` and :class:`ImageRestore`: to a file and back.
 
 A page is 4096 bytes (:data:`PAGE_SIZE`) everywhere. A failed call raises :class:`BrantError`, with
 the library's code and message. Objects that hold a handle of the library's are context managers
@@ -16,26 +19,79 @@ variable ``BRANT_LIBRARY`` says, else in the repository that has this file (``ta
 the system's loader.
 """
 
-from ._native import PAGE_SIZE, BrantError, has_feature, library_path, version
+from ._native import (
+    PAGE_SIZE,
+    BrantError,
+    CancelledError,
+    UnansweredError,
+    has_feature,
+    library_path,
+    version,
+)
 from .bits import Bitmap
+from .figures import (
+    NO_LIMIT,
+    Blocked,
+    DirtyRate,
+    Forecast,
+    ImageStats,
+    KvmInfo,
+    LaneStats,
+    MissingRun,
+    Params,
+    Policy,
+    RateParams,
+    RestoreParams,
+    SaveParams,
+    Stats,
+)
+from .guest import Guest
+from .images import ImageRestore, ImageSave
 from .measure import KvmCost, KvmCosts, measure_kvm
+from .migration import Incoming, Outgoing
+from .operations import Blob, Event, Saver
+from .rate import Rate
 from .taken import Run, Taken
-from .tracker import Consumer, ConsumerStats, Guest, Sync, Tracker, TrackerStats
+from .tracker import Consumer, ConsumerStats, Sync, Tracker, TrackerStats
 
 __all__ = [
+    "NO_LIMIT",
     "PAGE_SIZE",
     "Bitmap",
+    "Blob",
+    "Blocked",
     "BrantError",
+    "CancelledError",
     "Consumer",
     "ConsumerStats",
+    "DirtyRate",
+    "Event",
+    "Forecast",
     "Guest",
+    "ImageRestore",
+    "ImageSave",
+    "ImageStats",
+    "Incoming",
     "KvmCost",
     "KvmCosts",
+    "KvmInfo",
+    "LaneStats",
+    "MissingRun",
+    "Outgoing",
+    "Params",
+    "Policy",
+    "Rate",
+    "RateParams",
+    "RestoreParams",
     "Run",
+    "SaveParams",
+    "Saver",
+    "Stats",
     "Sync",
     "Taken",
     "Tracker",
     "TrackerStats",
+    "UnansweredError",
     "has_feature",
     "library_path",
     "measure_kvm",
