@@ -51,7 +51,7 @@ struct State {
     runs: bool,
     /// Nothing more is to be brought.
     over: bool,
-    /// The first page that cannot be had, and how many pages cannot.
+    /// Why the first page cannot be had, and how many pages were given up unread.
     lost: Option<(Error, u64)>,
 }
 
@@ -182,7 +182,7 @@ impl Lazy {
         }
     }
 
-    /// The first page that could not be had, and how many could not.
+    /// Why the first page could not be had, and how many were given up unread.
     pub(super) fn lost(&self) -> Option<(Error, u64)> {
         self.lock().lost.clone()
     }
@@ -194,7 +194,8 @@ impl Lazy {
         self.end();
     }
 
-    /// Notes that pages cannot be had. Returns whether the guest may be running.
+    /// Notes that pages cannot be had, of which so many are given up unread. Returns whether the guest
+    /// may be running.
     fn note(&self, error: Error, pages: u64) -> bool {
         let mut state = self.lock();
         let (_, lost) = state.lost.get_or_insert((error, 0));
@@ -312,12 +313,20 @@ impl Lazy {
         Ok(())
     }
 
-    /// Pages cannot be had, or not be placed.
+    /// Pages cannot be had, or not be placed. Those that another thread has brought are not lost.
     fn lose(&self, served: &Served, block: &Block, run: Range<u64>, error: Error) -> Result<()> {
         let pages = Pages(run.start)..Pages(run.end);
-        match self.note(error, run.end - run.start) {
+        if served.next_absent(block, pages.clone()).is_none() {
+            return Ok(());
+        }
+        match self.note(error, 0) {
             false => served.place_zeros(block, pages).map(drop),
-            true => served.lose(block, pages).map(drop),
+            true => {
+                // The memory counts them: two threads can come upon the same page.
+                served.lose(block, pages)?;
+                self.trouble.raise();
+                Ok(())
+            }
         }
     }
 }

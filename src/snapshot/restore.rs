@@ -444,7 +444,11 @@ impl Restoring {
             }
             let _ = lazy.trouble.take();
             let over = lazy.all_here.is_cancelled();
-            let lost = lazy.lost();
+            // A page that another thread brought in the end is not lost.
+            let lost = lazy
+                .lost()
+                .map(|(error, unread)| (error, unread + served.figures().lost))
+                .filter(|(_, pages)| *pages > 0);
             if let Some((error, _)) = lost.as_ref().filter(|_| !told) {
                 told = true;
                 let what = format!(
