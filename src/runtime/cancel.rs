@@ -116,6 +116,12 @@ impl Cancel {
         }
         Ok(())
     }
+
+    /// The error of a call that a cancel may have ended: that of [`Cancel::check`] if cancelled, else
+    /// `error`.
+    pub fn or(&self, what: &str, error: Error) -> Error {
+        self.check(what).err().unwrap_or(error)
+    }
 }
 
 /// The event that a wait for a descriptor is for.

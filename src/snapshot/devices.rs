@@ -36,7 +36,7 @@ pub(super) fn save(held: &Held, vmm: &Callbacks, blobs: &mut Blobs, cancel: &Can
             let read = |d: &dyn crate::vmm::device::Device, b: &mut [u8]| d.read_stopped(b);
             let read = held::read(vmm, &device, "read_stopped", &mut buffer, read);
             // A call that the cancel has ended is no failure of the device's.
-            let length = read.map_err(|e| cancel.check("the save").err().unwrap_or(e))?;
+            let length = read.map_err(|e| cancel.or("the save", e))?;
             if length > 0 || first {
                 blobs.put(&StateBlob {
                     name: device.name(),

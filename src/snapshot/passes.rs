@@ -2,18 +2,16 @@
 //! pages.
 
 use super::converge::{pause_now, Facts};
-use super::devices;
 use super::report::State;
 use super::saving::Saving;
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::StartWith;
 use crate::dirty::When;
 use crate::error::Result;
-use crate::image::{Announce, Blobs, Writer};
+use crate::image::Writer;
 use crate::memory::ownership::Stage;
 use crate::memory::Map;
 use crate::runtime::Role;
-use crate::sys::disk::Caching;
 use crate::units::Pages;
 use crate::vmm::EventKind;
 use crate::walk::{Outlet, Walk, BATCH_PAGES};
@@ -36,17 +34,7 @@ impl Saving {
         let (params, cancel) = (&shared.params, &shared.task.cancel);
         self.vmm.thread_start(Role::Snapshot)?;
         let memory = shared.tracker.memory();
-        self.stats.total_bytes = memory.with_map(|map| map.total()).0;
-        self.stats.remaining_bytes = self.stats.total_bytes;
-        let mut blobs = Blobs::default();
-        self.vmm
-            .call("early_save", |vmm| vmm.early_save(&mut blobs))?;
-        let callbacks = self.vmm.clone();
-        let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
-        let caching = Caching::new(params.direct);
-        let (path, writers) = (&self.path, params.writers);
-        let pacer = &shared.pacer;
-        let mut writer = Writer::begin(path, memory, writers, caching, cancel, pacer, &announce)?;
+        let (mut writer, mut blobs, _) = self.begin_image(cancel)?;
         let consumer = Tracking(shared.tracker.consumer());
         let mut walk = Walk::over(memory)?;
         if params.already_paused {
@@ -57,23 +45,12 @@ impl Saving {
         if let Some(warning) = shared.tracker.warning() {
             self.vmm.event(EventKind::Warning, warning.to_owned());
         }
-        let unless_cancelled = |e| cancel.check("the save").err().unwrap_or(e);
-        let begun = shared.devices.begin(&self.vmm);
-        begun.map_err(unless_cancelled)?;
+        self.begin_devices()?;
         if !params.already_paused {
             self.passes(&consumer.0, &mut walk, &mut writer)?;
             self.pause()?;
         }
-        self.enter(State::Paused);
-        cancel.check("the save")?;
-        // A call that the cancel has ended is no failure of the device's.
-        let stopped = shared.devices.stop(&self.vmm);
-        stopped.map_err(unless_cancelled)?;
-        devices::save(&shared.devices, &self.vmm, &mut blobs, cancel)?;
-        blobs.state_begins();
-        self.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
-        self.stats.state_bytes = blobs.bytes();
-        cancel.check("the save")?;
+        self.save_state(&mut blobs)?;
         consumer.0.sync(When::Stopped)?;
         // The guest is paused: it has written none of the pages that syncs of other consumers find
         // from here on.

@@ -330,14 +330,14 @@ impl Restoring {
         for (entry, data) in streamed {
             cancel.check("the restore")?;
             let loaded = devices.load(entry, data);
-            loaded.map_err(|e| cancel.check("the restore").err().unwrap_or(e))?;
+            loaded.map_err(|e| cancel.or("the restore", e))?;
         }
         for blob in state {
             cancel.check("the restore")?;
             self.load("load", blob, |vmm, blob| vmm.load(blob))?;
         }
         let loaded = devices.loaded();
-        loaded.map_err(|e| cancel.check("the restore").err().unwrap_or(e))?;
+        loaded.map_err(|e| cancel.or("the restore", e))?;
         self.vmm
             .call_that_makes_threads("loaded", |vmm| vmm.loaded())?;
         cancel.check("the restore")

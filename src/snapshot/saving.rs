@@ -1,13 +1,17 @@
 //! [`Saving`]: a save in progress, as its thread owns it. Figures, events, pause and resume are the same
 //! for a save whose instant is its end (`passes`) and one whose instant is its start (`instant`).
 
+use super::devices;
 use super::report::{SaveInstant, SaveParams, State, Stats};
 use super::task::Task;
 use crate::channel::Pacer;
 use crate::dirty::tracker::Tracker;
 use crate::error::Result;
+use crate::image::{Announce, Blobs, Writer};
 use crate::memory::blockers::Blockers;
 use crate::memory::ownership::{Claim, Stage};
+use crate::runtime::{Cancel, Role};
+use crate::sys::disk::Caching;
 use crate::vmm::callbacks::Callbacks;
 use crate::vmm::held::Held;
 use crate::vmm::{EventKind, Vmm};
@@ -48,6 +52,46 @@ pub(super) struct Saving {
 }
 
 impl Saving {
+    /// Begins the image, whose writer's waits `cancel` ends. Returns it with the VMM's early blobs, and
+    /// what tells the VMM of threads.
+    pub(super) fn begin_image(&mut self, cancel: &Cancel) -> Result<(Writer, Blobs, Announce)> {
+        let shared = Arc::clone(&self.shared);
+        let (params, memory) = (&shared.params, shared.tracker.memory());
+        self.stats.total_bytes = memory.with_map(|map| map.total()).0;
+        self.stats.remaining_bytes = self.stats.total_bytes;
+        let mut blobs = Blobs::default();
+        self.vmm
+            .call("early_save", |vmm| vmm.early_save(&mut blobs))?;
+        let callbacks = self.vmm.clone();
+        let announce: Announce = Arc::new(move |role: Role| callbacks.thread_start(role));
+        let caching = Caching::new(params.direct);
+        let (path, writers, pacer) = (&self.path, params.writers, &shared.pacer);
+        let writer = Writer::begin(path, memory, writers, caching, cancel, pacer, &announce)?;
+        Ok((writer, blobs, announce))
+    }
+
+    /// Devices begin to be saved. The guest runs.
+    pub(super) fn begin_devices(&mut self) -> Result<()> {
+        let begun = self.shared.devices.begin(&self.vmm);
+        begun.map_err(|e| self.shared.task.cancel.or("the save", e))
+    }
+
+    /// Saves the state of devices and the VMM's. The guest stands still.
+    pub(super) fn save_state(&mut self, blobs: &mut Blobs) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let cancel = &shared.task.cancel;
+        self.enter(State::Paused);
+        cancel.check("the save")?;
+        // A call that the cancel has ended is no failure of the device's.
+        let stopped = shared.devices.stop(&self.vmm);
+        stopped.map_err(|e| cancel.or("the save", e))?;
+        devices::save(&shared.devices, &self.vmm, blobs, cancel)?;
+        blobs.state_begins();
+        self.vmm.call("save", |vmm| vmm.save(blobs))?;
+        self.stats.state_bytes = blobs.bytes();
+        cancel.check("the save")
+    }
+
     /// Adds to the figures. Returns whether it is time to renew them.
     pub(super) fn count(&mut self, put: &Put) -> bool {
         self.stats.data_pages += put.data_pages;

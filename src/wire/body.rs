@@ -4,6 +4,7 @@
 
 use super::cursor::Reader;
 use crate::error::Result;
+use crate::units::Pages;
 
 /// The broken rule of a record, or `Ok`.
 pub(super) type Checked = std::result::Result<(), String>;
@@ -17,5 +18,15 @@ pub(super) trait Body: Sized {
     /// The rule that the fields break, if they break one.
     fn problem(&self) -> Checked {
         Ok(())
+    }
+}
+
+/// The rule for `pages` pages from `first_page` on: all of them have a number.
+pub(super) fn check_end(first_page: Pages, pages: u32) -> Checked {
+    match first_page.0.checked_add(u64::from(pages)) {
+        Some(_) => Ok(()),
+        None => Err(format!(
+            "expected pages below 2^64, found {pages} from page {first_page}"
+        )),
     }
 }

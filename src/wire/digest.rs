@@ -4,7 +4,7 @@
 //! that are all zero has none, so that a guest of 1 TiB that uses little of it is told of in a
 //! thousand short records. The destination makes these records, and the source reads them.
 
-use super::body::{Body, Checked};
+use super::body::{check_end, Body, Checked};
 use super::cursor::Reader;
 use super::kind::DIGEST_SUMS_MAX;
 use crate::error::Result;
@@ -61,17 +61,7 @@ impl Body for Digest {
                 self.pages
             ));
         }
-        if self
-            .first_page
-            .0
-            .checked_add(u64::from(self.pages))
-            .is_none()
-        {
-            return Err(format!(
-                "expected pages below 2^64, found {} from page {}",
-                self.pages, self.first_page
-            ));
-        }
+        check_end(self.first_page, self.pages)?;
         let sums = self.sums.len();
         if sums != 0 && (sums > DIGEST_SUMS_MAX || sums != self.pages as usize) {
             return Err(format!(

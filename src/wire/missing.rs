@@ -11,7 +11,7 @@
 //! After the switch to postcopy the source describes what it has not sent, and during a recovery the
 //! destination describes what it has not received.
 
-use super::body::{Body, Checked};
+use super::body::{check_end, Body, Checked};
 use super::cursor::Reader;
 use super::kind::{MISSING_BYTES_MAX, MISSING_PAGES_MAX, REQUEST_RUNS_MAX};
 use crate::bits::runs;
@@ -196,17 +196,7 @@ impl Body for Missing {
                 self.pages
             ));
         }
-        if self
-            .first_page
-            .0
-            .checked_add(u64::from(self.pages))
-            .is_none()
-        {
-            return Err(format!(
-                "expected pages below 2^64, found {} from page {}",
-                self.pages, self.first_page
-            ));
-        }
+        check_end(self.first_page, self.pages)?;
         match self.form {
             FORM_RUNS => self.check_runs(),
             FORM_BITS => self.check_bits(),

@@ -4,7 +4,7 @@
 use super::machine::{Machine, PRIVATE, SHARED};
 use super::params;
 use crate::support::time::LONG;
-use brant::error::Kind;
+use brant::error::{Error, Kind};
 use brant::kvm_ioctls::Kvm;
 use brant::migrate::{
     AcceptFrom, Blockers, ConnectTo, HandOver, Incoming, Outgoing, Params, Resolution, SourceState,
@@ -166,6 +166,18 @@ fn killed(mut child: Child, what: &str) {
     assert_eq!(status.signal(), Some(libc::SIGKILL), "{what}: {status}");
 }
 
+/// A hand-over to a process that is killed at `place`, and its error here.
+fn to_one_that_dies(kvm: &Kvm, place: &str) -> (Arc<Machine>, Outgoing, Error) {
+    let machine = counting(kvm, false);
+    let (near, far) = pair();
+    let child = spawn("destination", place, far);
+    let out = outgoing(&machine);
+    out.start(ConnectTo::Connected(near)).unwrap();
+    let error = out.wait(Some(LONG)).unwrap_err();
+    killed(child, place);
+    (machine, out, error)
+}
+
 #[test]
 fn the_old_process_keeps_its_guest_when_the_new_one_dies_before_the_hand_over() {
     let Some(kvm) = kvm() else { return };
@@ -180,13 +192,7 @@ fn the_old_process_keeps_its_guest_when_the_new_one_dies_before_the_hand_over() 
         "ready",
     ];
     for place in places {
-        let machine = counting(&kvm, false);
-        let (near, far) = pair();
-        let child = spawn("destination", place, far);
-        let out = outgoing(&machine);
-        out.start(ConnectTo::Connected(near)).unwrap();
-        let error = out.wait(Some(LONG)).unwrap_err();
-        killed(child, place);
+        let (machine, out, error) = to_one_that_dies(&kvm, place);
         assert_eq!(out.state(), SourceState::Failed, "{place}: {error}");
         // The guest goes on here, and finds in each block what it has written.
         machine.count_to(machine.count(SHARED) + STEPS);
@@ -199,13 +205,7 @@ fn the_old_process_keeps_its_guest_when_the_new_one_dies_before_the_hand_over() 
 fn a_guest_that_was_handed_over_to_a_process_that_died_is_not_taken_back() {
     let Some(kvm) = kvm() else { return };
     for place in ["committing", "starting", "run", "ran"] {
-        let machine = counting(&kvm, false);
-        let (near, far) = pair();
-        let child = spawn("destination", place, far);
-        let out = outgoing(&machine);
-        out.start(ConnectTo::Connected(near)).unwrap();
-        let error = out.wait(Some(LONG)).unwrap_err();
-        killed(child, place);
+        let (_machine, out, error) = to_one_that_dies(&kvm, place);
         assert_eq!(error.kind(), Kind::Unanswered, "{place}: {error}");
         let refused = out.resolve(Resolution::Resume).unwrap_err();
         assert_eq!(refused.kind(), Kind::State, "{place}: {refused}");

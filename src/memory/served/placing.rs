@@ -501,17 +501,25 @@ impl Inner {
         };
         let page = (fault.address - watched.addresses().start) / PAGE_SIZE;
         let unit = watched.unit(page);
-        self.meter.begins(fault.thread, number, unit.start, now);
-        match watched.marks.fault(unit.clone()) {
+        match self.waits(number, &unit, fault.thread, now) {
             Found::First => return Ok(Some((number, unit))),
             Found::Coming => return Ok(None),
             Found::Here => {}
         }
-        // Before the thread is woken: figures that it looks at have its fault.
-        self.meter.answered_here();
         self.here(number, &unit, fault.minor)?;
         self.meter.ends(number, &unit, Instant::now());
         Ok(None)
+    }
+
+    /// A thread waits for a host page: counts it, and tells what is to be done.
+    fn waits(&self, number: usize, unit: &Range<u64>, thread: u32, now: Instant) -> Found {
+        self.meter.begins(thread, number, unit.start, now);
+        let found = self.blocks[number].marks.fault(unit.clone());
+        if found == Found::Here {
+            // Before the thread is woken: figures that it looks at have its fault.
+            self.meter.answered_here();
+        }
+        found
     }
 
     /// A thread waits for a page that is not absent.
@@ -560,13 +568,11 @@ impl Inner {
         let watched = &self.blocks[number];
         let page = theirs.first.0 + (fault.address - theirs.addresses.start) / PAGE_SIZE;
         let unit = watched.unit(page);
-        self.meter.begins(fault.thread, number, unit.start, now);
-        match watched.marks.fault(unit.clone()) {
+        match self.waits(number, &unit, fault.thread, now) {
             Found::First => return Ok(Some((number, unit))),
             Found::Coming => return Ok(None),
             Found::Here => {}
         }
-        self.meter.answered_here();
         // The file gets the page, if it has none. Then their thread finds it there.
         let at = watched.at(&unit);
         if self.ended.load(Ordering::Acquire) {

@@ -385,7 +385,7 @@ impl Devices {
         state.part(at, stopped).busy = false;
         self.changed.notify_all();
         // A call that the cancel has ended is no failure of the device's.
-        done.map_err(|e| self.cancelled.check("loading").err().unwrap_or(e))
+        done.map_err(|e| self.cancelled.or("loading", e))
             .map(|()| state)
     }
 

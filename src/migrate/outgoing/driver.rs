@@ -952,50 +952,61 @@ impl Driver {
     }
 
     fn await_ready(&mut self) -> Result<wire::Ready> {
-        let shared = Arc::clone(&self.common.shared);
-        let stop = self.stop();
-        let io = Io::until(&stop, shared.params.switchover())
-            .within(self.switchover)
-            .of("READY");
-        let ready = loop {
-            // A block may still be removed, at both sides. The destination is not ready before it
-            // knows that each block which it lacks is gone at the source too.
-            self.walk.removals().lower();
-            let memory = shared.guest.tracker.memory();
-            let news = self.announced.news(memory, None)?;
-            let lanes = self.lanes.as_mut().ok_or_else(no_connection)?;
+        // A block may still be removed, at both sides. The destination is not ready before it knows
+        // that each block which it lacks is gone at the source too.
+        let ready = self.hear_ready(|driver, io| {
+            let memory = driver.common.shared.guest.tracker.memory();
+            let news = driver.announced.news(memory, None)?;
+            let lanes = driver.lanes()?;
             if !news.is_empty() {
                 // By then nothing about the block is on its way on any channel.
                 lanes.await_further(&io.of("an acknowledgement"))?;
             }
-            let lane = lanes.first();
-            lane.say_encoded(&news, &io.of("BLOCK_REMOVED"))?;
-            let heard = lane.hear_after_acknowledgements(self.walk.removals(), &io)?;
-            if let Some(heard) = heard {
-                break heard;
-            }
-        };
-        match ready {
-            Record::Ready(ready) => {
-                // The last acknowledgements of the other channels may still be on their way.
-                let lanes = self.lanes()?;
-                lanes.await_further(&io.of("an acknowledgement"))?;
-                lanes.rejoin()?;
-                let left = lanes.unacknowledged();
-                if left > 0 {
-                    return Err(Error::new(
-                        Kind::Protocol,
-                        format!("the destination is ready and has not acknowledged {left} pages"),
-                    ));
-                }
-                // The window opens after the receipt of READY, so that the destination's window
-                // began earlier.
-                let limit = self.common.shared.params.handover_timeout;
-                self.common.open_window(limit);
-                Ok(ready)
-            }
-            other => Err(self.first()?.unexpected(other.record_type(), "READY")),
+            lanes.first().say_encoded(&news, &io.of("BLOCK_REMOVED"))
+        })?;
+        // The last acknowledgements of the other channels may still be on their way.
+        let (stop, timeout) = (self.stop(), self.common.shared.params.switchover());
+        let io = Io::until(&stop, timeout).within(self.switchover);
+        let lanes = self.lanes()?;
+        lanes.await_further(&io.of("an acknowledgement"))?;
+        lanes.rejoin()?;
+        let left = lanes.unacknowledged();
+        if left > 0 {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!("the destination is ready and has not acknowledged {left} pages"),
+            ));
         }
+        self.open_window();
+        Ok(ready)
+    }
+
+    /// Waits for READY. `tell` says what the destination may have to know first; it is called again
+    /// when a block is being removed meanwhile.
+    fn hear_ready(
+        &mut self,
+        tell: impl Fn(&mut Driver, &Io<'_>) -> Result<()>,
+    ) -> Result<wire::Ready> {
+        let (stop, timeout) = (self.stop(), self.common.shared.params.switchover());
+        let io = Io::until(&stop, timeout)
+            .within(self.switchover)
+            .of("READY");
+        loop {
+            self.walk.removals().lower();
+            tell(self, &io)?;
+            let lane = self.lanes.as_mut().ok_or_else(no_connection)?.first();
+            match lane.hear_after_acknowledgements(self.walk.removals(), &io)? {
+                Some(Record::Ready(ready)) => return Ok(ready),
+                Some(other) => return Err(lane.unexpected(other.record_type(), "READY")),
+                None => {}
+            }
+        }
+    }
+
+    /// The window opens after the receipt of READY, so that the destination's window began earlier.
+    fn open_window(&mut self) {
+        let limit = self.common.shared.params.handover_timeout;
+        self.common.open_window(limit);
     }
 
     fn await_running(&mut self) -> Result<u64> {

@@ -19,18 +19,16 @@ mod ledger;
 mod unit;
 mod watch;
 
-use super::devices;
 use super::report::State;
 use super::saving::Saving;
 use crate::dirty::tracker::Tracker;
 use crate::dirty::LogKind;
 use crate::error::{Error, Kind, Result};
-use crate::image::{Announce, Blobs, Writer};
+use crate::image::{Blobs, Writer};
 use crate::memory::contents::Contents;
 use crate::memory::ownership::Stage;
 use crate::memory::Map;
 use crate::runtime::{Cancel, Role};
-use crate::sys::disk::Caching;
 use crate::vmm::device::Registered;
 use std::sync::Arc;
 use std::time::Instant;
@@ -71,16 +69,7 @@ impl Saving {
         self.vmm.thread_start(Role::Snapshot)?;
         let memory = shared.tracker.memory();
         check_writers(&shared.tracker, &shared.devices.list())?;
-        self.stats.total_bytes = memory.with_map(|map| map.total()).0;
-        self.stats.remaining_bytes = self.stats.total_bytes;
-        let mut blobs = Blobs::default();
-        self.vmm
-            .call("early_save", |vmm| vmm.early_save(&mut blobs))?;
-        let callbacks = self.vmm.clone();
-        let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
-        let caching = Caching::new(params.direct);
-        let (path, writers, pacer) = (&self.path, params.writers, &shared.pacer);
-        let mut writer = Writer::begin(path, memory, writers, caching, cancel, pacer, &announce)?;
+        let (mut writer, mut blobs, announce) = self.begin_image(cancel)?;
         let mut watch = Watch::begin(memory, params.max_copy_bytes, cancel, &announce)?;
         let read = self
             .come_to_the_instant(&mut watch, &mut blobs)
@@ -104,21 +93,9 @@ impl Saving {
     /// of the instant.
     fn come_to_the_instant(&mut self, watch: &mut Watch, blobs: &mut Blobs) -> Result<Arc<Map>> {
         let shared = Arc::clone(&self.shared);
-        let cancel = &shared.task.cancel;
-        let unless_cancelled = |e| cancel.check("the save").err().unwrap_or(e);
-        let begun = shared.devices.begin(&self.vmm);
-        begun.map_err(unless_cancelled)?;
+        self.begin_devices()?;
         self.pause()?;
-        self.enter(State::Paused);
-        cancel.check("the save")?;
-        // A call that the cancel has ended is no failure of the device's.
-        let stopped = shared.devices.stop(&self.vmm);
-        stopped.map_err(unless_cancelled)?;
-        devices::save(&shared.devices, &self.vmm, blobs, cancel)?;
-        blobs.state_begins();
-        self.vmm.call("save", |vmm| vmm.save(blobs))?;
-        self.stats.state_bytes = blobs.bytes();
-        cancel.check("the save")?;
+        self.save_state(blobs)?;
         // Saving state writes guest memory. From here on nobody does until `resume`.
         let begun = Instant::now();
         let map = shared.tracker.memory().map();

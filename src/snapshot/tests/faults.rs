@@ -46,6 +46,16 @@ fn cases(scope: &Scope, numbers: &mut Numbers) -> Vec<(Call, Fault)> {
     cases
 }
 
+/// The guest runs on, whatever became of the save, and the directory has nothing but an image.
+fn assert_runs_on(here: &World, directory: &Path, case: &str) {
+    let whose = here.memory.ownership().whose();
+    assert!(
+        matches!(whose, Whose::Here | Whose::Unknown),
+        "{case}: {whose:?}"
+    );
+    assert_eq!(names(directory), ["guest.image"], "{case}");
+}
+
 #[test]
 fn whatever_call_of_a_save_fails_the_guest_runs_on_and_no_half_file_is_left() {
     let mut numbers = Numbers::seeded();
@@ -63,12 +73,7 @@ fn whatever_call_of_a_save_fails_the_guest_runs_on_and_no_half_file_is_left() {
         let result = save(&here, &scope, &path);
         let case = format!("{call}: {fault}: {result:?}");
         assert!(!here.notes.paused.load(SeqCst), "{case}");
-        let whose = here.memory.ownership().whose();
-        assert!(
-            matches!(whose, Whose::Here | Whose::Unknown),
-            "{case}: {whose:?}"
-        );
-        assert_eq!(names(directory.path()), ["guest.image"], "{case}");
+        assert_runs_on(&here, directory.path(), &case);
         match result {
             Ok(()) => {
                 succeeded += 1;
@@ -145,12 +150,7 @@ fn whatever_call_of_a_save_of_the_start_fails_the_guest_runs_on_unprotected() {
         let case = format!("{call}: {fault}: {result:?}");
         assert!(!here.notes.paused.load(SeqCst), "{case}");
         write_all(&here);
-        let whose = here.memory.ownership().whose();
-        assert!(
-            matches!(whose, Whose::Here | Whose::Unknown),
-            "{case}: {whose:?}"
-        );
-        assert_eq!(names(directory.path()), ["guest.image"], "{case}");
+        assert_runs_on(&here, directory.path(), &case);
         match result {
             Ok(()) => {
                 succeeded += 1;

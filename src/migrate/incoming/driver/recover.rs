@@ -6,6 +6,7 @@
 //! channel is waited for again.
 
 use super::{no_connection, receiver, waits, Driver};
+use crate::bits::Bitmap;
 use crate::channel::Channel;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -88,16 +89,14 @@ impl Driver {
                 let number = arrival.hello.channel;
                 let mut lane = self.lane_of(&arrival.hello, arrival.channel, opening)?;
                 match self.recovers(&mut lane, recovery, reply) {
-                    Ok(epoch) if recovery.is_some_and(|known| known != epoch) => {
-                        // A newer recovery: the connections of the older one are over.
-                        for old in lanes.drain(..) {
-                            old.lane.close();
-                            gathering.forget(old.channel);
-                        }
-                        recovery = Some(epoch);
-                        fallible::push(&mut lanes, lane, "lanes")?;
-                    }
                     Ok(epoch) => {
+                        if recovery.is_some_and(|known| known != epoch) {
+                            // A newer recovery: the connections of the older one are over.
+                            for old in lanes.drain(..) {
+                                old.lane.close();
+                                gathering.forget(old.channel);
+                            }
+                        }
                         recovery = Some(epoch);
                         fallible::push(&mut lanes, lane, "lanes")?;
                     }
@@ -227,24 +226,18 @@ impl Driver {
         let reply = Record::RecoverReply(RecoverReply { epoch, pages });
         self.with_lane(|lane, waits| lane.send(waits, &reply))?;
         for (id, block) in &blocks {
-            let mut words: Vec<u64> = Vec::new();
-            let mut at = Pages(0);
-            while let Some(run) = served.next_absent(block, at..block.pages()) {
-                if words.is_empty() {
-                    let count = block.pages().index().div_ceil(64);
-                    fallible::reserve(&mut words, count, "a description of missing pages")?;
-                    words.resize(count, 0);
-                }
-                for page in run.start.index()..run.end.index() {
-                    words[page / 64] |= 1 << (page % 64);
-                }
-                at = run.end;
-            }
-            if words.is_empty() {
+            if served.next_absent(block, Pages(0)..block.pages()).is_none() {
                 continue;
             }
+            let mut missing = Bitmap::new(block.pages().index())?;
+            let mut at = Pages(0);
+            while let Some(run) = served.next_absent(block, at..block.pages()) {
+                missing.set_range(run.start.index(), (run.end - run.start).index());
+                at = run.end;
+            }
             self.with_lane(|lane, waits| {
-                let told = wire::describe(*id, &words, block.pages(), |missing| {
+                let words = missing.words();
+                let told = wire::describe(*id, words, block.pages(), |missing| {
                     lane.send(waits, &Record::Missing(missing.clone()))
                 });
                 told.map(drop)

@@ -85,11 +85,11 @@ impl Rest {
     pub(super) fn start(
         &mut self,
         migration: &Arc<Migration<Arriving, State>>,
-        mut others: Vec<Receiver>,
+        others: Vec<Receiver>,
         mut urgent_lane: Receiver,
     ) -> Result<()> {
         let mut workers = Workers::start(migration, Limit::never(), Vec::new())?;
-        for mut lane in others.drain(..) {
+        for mut lane in others {
             lane.serve(&self.served);
             workers.add(lane, urgent::bulk)?;
         }

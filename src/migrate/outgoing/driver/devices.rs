@@ -78,7 +78,7 @@ impl Driver {
     /// The error of a device's call. A call that the cancel has ended is no failure of the device's.
     fn unless_cancelled(&self, error: Error) -> Error {
         let cancel = &self.common.shared.handle.cancel;
-        cancel.check("the migration").err().unwrap_or(error)
+        cancel.or("the migration", error)
     }
 
     /// One round between two batches, unless the last one was so slow that pages are due.

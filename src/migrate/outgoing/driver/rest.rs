@@ -136,27 +136,9 @@ impl Driver {
 
     /// READY of a destination that lacks pages: other lanes are at work meanwhile.
     pub(super) fn await_ready_to_serve(&mut self) -> Result<wire::Ready> {
-        let shared = Arc::clone(&self.common.shared);
-        let stop = self.stop();
-        let io = Io::until(&stop, shared.params.switchover())
-            .within(self.switchover)
-            .of("READY");
-        let ready = loop {
-            self.walk.removals().lower();
-            let lane = self.lanes.as_mut().ok_or_else(no_connection)?.first();
-            let heard = lane.hear_after_acknowledgements(self.walk.removals(), &io)?;
-            if let Some(heard) = heard {
-                break heard;
-            }
-        };
-        match ready {
-            Record::Ready(ready) => {
-                let limit = shared.params.handover_timeout;
-                self.common.open_window(limit);
-                Ok(ready)
-            }
-            other => Err(self.first()?.unexpected(other.record_type(), "READY")),
-        }
+        let ready = self.hear_ready(|_, _| Ok(()))?;
+        self.open_window();
+        Ok(ready)
     }
 
     /// Sends the rest of the pages. The guest runs at the destination.
