@@ -13,4 +13,4 @@ with brant.Guest() as guest, brant.Tracker(guest) as tracker:
         memory[page * brant.PAGE_SIZE] = 1
     print(tracker.sync().found_pages, "pages were written:")
     for run in tracker.take():
-        print("  page", run.first_page, "and the", run.pages - 1, "after it")
+        print("  pages %d to %d" % (run.first_page, run.first_page + run.pages - 1))

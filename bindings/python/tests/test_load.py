@@ -74,25 +74,6 @@ def test_the_library_s_features_are_known():
     assert not brant.has_feature("no such thing")
 
 
-def test_the_example_prints_which_pages_were_written():
-    ended = subprocess.run(
-        [sys.executable, os.path.join(PACKAGE, "examples", "track.py")],
-        env=dict(os.environ, PYTHONPATH=PACKAGE),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-    )
-    if "asynchronous write protection" in ended.stderr or "no userfaultfd" in ended.stderr:
-        pytest.skip(ended.stderr.strip().splitlines()[-1])
-    assert ended.stderr == ""
-    assert ended.stdout.splitlines() == [
-        "4 pages were written:",
-        "  page 3 and the 2 after it",
-        "  page 200 and the 0 after it",
-    ]
-
-
 def test_a_program_that_ends_with_everything_open_ends_well():
     ended = python(
         "import brant, mmap\n"
