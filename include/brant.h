@@ -350,19 +350,31 @@ const char *brant_version(void);
 
 /**
  * Whether the linked library has a feature: 1 if it does, 0 if not or if it does not know the
- * name. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
- * bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault"
- * (userfaultfd's write protection; `brant_tracker_add_userfault` says whether the kernel has it),
- * "vhost", "vfio", "iommufd" (logs of devices), "balloon" (ballooned pages are not sent), "hints"
- * (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports), and those of
- * `brant_params`: "channels" (several connections), "delta" (deltas of pages that are sent again),
- * "zero-copy", "checksums", "compression", "prefault", "verify". Also "policies" (a guest is slowed,
- * a limit rises, a deadline counts), "forecasts", "vcpu-limits" (dirty limits of single vCPUs, in
- * rings), "devices" (device state that is sent while the guest runs), "postcopy" (a guest that runs
- * at the destination before all of its memory is there), "hand-over" (memory that changes hands by
- * descriptor on one host), "lazy-restore" (a restored guest that runs before all of its memory is
- * there), "instant-save" (an image of a running guest as it was at the start of the save). Any
- * thread. NULL gives 0.
+ * name. Any thread. NULL gives 0.
+ *
+ * Every library has every function, whatever it was built with. When a feature is missing, a call
+ * that asks for it is BRANT_E_UNSUPPORTED, and the message names the feature. A build may lack
+ * "compression" (contents of pages compressed by zstd). All other features are in every build of
+ * this version; programs ask for them because an older library does not know their names.
+ *
+ * The answer is about the library, and not about the machine: a kernel or a processor may lack what
+ * a feature needs. The call that needs it then says so, by BRANT_E_UNSUPPORTED or as its comment
+ * says.
+ *
+ * - The three levels: "bitmap", "tracker", "migration".
+ * - Logs: "kvm-log" (KVM's dirty bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own
+ *   marks), "userfault" (userfaultfd's write protection), "vhost", "vfio", "iommufd" (logs of
+ *   devices).
+ * - Transports: "tcp", "unix", "fd".
+ * - Fields of `brant_params`: "channels" (several connections), "delta" (deltas of pages that are
+ *   sent again), "zero-copy", "checksums", "compression", "prefault", "verify".
+ * - "balloon" (ballooned pages are not sent), "hints" (free-page hints), "image" (a guest in a
+ *   file), "policies" (a guest is slowed, a limit rises, a deadline counts), "forecasts",
+ *   "vcpu-limits" (dirty limits of single vCPUs, in rings), "devices" (device state that is sent
+ *   while the guest runs), "postcopy" (a guest that runs at the destination before all of its
+ *   memory is there), "hand-over" (memory that changes hands by descriptor on one host),
+ *   "lazy-restore" (a restored guest that runs before all of its memory is there), "instant-save"
+ *   (an image of a running guest as it was at the start of the save).
  */
 int32_t brant_has_feature(const char *name);
 
@@ -3599,7 +3611,8 @@ typedef struct brant_params {
 /**
  * In `brant_params.compression`: contents are always compressed, but for runs that do not become
  * smaller by an eighth. For links where bytes cost more than time. A destination that cannot
- * decompress is refused (BRANT_E_VERSION).
+ * decompress is refused (BRANT_E_VERSION). A library without the feature "compression" refuses this
+ * value and BRANT_COMPRESSION_ADAPTIVE (BRANT_E_UNSUPPORTED).
  */
 #define BRANT_COMPRESSION_ALWAYS 2
 

@@ -179,7 +179,8 @@ pub const BRANT_COMPRESSION_OFF: u32 = 0;
 pub const BRANT_COMPRESSION_ADAPTIVE: u32 = 1;
 /// In `brant_params.compression`: contents are always compressed, but for runs that do not become
 /// smaller by an eighth. For links where bytes cost more than time. A destination that cannot
-/// decompress is refused (BRANT_E_VERSION).
+/// decompress is refused (BRANT_E_VERSION). A library without the feature "compression" refuses this
+/// value and BRANT_COMPRESSION_ADAPTIVE (BRANT_E_UNSUPPORTED).
 pub const BRANT_COMPRESSION_ALWAYS: u32 = 2;
 
 /// In `brant_params.zero_copy`, the default: the kernel copies pages when they are sent.

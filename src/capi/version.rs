@@ -18,8 +18,8 @@ pub extern "C" fn brant_version() -> *const c_char {
     })
 }
 
-/// What this library was built with, for `brant_has_feature`.
-const FEATURES: &[&str] = &[
+/// The features of every build.
+const ALWAYS: &[&str] = &[
     "bitmap",
     "tracker",
     "migration",
@@ -40,7 +40,6 @@ const FEATURES: &[&str] = &[
     "delta",
     "zero-copy",
     "checksums",
-    "compression",
     "prefault",
     "verify",
     "policies",
@@ -53,20 +52,35 @@ const FEATURES: &[&str] = &[
     "instant-save",
 ];
 
+/// The features that a build may lack, and whether this one has them.
+const CHOSEN: &[(&str, bool)] = &[("compression", cfg!(feature = "compression"))];
+
 /// Whether the linked library has a feature: 1 if it does, 0 if not or if it does not know the
-/// name. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
-/// bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault"
-/// (userfaultfd's write protection; `brant_tracker_add_userfault` says whether the kernel has it),
-/// "vhost", "vfio", "iommufd" (logs of devices), "balloon" (ballooned pages are not sent), "hints"
-/// (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports), and those of
-/// `brant_params`: "channels" (several connections), "delta" (deltas of pages that are sent again),
-/// "zero-copy", "checksums", "compression", "prefault", "verify". Also "policies" (a guest is slowed,
-/// a limit rises, a deadline counts), "forecasts", "vcpu-limits" (dirty limits of single vCPUs, in
-/// rings), "devices" (device state that is sent while the guest runs), "postcopy" (a guest that runs
-/// at the destination before all of its memory is there), "hand-over" (memory that changes hands by
-/// descriptor on one host), "lazy-restore" (a restored guest that runs before all of its memory is
-/// there), "instant-save" (an image of a running guest as it was at the start of the save). Any
-/// thread. NULL gives 0.
+/// name. Any thread. NULL gives 0.
+///
+/// Every library has every function, whatever it was built with. When a feature is missing, a call
+/// that asks for it is BRANT_E_UNSUPPORTED, and the message names the feature. A build may lack
+/// "compression" (contents of pages compressed by zstd). All other features are in every build of
+/// this version; programs ask for them because an older library does not know their names.
+///
+/// The answer is about the library, and not about the machine: a kernel or a processor may lack what
+/// a feature needs. The call that needs it then says so, by BRANT_E_UNSUPPORTED or as its comment
+/// says.
+///
+/// - The three levels: "bitmap", "tracker", "migration".
+/// - Logs: "kvm-log" (KVM's dirty bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own
+///   marks), "userfault" (userfaultfd's write protection), "vhost", "vfio", "iommufd" (logs of
+///   devices).
+/// - Transports: "tcp", "unix", "fd".
+/// - Fields of `brant_params`: "channels" (several connections), "delta" (deltas of pages that are
+///   sent again), "zero-copy", "checksums", "compression", "prefault", "verify".
+/// - "balloon" (ballooned pages are not sent), "hints" (free-page hints), "image" (a guest in a
+///   file), "policies" (a guest is slowed, a limit rises, a deadline counts), "forecasts",
+///   "vcpu-limits" (dirty limits of single vCPUs, in rings), "devices" (device state that is sent
+///   while the guest runs), "postcopy" (a guest that runs at the destination before all of its
+///   memory is there), "hand-over" (memory that changes hands by descriptor on one host),
+///   "lazy-restore" (a restored guest that runs before all of its memory is there), "instant-save"
+///   (an image of a running guest as it was at the start of the save).
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {
@@ -75,7 +89,10 @@ pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
         }
         // SAFETY: not null, and a NUL-terminated string by contract.
         let name = unsafe { CStr::from_ptr(name) };
-        FEATURES.iter().any(|f| f.as_bytes() == name.to_bytes()) as i32
+        let name = name.to_bytes();
+        let always = ALWAYS.iter().any(|f| f.as_bytes() == name);
+        let chosen = CHOSEN.iter().any(|(f, has)| *has && f.as_bytes() == name);
+        (always || chosen) as i32
     })
 }
 
@@ -102,7 +119,8 @@ mod tests {
             c"lazy-restore",
             c"instant-save",
         ];
-        for name in names {
+        let chosen = |name: &CStr| CHOSEN.iter().any(|(f, _)| f.as_bytes() == name.to_bytes());
+        for name in names.into_iter().filter(|name| !chosen(name)) {
             // SAFETY: a string.
             assert_eq!(unsafe { brant_has_feature(name.as_ptr()) }, 1, "{name:?}");
         }

@@ -3,7 +3,7 @@
 use super::steering::policies::{OnDeadline, Policy};
 use super::steering::{FitsDowntime, Operations, Overrun};
 use crate::error::{Error, Kind, Result};
-use crate::page::compress::{LEVEL_MAX, LEVEL_MIN};
+use crate::page::compress::{self, LEVEL_MAX, LEVEL_MIN};
 use crate::runtime::{Limit, Timeout};
 use crate::wire;
 use std::fmt;
@@ -371,6 +371,9 @@ impl Params {
             (Compression::Always, Side::Source) => ours = ours.requiring(wire::FEATURE_ZSTD),
             (Compression::Adaptive, _) | (_, Side::Destination) => {}
         }
+        if !compress::AVAILABLE {
+            ours = ours.without(wire::FEATURE_ZSTD);
+        }
         match (self.verify, side) {
             (true, Side::Source) => ours = ours.requiring(wire::FEATURE_VERIFY),
             (false, Side::Source) => ours = ours.without(wire::FEATURE_VERIFY),
@@ -479,6 +482,9 @@ impl Params {
             1 << 20,
             1 << 40,
         )?;
+        if self.compression != Compression::Off {
+            compress::available()?;
+        }
         let level = self.compression_level;
         if level != 0 && !(LEVEL_MIN..=LEVEL_MAX).contains(&level) {
             return Err(Error::new(
