@@ -354,7 +354,8 @@ const char *brant_version(void);
  *
  * Every library has every function, whatever it was built with. When a feature is missing, a call
  * that asks for it is BRANT_E_UNSUPPORTED, and the message names the feature. A build may lack
- * "compression" (contents of pages compressed by zstd). All other features are in every build of
+ * "compression" (contents of pages compressed by zstd) and "probes" (static probes for tracers, which
+ * no call asks for: docs/tracing.md). All other features are in every build of
  * this version; programs ask for them because an older library does not know their names.
  *
  * The answer is about the library, and not about the machine: a kernel or a processor may lack what

@@ -9,7 +9,7 @@ use super::state::Inner;
 use super::{Harvested, When};
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
-use crate::runtime::Cancel;
+use crate::runtime::{probes, Cancel};
 use crate::units::Pages;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,6 +28,7 @@ impl Inner {
         cancel: Option<&Cancel>,
     ) -> Result<SyncReport> {
         let begun = Instant::now();
+        probes::sync_begin(when == When::Stopped);
         let mut others = self.seats(Phase::Following);
         others.retain(|seat| Some(*seat) != whose);
         let before: Vec<Pages> = others.iter().map(|seat| self.pending(*seat)).collect();
@@ -90,10 +91,12 @@ impl Inner {
             report.found += found;
             report.written += written;
             unobserved += sink.known;
+            let time = log_begun.elapsed();
+            probes::log_end(log.kind().name(), found.0, time);
             report.logs.push(LogReport {
                 kind: log.kind(),
                 name: log.name(),
-                time: log_begun.elapsed(),
+                time,
                 found,
                 written,
             });
@@ -123,6 +126,12 @@ impl Inner {
             member.stats.failed_syncs += u64::from(report.failed);
         }
         report.time = begun.elapsed();
+        probes::sync_end(
+            when == When::Stopped,
+            report.found.0,
+            report.pending.0,
+            report.time,
+        );
         Ok(report)
     }
 }

@@ -32,6 +32,11 @@ impl LaneName {
         LaneName(socket.map(|socket| socket.to_string()))
     }
 
+    /// The name, or "the channel" where there is only one.
+    pub(super) fn text(&self) -> &str {
+        self.0.as_deref().unwrap_or("the channel")
+    }
+
     /// The error with the lane's name before it, when a connection or its peer can be the cause,
     /// and when the name is not there yet.
     pub(super) fn before(&self, error: Error) -> Error {
@@ -57,7 +62,7 @@ impl LaneName {
 
 impl fmt::Display for LaneName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.as_deref().unwrap_or("the channel"))
+        f.write_str(self.text())
     }
 }
 

@@ -12,6 +12,7 @@ use super::steering::Parts;
 use super::switchover::source;
 use crate::channel::{Copying, ZeroCopy};
 use crate::error::{Error, Kind, Result};
+use crate::runtime::probes;
 use crate::units::PAGE_SIZE;
 use serde::{Serialize, Serializer};
 use std::time::{Duration, Instant};
@@ -445,6 +446,9 @@ impl Stats {
         self.round_trips = Some(to_ready + to_running);
         self.memory = Some(memory);
         self.state_sent = Some(link.saturating_sub(memory));
+        for (name, part) in self.parts().named() {
+            probes::downtime_part(name, part);
+        }
     }
 
     /// Forgets a pause that was aborted after `stood`.

@@ -7,6 +7,7 @@ use super::handle::Ending;
 use super::state::Side;
 use super::switchover::{Failure, Machine};
 use crate::error::{Error, Kind, Result};
+use crate::runtime::probes;
 use crate::runtime::thread::{catch, Role};
 use crate::vmm::EventKind;
 use std::sync::Arc;
@@ -54,6 +55,7 @@ fn work<W: Work>(mut driver: W) {
         state = next.state;
         let error = driver.common().error.clone();
         shared.handle.enter(state, error);
+        probes::state(state.into().number(), state.name());
         let entered = catch(|| {
             #[cfg(test)]
             let _planted = super::planted::point(&format!("entering {state:?}"));

@@ -9,6 +9,7 @@ pub mod fair;
 pub mod grace;
 pub mod limit;
 pub(crate) mod nap;
+pub(crate) mod probes;
 mod readers;
 pub mod recall;
 mod round;

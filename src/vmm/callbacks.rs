@@ -3,6 +3,7 @@
 //! it. If the operation then waits for its owner, the wait is an error and not a deadlock.
 
 use crate::error::{Error, Kind, Result};
+use crate::runtime::probes;
 use crate::runtime::thread::{catch, with_starters_mask};
 use crate::vmm::{Event, EventKind, Vmm};
 use std::cell::RefCell;
@@ -68,9 +69,10 @@ impl Callbacks {
         operation: impl FnOnce(&dyn Vmm) -> Result<T>,
     ) -> Result<T> {
         let _entered = Entered::new(self.owner);
-        catch(|| operation(&*self.vmm))
-            .and_then(|result| result)
-            .map_err(|e| e.context(format_args!("`{name}`")).into_kind(Kind::Vmm))
+        probes::operation_begin(name);
+        let result = catch(|| operation(&*self.vmm)).and_then(|result| result);
+        probes::operation_end(name, result.is_err());
+        result.map_err(|e| e.context(format_args!("`{name}`")).into_kind(Kind::Vmm))
     }
 
     /// [`Callbacks::call`] for an operation that may start threads which outlive it, such as vCPU

@@ -5,6 +5,7 @@
 //! faults on another page, a signal took it away, and its first wait was over.
 
 use crate::fallible;
+use crate::runtime::probes;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -117,6 +118,7 @@ impl Meter {
     /// A thread waits for the host page that begins at `page`. Call it before the page is marked.
     pub(super) fn begins(&self, thread: u32, block: usize, page: u64, now: Instant) {
         self.faults.fetch_add(1, Relaxed);
+        probes::fault_begin(thread, block, page);
         let mut waits = self.lock();
         let known = waits.threads.contains_key(&thread) || waits.threads.len() < THREADS;
         let number = if known { thread } else { 0 };
@@ -154,12 +156,13 @@ impl Meter {
             buckets,
             max,
         } = &mut *waits;
-        for thread in threads.values_mut() {
+        for (number, thread) in threads {
             match thread.waits {
                 Some((b, page, since)) if b == block && pages.contains(&page) => {
                     let waited = now.saturating_duration_since(since);
                     thread.waits = None;
                     thread.time += waited;
+                    probes::fault_end(*number, b, page, waited);
                     buckets[bucket(waited)] += 1;
                     *max = waited.max(*max);
                 }

@@ -11,7 +11,7 @@ use crate::migrate::control;
 use crate::migrate::lane_name::LaneName;
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
-use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall, Timeout};
+use crate::runtime::{probes, Cancel, Deadline, Interest, Limit, Recall, Timeout};
 use crate::wire::{list_len, Header, Marker, Record, RecordType, HEADER_LEN};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -497,6 +497,12 @@ impl Lane {
             ));
         }
         self.last_marker = marker.number;
+        probes::lane_arrived(
+            self.name.text(),
+            marker.number,
+            counts.data_pages,
+            counts.zero_pages,
+        );
         self.outbox.acknowledge(marker.number);
         self.flush()
     }

@@ -22,7 +22,7 @@ use crate::migrate::outbox::Outbox;
 use crate::migrate::params::{self, Params};
 use crate::migrate::steering::delivery::Carried;
 use crate::migrate::steering::timed::Span;
-use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
+use crate::runtime::{probes, Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::Put;
 use crate::wire::{DeviceLoaded, Record, RecordType, Request};
 use std::os::fd::BorrowedFd;
@@ -259,6 +259,7 @@ impl Lane {
         self.in_pass(pass);
         let sent = self.send(first, taken, recall, io);
         let put = self.named(sent)?;
+        probes::lane_sent(self.name.text(), put.data_pages, put.zero_pages, put.bytes);
         if self.ledger.marker_is_due() {
             self.send_marker(pass, false, io)?;
             self.await_acknowledgements(MARKERS_WAITING, params, io)?;
@@ -565,6 +566,7 @@ impl Lane {
     /// Records that the destination has acknowledged marker `number`.
     pub(super) fn acknowledged(&mut self, number: u64) -> Result<()> {
         let acknowledged = self.ledger.acknowledged(number);
+        probes::lane_acknowledged(self.name.text(), number, self.unacknowledged());
         if self.ledger.unacknowledged() == 0 {
             let sent = self.sent();
             if let Some((begun, before)) = self.on_their_way.take() {

@@ -14,7 +14,7 @@ use crate::migrate::outgoing::still::StillWatch;
 use crate::migrate::steering::budget::{millis, ROUND_TRIPS};
 use crate::migrate::steering::timed::proven;
 use crate::migrate::steering::{Facts, Moment, Next};
-use crate::runtime::Timeout;
+use crate::runtime::{probes, Timeout};
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::EventKind;
 use crate::walk::{self, Outlet, BATCH_PAGES};
@@ -63,18 +63,19 @@ impl Driver {
         let mut told_again = 0;
         loop {
             self.common.stats.pass += 1;
+            probes::pass_begin(self.common.stats.pass);
             let read = self.streams.running();
             let all_sent = self.walk()?;
             self.judge_devices()?;
             let (report, found) = self.sync(At::End { all_sent })?;
+            let to_send = report.pending - report.ballooned;
+            probes::pass_end(self.common.stats.pass, found.0, to_send.0);
             self.renew(true);
             self.common.vmm.event(
                 EventKind::Pass,
                 format!(
                     "pass {} done: {} pages found dirty, {} to send",
-                    self.common.stats.pass,
-                    found,
-                    report.pending - report.ballooned
+                    self.common.stats.pass, found, to_send
                 ),
             );
             self.common.shared.handle.cancel.check("the migration")?;
