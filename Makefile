@@ -62,7 +62,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-faults test-downtime test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi reference deb install install-debug uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-faults test-downtime test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi abi-baseline reference deb install install-debug uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -163,6 +163,10 @@ map: | deps
 abi: | deps
 	@scripts/abi-record
 
+## abi-baseline: make today's header the one that later headers are compared with (at a release)
+abi-baseline:
+	cp include/brant.h src/capi/brant.map src/capi/baseline/
+
 # --- the crate ---------------------------------------------------------------
 # Cargo decides whether there is anything to do; make looks at the time of the
 # file afterwards, so nothing is relinked when it did not change.
@@ -251,6 +255,12 @@ $(C)/tests/%: c-tests/%.c $(MACHINE) $(C)/libbrant.so | deps
 	$(CC) $(C_FLAGS) -Ic-tests -MF $@.d -MT $@ $(LDFLAGS) -o $@ $< $(MACHINE) \
 	    -L$(C) -lbrant -lpthread $(rpath)
 
+# As they would be if they had been compiled with an earlier header.
+$(C)/baseline/%: c-tests/%.c src/capi/baseline/brant.h $(MACHINE) $(C)/libbrant.so | deps
+	@mkdir -p $(@D)
+	$(CC) $(subst -Iinclude,-Isrc/capi/baseline,$(C_FLAGS)) -Ic-tests -MF $@.d -MT $@ $(LDFLAGS) -o $@ $< $(MACHINE) \
+	    -L$(C) -lbrant -lpthread $(rpath)
+
 $(C)/manners.c: scripts/gen-api-test scripts/abi.py include/brant.h | deps
 	@mkdir -p $(@D)
 	scripts/gen-api-test > $@
@@ -329,4 +339,4 @@ clean:
 help:
 	@sed -n 's/^## \([a-z-]*\): /\1\t/p' $(firstword $(MAKEFILE_LIST)) | sort | expand -t 16
 
--include $(wildcard $(C)/*.d $(C)/minivmm/*.d $(C)/minivmm/guest/*.d $(C)/tests/*.d)
+-include $(wildcard $(C)/*.d $(C)/minivmm/*.d $(C)/minivmm/guest/*.d $(C)/tests/*.d $(C)/baseline/*.d)
