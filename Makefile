@@ -159,7 +159,7 @@ header: | deps
 map: | deps
 	@scripts/map
 
-## abi: append what is new in include/brant.h to the ABI record
+## abi: append what is new in include/brant.h to the ABI record, and to the list in docs/abi.md
 abi: | deps
 	@scripts/abi-record
 

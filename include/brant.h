@@ -31,6 +31,10 @@
  *   Sizes       A structure that begins with `size` is initialised by BRANT_INIT(type). A field
  *               that is left 0 has its default. A structure of an older header is shorter, and is
  *               accepted. A structure of a newer header is accepted if its additional bytes are 0.
+ *   Stability   A function or type is stable, unless its comment says "Experimental:" and what may
+ *               change, or it is newer than the last release. Stable: a program that was compiled
+ *               with this header runs with every later library of the same soname. docs/abi.md has
+ *               the promise, and the list.
  *   Threads     Each handle says which threads may use it. Callbacks come on brant's threads,
  *               except where a callback says otherwise.
  *   Units       Lengths and offsets are bytes, pages have 4 KiB. Times that the VMM gives are
@@ -1534,7 +1538,12 @@ int32_t brant_guest_remove_device(struct brant_guest *guest,
                                   uint32_t instance,
                                   struct brant_error **error);
 
-/** A device that is passed through with VFIO. */
+/**
+ * A device that is passed through with VFIO.
+ *
+ * Experimental: tested against a model of the kernel's side only, because no such hardware was
+ * available. What real devices need may change it.
+ */
 typedef struct brant_vfio_device {
     /** sizeof(brant_vfio_device). */
     size_t size;
@@ -1589,6 +1598,9 @@ typedef struct brant_vfio_device {
  * or a save is refused with BRANT_E_BLOCKED, the device's name and the kernel's answer.
  * BRANT_E_UNSUPPORTED when `fd` is no VFIO device. Threads: any. Not tried on hardware: tested
  * against a model of the interface in the kernel's header.
+ *
+ * Experimental: tested against a model of the kernel's side only, because no such hardware was
+ * available. What real devices need may change it.
  */
 int32_t brant_guest_add_vfio_device(struct brant_guest *guest,
                                     const struct brant_vfio_device *device,
@@ -1610,6 +1622,9 @@ int32_t brant_guest_add_vfio_device(struct brant_guest *guest,
  * `pause`, at the destination before `loaded`. All rings of the back end have stopped then
  * (GET_VRING_BASE was answered): `pause` stops them, and `run` or `resume` starts them. Each
  * callback returns 0, or any other value for a failure; then it may set the reason.
+ *
+ * Experimental: tested with a back end of this project's only. What other back ends need may
+ * change it.
  */
 typedef struct brant_vhost_user_device {
     /** sizeof(brant_vhost_user_device). */
@@ -1675,6 +1690,9 @@ typedef struct brant_vhost_user_device {
  * destination the pipe is written and closed, and the back end is asked whether it understood. A
  * "no", a refusal or silence fails the migration by the device's name, and the guest runs on at the
  * source. Threads: any.
+ *
+ * Experimental: tested with a back end of this project's only. What other back ends need may
+ * change it.
  */
 int32_t brant_guest_add_vhost_user_device(struct brant_guest *guest,
                                           const struct brant_vhost_user_device *device,
@@ -1691,6 +1709,9 @@ int32_t brant_guest_add_vhost_user_device(struct brant_guest *guest,
  * _CANCELLED the connection is of no more use. BRANT_E_REFUSED: the back end refused.
  * BRANT_E_CANCELLED: called in a callback of brant_vhost_user_device, and the migration was cancelled or
  * has run out of time. Threads: any.
+ *
+ * Experimental: tested with a back end of this project's only. What other back ends need may
+ * change it.
  */
 int32_t brant_vhost_user_set_device_state_fd(int32_t connection,
                                              uint32_t direction,
@@ -1703,6 +1724,9 @@ int32_t brant_vhost_user_set_device_state_fd(int32_t connection,
  * Sends CHECK_DEVICE_STATE on a vhost-user connection and waits for the reply, at most `timeout_ms`
  * milliseconds. Connection and errors as for brant_vhost_user_set_device_state_fd; BRANT_E_REFUSED:
  * the back end says that the transfer of its state failed. Threads: any.
+ *
+ * Experimental: tested with a back end of this project's only. What other back ends need may
+ * change it.
  */
 int32_t brant_vhost_user_check_device_state(int32_t connection,
                                             uint32_t timeout_ms,
@@ -2218,7 +2242,11 @@ int32_t brant_tracker_vcpu_dirty(const struct brant_tracker *tracker,
                                  uint64_t *pages,
                                  struct brant_error **error);
 
-/** The guest that will be tracked, as far as the VMM knows it. A field that is 0 is unknown. */
+/**
+ * The guest that will be tracked, as far as the VMM knows it. A field that is 0 is unknown.
+ *
+ * Experimental: how the cost of a log is measured may change, and with it what is measured.
+ */
 typedef struct brant_kvm_workload {
     /** sizeof(brant_kvm_workload). */
     size_t size;
@@ -2237,7 +2265,11 @@ typedef struct brant_kvm_workload {
     uint64_t limit_ms;
 } brant_kvm_workload;
 
-/** What one of KVM's logs costs, in nanoseconds of the processor that runs the guest or syncs. */
+/**
+ * What one of KVM's logs costs, in nanoseconds of the processor that runs the guest or syncs.
+ *
+ * Experimental: how the cost of a log is measured may change, and with it what is measured.
+ */
 typedef struct brant_kvm_cost {
     /**
      * 1 if this log was measured. 0 if the kernel has no such log or the time ran out; then all
@@ -2258,7 +2290,11 @@ typedef struct brant_kvm_cost {
     uint64_t sync_gib_ns;
 } brant_kvm_cost;
 
-/** The result of `brant_kvm_measure`. Give it unchanged to `brant_kvm_log.costs`. */
+/**
+ * The result of `brant_kvm_measure`. Give it unchanged to `brant_kvm_log.costs`.
+ *
+ * Experimental: how the cost of a log is measured may change, and with it what is measured.
+ */
 typedef struct brant_kvm_costs {
     /** sizeof(brant_kvm_costs). */
     size_t size;
@@ -2304,6 +2340,8 @@ typedef struct brant_kvm_costs {
  * BRANT_E_UNSUPPORTED on any machine but x86-64, or when KVM does not run the guest;
  * BRANT_E_TIMEOUT when not one log was measured in time; BRANT_E_INVALID for a limit out of range,
  * or a descriptor that is not one of /dev/kvm; BRANT_E_KERNEL when KVM refuses a call.
+ *
+ * Experimental: how the cost of a log is measured may change, and with it what is measured.
  */
 int32_t brant_kvm_measure(int32_t kvm_fd,
                           const struct brant_kvm_workload *workload,
@@ -2426,7 +2464,12 @@ typedef struct brant_dma_range {
     uint32_t reserved;
 } brant_dma_range;
 
-/** The log of a VFIO device, or of a VFIO container with a type 1 IOMMU. */
+/**
+ * The log of a VFIO device, or of a VFIO container with a type 1 IOMMU.
+ *
+ * Experimental: tested against a model of the kernel's side only, because no such hardware was
+ * available. What real devices need may change it.
+ */
 typedef struct brant_vfio_log {
     /** sizeof(brant_vfio_log). */
     size_t size;
@@ -2448,7 +2491,12 @@ typedef struct brant_vfio_log {
     size_t range_count;
 } brant_vfio_log;
 
-/** A hardware page table of iommufd. */
+/**
+ * A hardware page table of iommufd.
+ *
+ * Experimental: tested against a model of the kernel's side only, because no such hardware was
+ * available. What real devices need may change it.
+ */
 typedef struct brant_iommufd_log {
     /** sizeof(brant_iommufd_log). */
     size_t size;
@@ -2470,6 +2518,9 @@ typedef struct brant_iommufd_log {
  * pages that it covers count as dirty. Before you unmap DMA memory, or remove a slot whose memory
  * other slots still show, stop the device's DMA to that memory. The log is read when the slot is
  * removed. Not tried on hardware yet: tested against the interface in the kernel's header.
+ *
+ * Experimental: tested against a model of the kernel's side only, because no such hardware was
+ * available. What real devices need may change it.
  */
 int32_t brant_tracker_add_vfio_device(struct brant_tracker *tracker,
                                       const struct brant_vfio_log *vfio,
@@ -2485,6 +2536,9 @@ int32_t brant_tracker_add_vfio_device(struct brant_tracker *tracker,
  * unmap memory that stays the guest's with VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, and give the
  * bitmap to `brant_tracker_mark_bitmap`. Not tried on hardware yet: see
  * `brant_tracker_add_vfio_device`.
+ *
+ * Experimental: tested against a model of the kernel's side only, because no such hardware was
+ * available. What real devices need may change it.
  */
 int32_t brant_tracker_add_vfio_container(struct brant_tracker *tracker,
                                          const struct brant_vfio_log *vfio,
@@ -2499,6 +2553,9 @@ int32_t brant_tracker_add_vfio_container(struct brant_tracker *tracker,
  * the slot to brant, and unmap a slot after you have removed it from brant. A range with an
  * unmapped part counts as dirty at each sync. Not tried on hardware yet: see
  * `brant_tracker_add_vfio_device`.
+ *
+ * Experimental: tested against a model of the kernel's side only, because no such hardware was
+ * available. What real devices need may change it.
  */
 int32_t brant_tracker_add_iommufd(struct brant_tracker *tracker,
                                   const struct brant_iommufd_log *iommufd,
@@ -2872,6 +2929,8 @@ struct brant_forecast;
  * completed migration it has the true figures. While there is none, the fields are 0. The call takes
  * this thread some microseconds, or some milliseconds when the migration does not converge. Any
  * thread, also inside callbacks.
+ *
+ * Experimental: what is forecast, and from which figures, may change.
  */
 int32_t brant_outgoing_get_forecast(const struct brant_outgoing *outgoing,
                                     struct brant_forecast *forecast,
@@ -4290,6 +4349,8 @@ typedef struct brant_lane_stats {
  * When the migration will not converge, `limit_us`, `bandwidth` and `throttle` say what would make
  * it converge: the smallest of each, the two others being as they are. They are 0 when no value of
  * this one alone is enough, and when the migration converges as it is.
+ *
+ * Experimental: what is forecast, and from which figures, may change.
  */
 typedef struct brant_forecast {
     /** sizeof(brant_forecast). */
@@ -4468,6 +4529,8 @@ int32_t brant_rate_get_vcpus(const struct brant_rate *rate,
  * halves of the period show how the written pages become more with time, and the forecast assumes
  * that they go on like that. So a period about as long as memory takes over the link gives the best
  * forecast. Once the migration runs, ask `brant_outgoing_get_forecast`.
+ *
+ * Experimental: what is forecast, and from which figures, may change.
  */
 int32_t brant_rate_forecast(const struct brant_rate *rate,
                             const struct brant_params *parameters,

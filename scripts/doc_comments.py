@@ -1,14 +1,17 @@
 """What include/brant.h says of each function, type and constant: its doc comments, parsed.
 
-scripts/reference makes pages of it. Nothing is
+scripts/reference makes pages of it, scripts/abi_page.py the list of what is stable. Nothing is
 compiled here; abi.py has the declarations as numbers.
 """
 
 import dataclasses
+import os
 import re
 import textwrap
 
 import abi
+
+BASELINE = os.path.join(abi.ROOT, "src", "capi", "baseline", "brant.h")
 
 
 @dataclasses.dataclass
@@ -27,6 +30,8 @@ class Item:
     declaration: str
     text: str
     section: str
+    # The last release's header, the baseline of the ABI, does not have it.
+    new: bool = False
     members: list = dataclasses.field(default_factory=list)
     # On the page of a function or type: the constants that are explained there.
     constants: list = dataclasses.field(default_factory=list)
@@ -35,7 +40,9 @@ class Item:
     def experimental(self):
         """What may change in an item that is experimental, or None for a stable one."""
         said = re.search(r"^Experimental: (.+?)(?:\n\n|\Z)", self.text, re.M | re.S)
-        return " ".join(said[1].split()) if said else None
+        if said:
+            return " ".join(said[1].split())
+        return "new since the last release." if self.new else None
 
     @property
     def first_sentence(self):
@@ -83,8 +90,9 @@ TOKEN = re.compile(
     re.S | re.M)
 
 
-def parse(path=abi.HEADER):
+def parse(path=abi.HEADER, baseline=BASELINE):
     """The header's opening comment, its sections and its items, in its order."""
+    old = set(re.findall(r"\b(?:brant|BRANT)_\w+", abi.without_comments(abi.read(baseline))))
     text = abi.read(path)
     opening, _, body = text.partition("#ifndef BRANT_H\n")
     # What C++ sees of BRANT_INIT is its definition, and no interface.
@@ -110,6 +118,8 @@ def parse(path=abi.HEADER):
                 items.append(Item("handle", found["handle"], token[0], comment, section))
             elif found["function"]:
                 items.append(Item("function", found["name"], token[0], comment, section))
+            for item in items[-1:]:
+                item.new = item.name not in old
         comment = ""
     return inside(opening), sections, items
 

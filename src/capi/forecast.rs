@@ -12,6 +12,8 @@ use crate::migrate::Forecast;
 /// When the migration will not converge, `limit_us`, `bandwidth` and `throttle` say what would make
 /// it converge: the smallest of each, the two others being as they are. They are 0 when no value of
 /// this one alone is enough, and when the migration converges as it is.
+///
+/// Experimental: what is forecast, and from which figures, may change.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_forecast {

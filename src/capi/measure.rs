@@ -10,6 +10,8 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// The guest that will be tracked, as far as the VMM knows it. A field that is 0 is unknown.
+///
+/// Experimental: how the cost of a log is measured may change, and with it what is measured.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_kvm_workload {
@@ -27,6 +29,8 @@ pub struct brant_kvm_workload {
 }
 
 /// What one of KVM's logs costs, in nanoseconds of the processor that runs the guest or syncs.
+///
+/// Experimental: how the cost of a log is measured may change, and with it what is measured.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_kvm_cost {
@@ -46,6 +50,8 @@ pub struct brant_kvm_cost {
 }
 
 /// The result of `brant_kvm_measure`. Give it unchanged to `brant_kvm_log.costs`.
+///
+/// Experimental: how the cost of a log is measured may change, and with it what is measured.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_kvm_costs {
@@ -170,6 +176,8 @@ pub(super) unsafe fn measured(costs: *const brant_kvm_costs) -> Result<Option<Me
 /// BRANT_E_UNSUPPORTED on any machine but x86-64, or when KVM does not run the guest;
 /// BRANT_E_TIMEOUT when not one log was measured in time; BRANT_E_INVALID for a limit out of range,
 /// or a descriptor that is not one of /dev/kvm; BRANT_E_KERNEL when KVM refuses a call.
+///
+/// Experimental: how the cost of a log is measured may change, and with it what is measured.
 #[no_mangle]
 pub unsafe extern "C" fn brant_kvm_measure(
     kvm_fd: i32,

@@ -303,6 +303,8 @@ pub unsafe extern "C" fn brant_outgoing_lane_stats(
 /// completed migration it has the true figures. While there is none, the fields are 0. The call takes
 /// this thread some microseconds, or some milliseconds when the migration does not converge. Any
 /// thread, also inside callbacks.
+///
+/// Experimental: what is forecast, and from which figures, may change.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_get_forecast(
     outgoing: *const brant_outgoing,

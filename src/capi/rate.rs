@@ -246,6 +246,8 @@ pub unsafe extern "C" fn brant_rate_get_vcpus(
 /// halves of the period show how the written pages become more with time, and the forecast assumes
 /// that they go on like that. So a period about as long as memory takes over the link gives the best
 /// forecast. Once the migration runs, ask `brant_outgoing_get_forecast`.
+///
+/// Experimental: what is forecast, and from which figures, may change.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_forecast(
     rate: *const brant_rate,

@@ -34,6 +34,9 @@ pub struct brant_dma_range {
 }
 
 /// The log of a VFIO device, or of a VFIO container with a type 1 IOMMU.
+///
+/// Experimental: tested against a model of the kernel's side only, because no such hardware was
+/// available. What real devices need may change it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_vfio_log {
@@ -54,6 +57,9 @@ pub struct brant_vfio_log {
 }
 
 /// A hardware page table of iommufd.
+///
+/// Experimental: tested against a model of the kernel's side only, because no such hardware was
+/// available. What real devices need may change it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_iommufd_log {
@@ -133,6 +139,9 @@ unsafe fn vfio_of(vfio: *const brant_vfio_log) -> Result<(OwnedFd, brant_vfio_lo
 /// pages that it covers count as dirty. Before you unmap DMA memory, or remove a slot whose memory
 /// other slots still show, stop the device's DMA to that memory. The log is read when the slot is
 /// removed. Not tried on hardware yet: tested against the interface in the kernel's header.
+///
+/// Experimental: tested against a model of the kernel's side only, because no such hardware was
+/// available. What real devices need may change it.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vfio_device(
     tracker: *mut brant_tracker,
@@ -164,6 +173,9 @@ pub unsafe extern "C" fn brant_tracker_add_vfio_device(
 /// unmap memory that stays the guest's with VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, and give the
 /// bitmap to `brant_tracker_mark_bitmap`. Not tried on hardware yet: see
 /// `brant_tracker_add_vfio_device`.
+///
+/// Experimental: tested against a model of the kernel's side only, because no such hardware was
+/// available. What real devices need may change it.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vfio_container(
     tracker: *mut brant_tracker,
@@ -196,6 +208,9 @@ pub unsafe extern "C" fn brant_tracker_add_vfio_container(
 /// the slot to brant, and unmap a slot after you have removed it from brant. A range with an
 /// unmapped part counts as dirty at each sync. Not tried on hardware yet: see
 /// `brant_tracker_add_vfio_device`.
+///
+/// Experimental: tested against a model of the kernel's side only, because no such hardware was
+/// available. What real devices need may change it.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_iommufd(
     tracker: *mut brant_tracker,

@@ -12,6 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A device that is passed through with VFIO.
+///
+/// Experimental: tested against a model of the kernel's side only, because no such hardware was
+/// available. What real devices need may change it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_vfio_device {
@@ -158,6 +161,9 @@ const VERSION: u32 = 1;
 /// or a save is refused with BRANT_E_BLOCKED, the device's name and the kernel's answer.
 /// BRANT_E_UNSUPPORTED when `fd` is no VFIO device. Threads: any. Not tried on hardware: tested
 /// against a model of the interface in the kernel's header.
+///
+/// Experimental: tested against a model of the kernel's side only, because no such hardware was
+/// available. What real devices need may change it.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_add_vfio_device(
     guest: *mut brant_guest,

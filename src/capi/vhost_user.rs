@@ -26,6 +26,9 @@ pub const BRANT_VHOST_USER_LOAD: u32 = 1;
 /// `pause`, at the destination before `loaded`. All rings of the back end have stopped then
 /// (GET_VRING_BASE was answered): `pause` stops them, and `run` or `resume` starts them. Each
 /// callback returns 0, or any other value for a failure; then it may set the reason.
+///
+/// Experimental: tested with a back end of this project's only. What other back ends need may
+/// change it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_vhost_user_device {
@@ -132,6 +135,9 @@ impl Front for Table {
 /// destination the pipe is written and closed, and the back end is asked whether it understood. A
 /// "no", a refusal or silence fails the migration by the device's name, and the guest runs on at the
 /// source. Threads: any.
+///
+/// Experimental: tested with a back end of this project's only. What other back ends need may
+/// change it.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_add_vhost_user_device(
     guest: *mut brant_guest,
@@ -187,6 +193,9 @@ pub unsafe extern "C" fn brant_guest_add_vhost_user_device(
 /// _CANCELLED the connection is of no more use. BRANT_E_REFUSED: the back end refused.
 /// BRANT_E_CANCELLED: called in a callback of brant_vhost_user_device, and the migration was cancelled or
 /// has run out of time. Threads: any.
+///
+/// Experimental: tested with a back end of this project's only. What other back ends need may
+/// change it.
 #[no_mangle]
 pub unsafe extern "C" fn brant_vhost_user_set_device_state_fd(
     connection: i32,
@@ -224,6 +233,9 @@ pub unsafe extern "C" fn brant_vhost_user_set_device_state_fd(
 /// Sends CHECK_DEVICE_STATE on a vhost-user connection and waits for the reply, at most `timeout_ms`
 /// milliseconds. Connection and errors as for brant_vhost_user_set_device_state_fd; BRANT_E_REFUSED:
 /// the back end says that the transfer of its state failed. Threads: any.
+///
+/// Experimental: tested with a back end of this project's only. What other back ends need may
+/// change it.
 #[no_mangle]
 pub unsafe extern "C" fn brant_vhost_user_check_device_state(
     connection: i32,

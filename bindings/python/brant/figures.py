@@ -790,7 +790,9 @@ class Forecast:
 
     When the migration will not converge, `limit_us`, `bandwidth` and `throttle` say what would make
     it converge: the smallest of each, the two others being as they are. They are 0 when no value of
-    this one alone is enough, and when the migration converges as it is."""
+    this one alone is enough, and when the migration converges as it is.
+
+    Experimental: what is forecast, and from which figures, may change."""
 
     #: 1 when the migration ends with a switchover, else 0.
     converges: bool
