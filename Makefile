@@ -109,6 +109,11 @@ test-faults: | deps
 test-downtime: | deps
 	BRANT_SWITCHOVERS=100 cargo test --release --locked --test all converge::kept:: -- --nocapture
 
+## test-cuts: 500 cuts of lanes at random during postcopies, with recovery (make test: a few; BRANT_SEED=N repeats a run's choices)
+.PHONY: test-cuts
+test-cuts: | deps
+	BRANT_CUTS=500 cargo test --release --locked --test all postcopy::cuts:: -- --nocapture
+
 ## test-stock-kvm: the C tests on a stock kernel's KVM, in an emulated machine (make test: some of them)
 test-stock-kvm: | deps
 	@scripts/test-stock-kvm

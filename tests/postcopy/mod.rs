@@ -1,5 +1,6 @@
 //! Postcopy: the guest runs at the destination before all of its memory is there.
 
+mod cuts;
 mod destination;
 mod kvm;
 mod lost;
@@ -7,5 +8,7 @@ mod other_process;
 mod recovered;
 mod refused;
 mod scripted;
+mod vcpus;
 mod waited;
 mod whole;
+mod wires;
