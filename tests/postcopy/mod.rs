@@ -2,6 +2,7 @@
 
 mod cuts;
 mod destination;
+mod huge;
 mod kvm;
 mod lost;
 mod other_process;

@@ -75,7 +75,11 @@ impl Sides {
         Sides::start_with(pair, params, None)
     }
 
-    fn start_with(pair: Pair, params: &Params, decider: Option<Box<dyn Decider>>) -> Sides {
+    pub(super) fn start_with(
+        pair: Pair,
+        params: &Params,
+        decider: Option<Box<dyn Decider>>,
+    ) -> Sides {
         let (near, far, ends) = connections(params.channels);
         let (out, inc) = (outgoing(&pair, params), incoming(&pair, params));
         inc.start(AcceptFrom::ConnectedAll(far)).unwrap();
