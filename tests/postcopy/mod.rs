@@ -9,6 +9,7 @@ mod other_process;
 mod recovered;
 mod refused;
 mod scripted;
+mod storm;
 mod vcpus;
 mod waited;
 mod whole;
