@@ -1,10 +1,12 @@
 //! Postcopy: the guest runs at the destination before all of its memory is there.
 
+mod checker;
 mod cuts;
 mod destination;
 mod huge;
 mod kvm;
 mod lost;
+mod orders;
 mod other_process;
 mod recovered;
 mod refused;
