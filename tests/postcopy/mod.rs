@@ -6,6 +6,7 @@ mod destination;
 mod huge;
 mod kernel;
 mod kvm;
+mod limited;
 mod lost;
 mod orders;
 mod other_process;
