@@ -5,4 +5,5 @@ mod endings;
 mod faults;
 mod instant;
 mod lazy;
+mod unseen;
 mod whole;
