@@ -15,18 +15,35 @@ use std::sync::Arc;
 /// The most pages that are dealt at once.
 pub(super) const PAGES_AT_ONCE: u64 = STRETCH_PAGES;
 
-/// The checksums of a piece of a block, as they are in the file.
+/// The checksums of a piece of a block, and which image of a chain has each page.
 #[derive(Debug)]
 pub(super) struct Sums {
     bytes: Buffer,
+    /// The image of each page, by its place in the chain. Empty: the first has all of them.
+    layers: Vec<u8>,
     /// The piece's first page.
     first: u64,
 }
 
 impl Sums {
     /// The checksums in `bytes`, of the pages from `first` on.
-    pub(super) fn new(bytes: Buffer, first: u64) -> Sums {
-        Sums { bytes, first }
+    pub(super) fn new(bytes: Buffer, layers: Vec<u8>, first: u64) -> Sums {
+        Sums {
+            bytes,
+            layers,
+            first,
+        }
+    }
+
+    /// The image that has a page, by its place in the chain: 0 is the newest.
+    pub(super) fn layer(&self, page: u64) -> usize {
+        let layer = self.layers.get((page - self.first) as usize);
+        layer.copied().unwrap_or(0).into()
+    }
+
+    /// Where a page comes from: `None` for a zero page, else the image that has it.
+    pub(super) fn source(&self, page: u64) -> Option<usize> {
+        (self.of(page) != 0).then(|| self.layer(page))
     }
 
     /// The checksum of a page of the block; 0 for a zero page.
@@ -37,13 +54,14 @@ impl Sums {
     }
 }
 
-/// Pages of one block, side by side, all of them zero or none.
+/// Pages of one block, side by side, all of them zero or all of one image.
 #[derive(Debug)]
 pub(super) struct Hand {
     /// The block's place in the index.
     pub(super) entry: usize,
     pub(super) pages: Range<u64>,
-    pub(super) zero: bool,
+    /// Which image of a chain has them; `None` for zero pages.
+    pub(super) source: Option<usize>,
     sums: Arc<Sums>,
 }
 
@@ -70,7 +88,7 @@ impl Deal {
     pub(super) fn next(
         &mut self,
         blocks: &[BlockEntry],
-        read: impl FnOnce(usize, usize) -> Result<Buffer>,
+        read: impl FnOnce(usize, usize) -> Result<Sums>,
     ) -> Result<Option<Hand>> {
         let block = loop {
             match blocks.get(self.entry) {
@@ -84,20 +102,20 @@ impl Deal {
         let sums = match &self.sums {
             Some(sums) if sums.first == first => Arc::clone(sums),
             _ => {
-                let bytes = read(self.entry, piece as usize)?;
-                Arc::clone(self.sums.insert(Arc::new(Sums::new(bytes, first))))
+                let sums = read(self.entry, piece as usize)?;
+                Arc::clone(self.sums.insert(Arc::new(sums)))
             }
         };
-        let zero = sums.of(self.page) == 0;
+        let source = sums.source(self.page);
         let last = block.pages().min(first + PIECE_PAGES);
         let last = last.min(self.page + PAGES_AT_ONCE);
         let end = (self.page + 1..last)
-            .find(|page| (sums.of(*page) == 0) != zero)
+            .find(|page| sums.source(*page) != source)
             .unwrap_or(last);
         let hand = Hand {
             entry: self.entry,
             pages: self.page..end,
-            zero,
+            source,
             sums,
         };
         self.page = end;
@@ -111,13 +129,13 @@ mod tests {
     use crate::error::{Error, Kind};
 
     /// The checksums of one piece, of which the pages in `zero` are zero.
-    fn table(first: u64, pages: u64, zero: impl Fn(u64) -> bool) -> Buffer {
+    fn table(first: u64, pages: u64, zero: impl Fn(u64) -> bool) -> Sums {
         let mut buffer = Buffer::new(pages as usize * 4).unwrap();
         for (page, sum) in (first..).zip(buffer.bytes_mut().chunks_exact_mut(4)) {
             let value = if zero(page) { 0 } else { page as u32 + 7 };
             sum.copy_from_slice(&value.to_le_bytes());
         }
-        buffer
+        Sums::new(buffer, Vec::new(), first)
     }
 
     fn block(pages: u64) -> BlockEntry {
@@ -126,6 +144,7 @@ mod tests {
             length: pages * 4096,
             page_size: 4096,
             rom: false,
+            changes: false,
             offset: 0,
             pieces: Vec::new(),
         }
@@ -153,14 +172,44 @@ mod tests {
             assert_eq!((hand.entry, hand.pages.start), (entry, page));
             assert!(!hand.pages.is_empty() && hand.pages.end - page <= PAGES_AT_ONCE);
             for page in hand.pages.clone() {
-                assert_eq!(hand.zero, zero(entry, page), "block {entry}, page {page}");
-                let expected = if hand.zero { 0 } else { page as u32 + 7 };
+                assert_eq!(
+                    hand.source.is_none(),
+                    zero(entry, page),
+                    "block {entry}, page {page}"
+                );
+                let expected = if hand.source.is_none() {
+                    0
+                } else {
+                    page as u32 + 7
+                };
                 assert_eq!(hand.sum(page), expected);
             }
             page = hand.pages.end;
         }
         assert_eq!((entry, page), (2, lengths[2]));
         assert_eq!(read, [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn pages_of_different_images_are_dealt_apart() {
+        let blocks = [block(6)];
+        let sums = |_, _| {
+            let mut sums = table(0, 6, |page| page == 2);
+            sums.layers = vec![1, 1, 0, 1, 3, 3];
+            Ok(sums)
+        };
+        let mut deal = Deal::default();
+        let mut hands = Vec::new();
+        while let Some(hand) = deal.next(&blocks, sums).unwrap() {
+            hands.push((hand.pages, hand.source));
+        }
+        let expected = [
+            (0..2, Some(1)),
+            (2..3, None),
+            (3..4, Some(1)),
+            (4..6, Some(3)),
+        ];
+        assert_eq!(hands, expected);
     }
 
     #[test]

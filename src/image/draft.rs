@@ -61,6 +61,18 @@ impl Draft {
         self.next(count, None)
     }
 
+    /// The next `count` pages are not in this image: they are as in the image before.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`] for more pages than the draft is for.
+    pub fn skip(&mut self, count: Pages) -> Result<()> {
+        if count > self.rest.end - self.rest.start {
+            return Err(too_many());
+        }
+        self.rest.start += count;
+        Ok(())
+    }
+
     fn next(&mut self, count: Pages, at: Option<usize>) -> Result<()> {
         let first = self.rest.start;
         if count > self.rest.end - first {
@@ -69,7 +81,8 @@ impl Draft {
         self.rest.start = first + count;
         if let Some(last) = self.pieces.last_mut() {
             // Contents lie in the buffer in the order of pages, so that neighbours become one write.
-            if last.at.is_some() == at.is_some() {
+            let is_next = last.first + last.count == first.0;
+            if is_next && last.at.is_some() == at.is_some() {
                 last.count += count.0;
                 return Ok(());
             }

@@ -4,19 +4,26 @@
 //! file is trusted. A checksum is checked before the fields that it covers are used. Each length
 //! and offset is checked against the limits here and against the file's length before it is used.
 
+use super::identity::{put_number, ImageId, Parent, HEADER_SUM};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::block::{BLOCKS_MAX, NAME_MAX, PAGES_MAX};
 use crate::units::{Bytes, PAGE_SIZE};
 
+pub use super::identity::HEADER_LEN;
+
 /// The first bytes of an image.
 pub const MAGIC: [u8; 8] = *b"BRANTIMG";
-/// The version that this software writes, and the only one that it reads.
+/// The version of an image that holds all of a guest's memory.
 pub const VERSION: u32 = 1;
-/// The header is one page.
-pub const HEADER_LEN: usize = PAGE_SIZE as usize;
-/// Where the header's own checksum is.
-const HEADER_SUM: usize = HEADER_LEN - 4;
+/// The version of an image that holds what changed since another image, its parent.
+pub const VERSION_CHANGES: u32 = 2;
+/// In a table of changes: the page is as in the parent.
+pub const AS_BEFORE: u32 = 0;
+/// In a table of changes: the page is zero.
+pub const ZERO: u32 = 1;
+/// The most images of a chain: a full one and those that hold changes.
+pub const CHAIN_MAX: usize = 64;
 /// Each block's pages begin at a multiple of this.
 pub const ALIGN: u64 = 2 << 20;
 /// Pages whose checksums make one piece of a table: 64 KiB of it, for 64 MiB of the guest.
@@ -28,8 +35,8 @@ pub const BLOBS_MAX: usize = 65_536;
 /// The longest name of a blob, in bytes.
 pub const BLOB_NAME_MAX: usize = 128;
 
-/// The header: where the index is, and how long the file is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The header: where the index is, how long the file is, and which image it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageHeader {
     /// How long the file is.
     pub file_length: u64,
@@ -37,6 +44,11 @@ pub struct ImageHeader {
     pub index_offset: u64,
     /// The index's checksum.
     pub index_sum: u32,
+    /// Random, so that two images with the same contents are two images; 0 in an image of older
+    /// software.
+    pub number: [u8; 16],
+    /// The image whose changes this one holds. `None`: it holds all of memory.
+    pub parent: Option<Parent>,
 }
 
 /// One block, and where it is in the file.
@@ -50,6 +62,8 @@ pub struct BlockEntry {
     pub page_size: u64,
     /// Whether the guest cannot write it.
     pub rom: bool,
+    /// Whether its table says what changed since the parent: see [`AS_BEFORE`].
+    pub changes: bool,
     /// Offset of the block's first page. Page `n` is `n * 4096` bytes further on. The block's table
     /// of checksums follows the last page.
     pub offset: u64,
@@ -133,6 +147,20 @@ pub fn page_sum(page: &[u8]) -> u32 {
     }
 }
 
+/// The checksum of a page in a table of changes. It is neither [`AS_BEFORE`] nor [`ZERO`].
+pub fn change_sum(page: &[u8]) -> u32 {
+    match page_sum(page) {
+        ZERO => u32::MAX - 1,
+        sum => sum,
+    }
+}
+
+/// Whether a page with the contents `page` can have the checksum `sum` in a table of either kind.
+pub fn sum_fits(sum: u32, page: &[u8]) -> bool {
+    let found = page_sum(page);
+    found == sum || (found == ZERO && sum == u32::MAX - 1)
+}
+
 /// An error about a place in the file.
 fn wrong(message: String) -> Error {
     Error::new(Kind::Image, message)
@@ -143,10 +171,18 @@ impl ImageHeader {
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0u8; HEADER_LEN];
         bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        let version = match self.parent {
+            None => VERSION,
+            Some(_) => VERSION_CHANGES,
+        };
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.file_length.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.index_offset.to_le_bytes());
         bytes[32..36].copy_from_slice(&self.index_sum.to_le_bytes());
+        put_number(&self.number, &mut bytes);
+        if let Some(parent) = &self.parent {
+            parent.encode(&mut bytes);
+        }
         let sum = crc32fast::hash(&bytes[..HEADER_SUM]);
         bytes[HEADER_SUM..].copy_from_slice(&sum.to_le_bytes());
         bytes
@@ -175,12 +211,13 @@ impl ImageHeader {
         let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at + i]));
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         // A later version may keep its checksum in another place.
-        if word(8) != VERSION {
+        let version = word(8);
+        if version != VERSION && version != VERSION_CHANGES {
             return Err(Error::new(
                 Kind::Version,
                 format!(
-                    "it has version {} of the format, and this software reads version {VERSION}",
-                    word(8)
+                    "it has version {version} of the format, and this software reads versions \
+                     {VERSION} and {VERSION_CHANGES}"
                 ),
             ));
         }
@@ -195,6 +232,11 @@ impl ImageHeader {
             file_length: long(16),
             index_offset: long(24),
             index_sum: word(32),
+            number: ImageId::of(bytes).number,
+            parent: match version {
+                VERSION => None,
+                _ => Some(Parent::decode(bytes)?),
+            },
         };
         if header.file_length != length {
             return Err(wrong(format!(
@@ -320,7 +362,8 @@ impl Index {
             to.put(&block.length.to_le_bytes())?;
             to.put(&block.page_size.to_le_bytes())?;
             to.put(&block.offset.to_le_bytes())?;
-            to.put(&u32::from(block.rom).to_le_bytes())?;
+            let flags = u32::from(block.rom) | u32::from(block.changes) << 1;
+            to.put(&flags.to_le_bytes())?;
             to.name(&block.name)?;
             for piece in &block.pieces {
                 to.put(&piece.to_le_bytes())?;
@@ -370,7 +413,7 @@ impl Index {
         let count = from.count("blocks", BLOCKS_MAX, BLOCK_LEAST)?;
         fallible::reserve(&mut index.blocks, count, "an image's blocks")?;
         for _ in 0..count {
-            let block = block(&mut from)?;
+            let block = block(&mut from, header.parent.is_some())?;
             if block.offset % ALIGN != 0 || block.offset < free || block.end() > header.index_offset
             {
                 return Err(wrong(format!(
@@ -410,7 +453,8 @@ impl Index {
     }
 }
 
-fn block(from: &mut Fields<'_>) -> Result<BlockEntry> {
+fn block(from: &mut Fields<'_>, has_parent: bool) -> Result<BlockEntry> {
+    let flags_max = if has_parent { 3 } else { 1 };
     let at = from.at;
     let (length, page_size) = (from.u64("a length")?, from.u64("a page size")?);
     let (offset, flags) = (from.u64("a place")?, from.u32("flags")?);
@@ -422,10 +466,10 @@ fn block(from: &mut Fields<'_>) -> Result<BlockEntry> {
         && length % page_size == 0
         && pages <= PAGES_MAX
         && offset <= i64::MAX as u64 / 2;
-    if !fits || flags > 1 {
+    if !fits || flags > flags_max {
         return Err(wrong(format!(
             "block `{name}` at offset {at} of its index: expected a length that is a multiple of the \
-             page size, 4 KiB to 1 GiB, and flags 0 or 1; found {length} bytes in pages of \
+             page size, 4 KiB to 1 GiB, and flags of at most {flags_max}; found {length} bytes in pages of \
              {page_size}, at {offset}, flags {flags}"
         )));
     }
@@ -437,7 +481,8 @@ fn block(from: &mut Fields<'_>) -> Result<BlockEntry> {
         name,
         length,
         page_size,
-        rom: flags == 1,
+        rom: flags & 1 != 0,
+        changes: flags & 2 != 0,
         offset,
         pieces: fallible::collect(pieces, "an image's checksums")?,
     })

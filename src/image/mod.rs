@@ -9,19 +9,25 @@
 //! | file | what |
 //! |---|---|
 //! | `format` | header and index, bytes and values; pure |
+//! | `identity` | which image this is, and of which it holds the changes; pure |
 //! | `table` | which pages are in the file, and their checksums, while the file is written |
 //! | `unfinished` | the file under its temporary name |
 //! | `pool` | threads that write, and buffers |
 //! | `writer` | the outlet |
 //! | `draft` | pages that come from elsewhere than a walk |
 //! | `deal` | which reader thread gets which pages; pure |
-//! | `reader` | the file checked, and brought into guest memory |
+//! | `layer` | one image's file, checked |
+//! | `reader` | an image and those before it, brought into guest memory |
+//! | `merge` | one full image of an image and those before it |
 //! | `picker` | any pages of the file in any order, checked |
 
 mod buffer;
 mod deal;
 mod draft;
 pub mod format;
+pub mod identity;
+mod layer;
+mod merge;
 mod picker;
 mod pool;
 mod reader;
@@ -30,7 +36,8 @@ mod unfinished;
 mod writer;
 
 pub use draft::Draft;
+pub use merge::{file_at, merge};
 pub use picker::{Picked, Picker, Room};
 pub use pool::Announce;
 pub use reader::{Filled, Image};
-pub use writer::{Blobs, Writer, WRITERS_MAX};
+pub use writer::{Base, Blobs, Target, Writer, WRITERS_MAX};

@@ -5,8 +5,8 @@
 
 use super::buffer::Buffer;
 use super::deal::{Sums, PAGES_AT_ONCE};
-use super::format::{page_sum, PIECE_PAGES};
-use super::reader::Image;
+use super::format::{page_sum, sum_fits, PIECE_PAGES};
+use super::reader::{Image, Place};
 use crate::error::{Error, Result};
 use crate::fallible;
 use crate::units::{Pages, PAGE_SIZE};
@@ -88,18 +88,17 @@ impl Picker {
                 }
             };
             while at < end {
-                let zero = sums.of(at) == 0;
-                let most = if zero {
-                    end
-                } else {
-                    end.min(at + PAGES_AT_ONCE)
+                let source = sums.source(at);
+                let most = match source {
+                    None => end,
+                    Some(_) => end.min(at + PAGES_AT_ONCE),
                 };
-                let stop = (at + 1..most).find(|page| (sums.of(*page) == 0) != zero);
+                let stop = (at + 1..most).find(|page| sums.source(*page) != source);
                 let run = at..stop.unwrap_or(most);
                 at = run.end;
-                match zero {
-                    true => each(run, Picked::Zeros)?,
-                    false => self.data(entry, run, &sums, room, &mut each)?,
+                match source {
+                    None => each(run, Picked::Zeros)?,
+                    Some(layer) => self.data((entry, layer), run, &sums, room, &mut each)?,
                 }
             }
         }
@@ -108,7 +107,7 @@ impl Picker {
 
     fn data(
         &self,
-        entry: usize,
+        place: Place,
         run: Range<u64>,
         sums: &Sums,
         room: &mut Room,
@@ -116,37 +115,38 @@ impl Picker {
     ) -> Result<()> {
         let length = Pages(run.end - run.start).bytes().0 as usize;
         let bytes = &mut room.0.bytes_mut()[..length];
-        if let Err(error) = self.image.pages(entry, &run, bytes) {
+        if let Err(error) = self.image.pages(place, &run, bytes) {
             if run.end - run.start == 1 {
                 return each(run, Picked::Lost(error));
             }
             // Only those that cannot be read are lost.
             let mut pages = run;
-            return pages.try_for_each(|page| self.data(entry, page..page + 1, sums, room, each));
+            return pages.try_for_each(|page| self.data(place, page..page + 1, sums, room, each));
         }
         let page = PAGE_SIZE as usize;
         let mut good = run.start;
-        let place = |pages: &Range<u64>| {
+        let bytes_of = |pages: &Range<u64>| {
             let at = |page: u64| Pages(page - run.start).bytes().0 as usize;
             at(pages.start)..at(pages.end)
         };
         for (number, contents) in run.clone().zip(bytes.chunks_exact(page)) {
-            let (found, expected) = (page_sum(contents), sums.of(number));
-            if found == expected {
+            let expected = sums.of(number);
+            if sum_fits(expected, contents) {
                 continue;
             }
             if good < number {
                 let pages = good..number;
-                let at = place(&pages);
+                let at = bytes_of(&pages);
                 each(pages, Picked::Data(&bytes[at]))?;
             }
             good = number + 1;
-            let error = self.image.damaged(entry, number, expected, found);
+            let found = page_sum(contents);
+            let error = self.image.damaged(place, number, expected, found);
             each(number..number + 1, Picked::Lost(error))?;
         }
         if good < run.end {
             let pages = good..run.end;
-            let at = place(&pages);
+            let at = bytes_of(&pages);
             each(pages, Picked::Data(&bytes[at]))?;
         }
         Ok(())
@@ -158,8 +158,7 @@ impl Picker {
             return Ok(Arc::clone(sums));
         }
         // Two threads may read the same one, which costs less than a wait of both.
-        let bytes = self.image.sums(piece.0, piece.1)?;
-        let sums = Arc::new(Sums::new(bytes, piece.1 as u64 * PIECE_PAGES));
+        let sums = Arc::new(self.image.sums(piece.0, piece.1)?);
         let mut tables = self.lock();
         if tables.len() >= TABLES {
             tables.pop_front();

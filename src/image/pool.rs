@@ -317,7 +317,7 @@ fn write(shared: &Shared, buffer: &Buffer, pieces: &[BatchPart]) -> Result<()> {
         let area = &piece.area;
         let (first, end) = (piece.first, piece.first + piece.count);
         let Some(at) = piece.at else {
-            zero(file, area, first..end);
+            zero(file, area, first..end)?;
             continue;
         };
         let from = at * PAGE_SIZE as usize;
@@ -343,18 +343,21 @@ fn write(shared: &Shared, buffer: &Buffer, pieces: &[BatchPart]) -> Result<()> {
 }
 
 /// Makes pages zero in the file: those that had contents become holes.
-fn zero(file: &Unfinished, area: &Area, pages: Range<u64>) {
+fn zero(file: &Unfinished, area: &Area, pages: Range<u64>) -> Result<()> {
     let mut at = pages.start;
     while at < pages.end {
         let first = at;
         while at < pages.end && area.table.has(at) {
-            area.table.clear(at);
+            area.table.clear(at)?;
             at += 1;
         }
         if first < at {
             let (offset, length) = (Pages(first).bytes().0, Pages(at - first).bytes().0);
             file.punch(area.offset + offset, length);
+        } else {
+            area.table.clear(at)?;
+            at += 1;
         }
-        at += 1;
     }
+    Ok(())
 }

@@ -1,42 +1,46 @@
-//! Reads an image: opens it, checks it, and brings its pages into guest memory on several threads.
+//! Reads an image: opens it and the images before it, checks them, and brings its pages into guest
+//! memory on several threads.
 //!
-//! A page goes into guest memory only after its checksum was found right. Header and index are
+//! An image that holds what changed is the first *layer* of a chain, its parent the second, and so on
+//! to an image that holds all of memory. A page comes from the first layer that has it.
+//!
+//! A page goes into guest memory only after its checksum was found right. Headers and indexes are
 //! checked when the image is opened. Tables of checksums and pages are checked when they are read.
 
 use super::buffer::Buffer;
-use super::deal::{Deal, Hand, PAGES_AT_ONCE};
-use super::format::{BlobEntry, ImageHeader, Index, HEADER_LEN, PIECE_PAGES};
+use super::deal::{Deal, Hand, Sums, PAGES_AT_ONCE};
+use super::format::{
+    page_sum, sum_fits, BlobEntry, BlockEntry, Index, AS_BEFORE, CHAIN_MAX, PIECE_PAGES, ZERO,
+};
+use super::identity::ImageId;
+use super::layer::Layer;
 use super::pool::Announce;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
-use crate::image::format::page_sum;
 use crate::memory::access;
 use crate::memory::contents::{Contents, Held};
 use crate::memory::{Block, BlockPin, Memory};
 use crate::runtime::{catch, spawn, Cancel, Role};
-use crate::sys::disk::{self, Caching};
-use crate::sys::fd;
+use crate::sys::disk::Caching;
 use crate::units::{Pages, PAGE_SIZE};
-use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Bytes of the index or a blob that are read at once. The memory for them grows step by step, so a
-/// false length in a file cannot cause a large allocation.
-const STEP: u64 = 1 << 20;
+/// A page whose layer is not known yet. No chain is as long.
+const NOWHERE: u8 = u8::MAX;
 
-/// An open image whose header and index were checked.
+/// A block of the image, and the layer that has some of its pages.
+pub(super) type Place = (usize, usize);
+
+/// An open image whose header and index were checked, and those of the images before it.
 #[derive(Debug)]
 pub struct Image {
-    path: PathBuf,
-    cached: File,
-    direct: Option<File>,
-    file_bytes: u64,
-    index: Index,
+    /// This image, its parent, and so on.
+    layers: Vec<Layer>,
+    /// For each block of this image its place in the index of each layer that has pages of it.
+    places: Vec<Vec<usize>>,
 }
 
 /// The progress of a fill. May be read on any thread.
@@ -69,104 +73,72 @@ impl Filled {
 }
 
 impl Image {
-    /// Opens an image and checks its header and index.
+    /// Opens an image, and the images before it, and checks their headers and indexes.
     ///
     /// # Errors
     /// [`Kind::Image`] and [`Kind::Version`] for a file that is not an image of a version that this
-    /// software reads. The message says what was expected and found.
+    /// software reads, and for a chain that does not fit together; [`Kind::NotFound`]. The message
+    /// says what was expected and found.
     pub fn open(path: &Path, caching: Caching) -> Result<Image> {
-        let named = |e: Error| e.context(format_args!("image `{}`", path.display()));
-        let cached = disk::open_for_reading(path, Caching::Cached)
-            .map_err(|e| Error::path(format_args!("image `{}`", path.display()), e))?;
-        let mut image = Image {
-            path: path.to_owned(),
-            cached,
-            direct: None,
-            file_bytes: 0,
-            index: Index::default(),
-        };
-        let length = disk::length(image.cached.as_fd())
-            .map_err(|e| Error::os(format_args!("image `{}`", path.display()), e))?
-            .ok_or_else(|| {
-                let found = fd::what_is(image.cached.as_fd());
-                let what = format!("expected a regular file, found {found}");
-                Error::new(Kind::Image, what)
-            })
-            .map_err(named)?;
-        let first = image.read_up_to(0, length.min(HEADER_LEN as u64), "its header")?;
-        let header = ImageHeader::decode(&first, length).map_err(named)?;
-        image.file_bytes = header.file_length;
-        let bytes = header.file_length - header.index_offset;
-        let bytes = image.read_up_to(header.index_offset, bytes, "its index")?;
-        image.index = Index::decode(&bytes, &header).map_err(named)?;
-        if caching == Caching::Direct {
-            image.direct = disk::open_for_reading(path, caching).ok();
+        let mut layers = Vec::new();
+        fallible::push(&mut layers, Layer::open(path, caching)?, "images")?;
+        while let Some(last) = layers.last().filter(|last| last.parent.is_some()) {
+            if layers.len() >= CHAIN_MAX {
+                return Err(last.wrong(format_args!(
+                    "expected at most {CHAIN_MAX} images that belong together, and it is not the last \
+                     of them"
+                )));
+            }
+            let parent = before(last, caching)?;
+            fallible::push(&mut layers, parent, "images")?;
         }
-        Ok(image)
+        let places = (0..layers[0].index.blocks.len()).map(|entry| places(&layers, entry));
+        let places = fallible::collect(places, "blocks")?;
+        let places = places.into_iter().collect::<Result<_>>()?;
+        Ok(Image { layers, places })
     }
 
     /// How long the file is, by its header, which [`Image::open`] has held against the file.
     pub fn file_bytes(&self) -> u64 {
-        self.file_bytes
+        self.id().length
+    }
+
+    /// Which image it is.
+    pub fn id(&self) -> ImageId {
+        self.layers[0].id
+    }
+
+    /// How many images it consists of: more than one for an image of changes.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Whether another image can hold what changed since this one.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] when there are as many images as a chain has at most.
+    pub fn check_for_one_more(&self) -> Result<()> {
+        if self.layers() < CHAIN_MAX {
+            return Ok(());
+        }
+        let what = format!("a chain has at most {CHAIN_MAX} images, and this one has as many");
+        Err(Error::new(Kind::Invalid, what))
+    }
+
+    /// Whether the file with this device and number is this image's or that of an image before it,
+    /// and which: 0 is this image.
+    pub fn layer_in_file(&self, file: (u64, u64)) -> Result<Option<usize>> {
+        for (number, layer) in self.layers.iter().enumerate() {
+            if layer.inode()? == file {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     /// The index of the image.
     pub fn index(&self) -> &Index {
-        &self.index
-    }
-
-    fn wrong(&self, what: impl std::fmt::Display) -> Error {
-        let path = self.path.display();
-        Error::new(Kind::Image, format!("image `{path}`: {what}"))
-    }
-
-    fn failed(&self, what: &str, offset: u64, error: io::Error) -> Error {
-        let path = self.path.display();
-        let doing = format!("image `{path}`: reading {what} at offset {offset}");
-        Error::os(doing, error)
-    }
-
-    /// Fills `bytes` from `offset` on.
-    fn read(&self, bytes: &mut [u8], offset: u64, what: &str) -> Result<()> {
-        let direct = self.direct.as_ref();
-        let mut direct = direct.filter(|_| super::buffer::is_aligned(bytes, offset));
-        let (mut rest, mut at) = (bytes, offset);
-        while !rest.is_empty() {
-            let got = match direct {
-                None => disk::read_some(self.cached.as_fd(), rest, at),
-                Some(fd) => match disk::read_some(fd.as_fd(), rest, at) {
-                    // The device's blocks are larger than a page, or a read came back short.
-                    Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-                        direct = None;
-                        continue;
-                    }
-                    got => got,
-                },
-            };
-            let got = got.map_err(|e| self.failed(what, at, e))?;
-            if got == 0 {
-                return Err(self.wrong(format_args!(
-                    "{what}: the file ends at {at}; expected {} bytes more",
-                    rest.len()
-                )));
-            }
-            rest = &mut rest[got..];
-            at += got as u64;
-        }
-        Ok(())
-    }
-
-    /// Reads `length` bytes into memory that grows only as bytes arrive.
-    fn read_up_to(&self, offset: u64, length: u64, what: &str) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        while (bytes.len() as u64) < length {
-            let from = bytes.len();
-            let step = (length - from as u64).min(STEP) as usize;
-            fallible::reserve(&mut bytes, step, what)?;
-            bytes.resize(from + step, 0);
-            self.read(&mut bytes[from..], offset + from as u64, what)?;
-        }
-        Ok(bytes)
+        &self.layers[0].index
     }
 
     /// The bytes of a blob. The caller has checked the blob's length against its limit.
@@ -174,53 +146,62 @@ impl Image {
     /// # Errors
     /// [`Kind::Image`] when the blob's checksum is wrong.
     pub fn blob(&self, blob: &BlobEntry) -> Result<Vec<u8>> {
-        let what = format!("state `{}`", blob.name);
-        let bytes = self.read_up_to(blob.offset, blob.length, &what)?;
-        let found = crc32fast::hash(&bytes);
-        if found != blob.sum {
-            return Err(self.wrong(format_args!(
-                "{what}, {} bytes at offset {}, is damaged: expected checksum {:08x}, found {found:08x}",
-                blob.length, blob.offset, blob.sum
-            )));
-        }
-        Ok(bytes)
+        self.layers[0].blob(blob)
+    }
+
+    fn place(&self, (entry, layer): Place) -> (&Layer, &BlockEntry) {
+        let layer_of = &self.layers[layer];
+        (layer_of, &layer_of.index.blocks[self.places[entry][layer]])
     }
 
     /// The checksums of the pages of a piece of a block, checked themselves.
-    pub(super) fn sums(&self, entry: usize, piece: usize) -> Result<Buffer> {
-        let entry = &self.index.blocks[entry];
+    pub(super) fn sums(&self, entry: usize, piece: usize) -> Result<Sums> {
         let first = piece as u64 * PIECE_PAGES;
-        let pages = (entry.pages() - first).min(PIECE_PAGES);
-        let mut sums = Buffer::new(super::format::table_length(pages) as usize)?;
-        let offset = entry.table() + first * 4;
-        let what = format!("block `{}`: checksums", entry.name);
-        self.read(sums.bytes_mut(), offset, &what)?;
-        let (found, expected) = (crc32fast::hash(sums.bytes()), entry.pieces[piece]);
-        if found != expected {
-            return Err(self.wrong(format_args!(
-                "{what} at offset {offset} are damaged: expected checksum {expected:08x}, found {found:08x}"
-            )));
+        let (layer, block) = self.place((entry, 0));
+        let mut sums = layer.table(block, piece)?;
+        if !block.changes {
+            return Ok(Sums::new(sums, Vec::new(), first));
         }
-        Ok(sums)
+        let count = (block.pages() - first).min(PIECE_PAGES) as usize;
+        let mut layers = Vec::new();
+        fallible::reserve(&mut layers, count, "pages of images")?;
+        layers.resize(count, NOWHERE);
+        let mut left = resolve(&mut sums, None, &mut layers, 0, true);
+        for layer in 1..self.places[entry].len() {
+            if left == 0 {
+                break;
+            }
+            let (of, block) = self.place((entry, layer));
+            let theirs = of.table(block, piece)?;
+            left = resolve(&mut sums, Some(&theirs), &mut layers, layer, block.changes);
+        }
+        Ok(Sums::new(sums, layers, first))
     }
 
-    /// The pages of a block as they are in the file, not checked.
-    pub(super) fn pages(&self, entry: usize, pages: &Range<u64>, bytes: &mut [u8]) -> Result<()> {
-        let entry = &self.index.blocks[entry];
-        let offset = entry.offset + Pages(pages.start).bytes().0;
-        let what = format!("block `{}`: pages from {} on", entry.name, pages.start);
-        self.read(bytes, offset, &what)
+    /// Pages of a block as they are in a layer's file, not checked.
+    pub(super) fn pages(&self, place: Place, pages: &Range<u64>, bytes: &mut [u8]) -> Result<()> {
+        let (layer, block) = self.place(place);
+        layer.pages(block, pages, bytes)
     }
 
-    /// A page has another checksum than the image says.
-    pub(super) fn damaged(&self, entry: usize, page: u64, expected: u32, found: u32) -> Error {
-        let entry = &self.index.blocks[entry];
-        self.wrong(format_args!(
-            "block `{}`, page {page}, at offset {} of the file, is damaged: expected checksum \
-             {expected:08x}, found {found:08x}",
-            entry.name,
-            entry.offset + Pages(page).bytes().0
-        ))
+    /// Fills `bytes` with the pages of a hand, which a layer has, and checks them.
+    pub(super) fn checked(&self, hand: &Hand, layer: usize, bytes: &mut [u8]) -> Result<()> {
+        let place = (hand.entry, layer);
+        self.pages(place, &hand.pages, bytes)?;
+        let pages = bytes.chunks_exact(PAGE_SIZE as usize);
+        for (page, contents) in hand.pages.clone().zip(pages) {
+            let expected = hand.sum(page);
+            if !sum_fits(expected, contents) {
+                return Err(self.damaged(place, page, expected, page_sum(contents)));
+            }
+        }
+        Ok(())
+    }
+
+    /// A page has another checksum than its table says.
+    pub(super) fn damaged(&self, place: Place, page: u64, expected: u32, found: u32) -> Error {
+        let (layer, block) = self.place(place);
+        layer.damaged(block, page, expected, found)
     }
 
     /// Brings all pages into `targets`, the guest's blocks in the order of the index, on `readers`
@@ -308,12 +289,12 @@ impl Fill {
             let Some(hand) = self.next()? else {
                 return Ok(());
             };
-            match hand.zero {
-                true => {
+            match hand.source {
+                None => {
                     contents.refresh();
                     self.zeros(&hand, &mut contents)?;
                 }
-                false => self.data(&hand, &mut buffer)?,
+                Some(layer) => self.data(&hand, layer, &mut buffer)?,
             }
         }
     }
@@ -322,7 +303,7 @@ impl Fill {
     /// no longer than a read of pages.
     fn next(&self) -> Result<Option<Hand>> {
         let mut deal = self.deal.lock().unwrap_or_else(|e| e.into_inner());
-        deal.next(&self.image.index.blocks, |entry, piece| {
+        deal.next(&self.image.index().blocks, |entry, piece| {
             self.image.sums(entry, piece)
         })
     }
@@ -342,17 +323,11 @@ impl Fill {
         block.poisoned().arrived(range.clone());
     }
 
-    fn data(&self, hand: &Hand, buffer: &mut Buffer) -> Result<()> {
+    fn data(&self, hand: &Hand, layer: usize, buffer: &mut Buffer) -> Result<()> {
         let range = hand.pages.clone();
         let length = Pages(range.end - range.start).bytes().0 as usize;
         let bytes = &mut buffer.bytes_mut()[..length];
-        self.image.pages(hand.entry, &range, bytes)?;
-        for (page, contents) in range.clone().zip(bytes.chunks_exact(PAGE_SIZE as usize)) {
-            let (found, expected) = (page_sum(contents), hand.sum(page));
-            if found != expected {
-                return Err(self.image.damaged(hand.entry, page, expected, found));
-            }
-        }
+        self.image.checked(hand, layer, bytes)?;
         let pinned = self.pin(&self.targets[hand.entry])?;
         let pages = Pages(range.start)..Pages(range.end);
         self.arrived(&pinned, &range);
@@ -386,4 +361,87 @@ impl Fill {
         self.filled.zero.fetch_add(range.end - range.start, Relaxed);
         Ok(())
     }
+}
+
+/// Opens the image before `last`, which holds what changed since.
+fn before(last: &Layer, caching: Caching) -> Result<Layer> {
+    let Some(parent) = &last.parent else {
+        return Err(last.wrong("it has no parent"));
+    };
+    let path = last.path.with_file_name(&parent.name);
+    let expected = |e: Error| {
+        e.context(format_args!(
+            "image `{}` holds what changed since image {}, expected as `{}`",
+            last.path.display(),
+            parent.id,
+            path.display()
+        ))
+    };
+    let layer = Layer::open(&path, caching).map_err(expected)?;
+    if layer.id != parent.id {
+        let found = format!("found image {} there", layer.id);
+        return Err(expected(Error::new(Kind::Image, found)));
+    }
+    Ok(layer)
+}
+
+/// The places of a block of the first layer in the index of each layer that has pages of it.
+fn places(layers: &[Layer], entry: usize) -> Result<Vec<usize>> {
+    let mut places = Vec::new();
+    fallible::push(&mut places, entry, "blocks")?;
+    let mut at = entry;
+    for pair in layers.windows(2) {
+        let block = &pair[0].index.blocks[at];
+        if !block.changes {
+            break;
+        }
+        let is_same = |other: &BlockEntry| {
+            (&other.name, other.length, other.page_size)
+                == (&block.name, block.length, block.page_size)
+        };
+        let Some(place) = pair[1].index.blocks.iter().position(is_same) else {
+            return Err(pair[0].wrong(format_args!(
+                "it holds what changed in block `{}` of {} bytes in pages of {}, and the image before \
+                 it, `{}`, has no such block",
+                block.name,
+                block.length,
+                block.page_size,
+                pair[1].path.display()
+            )));
+        };
+        at = place;
+        fallible::push(&mut places, at, "blocks")?;
+    }
+    Ok(places)
+}
+
+/// Fills in the checksums of those pages that no layer so far has, from `theirs`, the table of layer
+/// number `layer`; `None` says that `sums` is that table. Returns how many pages are left.
+fn resolve(
+    sums: &mut Buffer,
+    theirs: Option<&Buffer>,
+    layers: &mut [u8],
+    layer: usize,
+    changes: bool,
+) -> usize {
+    let mut left = 0;
+    let word =
+        |bytes: &[u8], at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at * 4 + i]));
+    for (page, of) in layers.iter_mut().enumerate() {
+        if *of != NOWHERE {
+            continue;
+        }
+        let found = word(theirs.unwrap_or(sums).bytes(), page);
+        let sum = match found {
+            AS_BEFORE if changes => {
+                left += 1;
+                continue;
+            }
+            ZERO if changes => 0,
+            sum => sum,
+        };
+        *of = layer as u8;
+        sums.bytes_mut()[page * 4..page * 4 + 4].copy_from_slice(&sum.to_le_bytes());
+    }
+    left
 }

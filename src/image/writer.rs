@@ -5,6 +5,7 @@ use super::format::{
     BlobEntry, BlobKind, BlockEntry, ImageHeader, Index, ALIGN, BLOBS_MAX, BLOB_NAME_MAX,
     HEADER_LEN,
 };
+use super::identity::{ImageId, Parent};
 use super::pool::{span, span_of, Announce, Area, Batch, BatchPart, Pool};
 use super::table::Table;
 use super::unfinished::Unfinished;
@@ -17,6 +18,7 @@ use crate::memory::contents::{Contents, Held};
 use crate::memory::{Block, Map, Memory};
 use crate::runtime::{Cancel, Recall};
 use crate::sys::disk::Caching;
+use crate::sys::mem;
 use crate::units::{Pages, PAGE_SIZE};
 use crate::vmm::{StateBlob, StateSink};
 use crate::walk::{Outlet, Put, BATCH_PAGES};
@@ -98,11 +100,32 @@ impl StateSink for Blobs {
     }
 }
 
+/// What an image's changes refer to.
+#[derive(Debug)]
+pub struct Base {
+    /// The image before.
+    pub parent: Parent,
+    /// The blocks that were in it, by number. All pages of another block are in the new image.
+    pub blocks: Arc<HashSet<u32>>,
+}
+
+/// Where an image goes.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// The name that it will get.
+    pub path: &'a Path,
+    /// How it is written.
+    pub caching: Caching,
+    /// The image whose changes it holds.
+    pub base: Option<Base>,
+}
+
 /// See the file's description.
 pub struct Writer {
     pool: Pool,
     contents: Contents,
     areas: HashMap<u32, Arc<Area>>,
+    base: Option<Base>,
     /// The offset behind the last area of the file.
     end: u64,
 }
@@ -116,24 +139,25 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// Begins an image that will get the name `path`, of all blocks that `memory` has and may get.
+    /// Begins an image of all blocks that `memory` has and may get. With a base, pages that are not
+    /// written are as in that image.
     ///
     /// # Errors
     /// Those of the path and the file system, and when buffers or threads cannot be made.
     pub fn begin(
-        path: &Path,
+        target: Target<'_>,
         memory: &Memory,
         writers: u32,
-        caching: Caching,
         cancel: &Cancel,
         pacer: &Arc<Pacer>,
         announce: &Announce,
     ) -> Result<Writer> {
-        let file = Unfinished::begin(path, caching)?;
+        let file = Unfinished::begin(target.path, target.caching)?;
         let mut writer = Writer {
             pool: Pool::start(file, writers, BATCH_PAGES, cancel, pacer, announce)?,
             contents: Contents::new(),
             areas: HashMap::new(),
+            base: target.base,
             end: HEADER_LEN as u64,
         };
         for block in memory.map().blocks() {
@@ -152,13 +176,14 @@ impl Writer {
         let end = offset + block.length().0 + super::format::table_length(pages);
         // A limit on the length of files fails here, before anything is written.
         self.pool.file().set_length(end)?;
+        let changes = (self.base.as_ref()).is_some_and(|base| base.blocks.contains(&block.id().0));
         let area = Arc::new(Area {
             name: block.name().to_owned(),
             length: block.length().0,
             page_size: block.page_size().0,
             rom: block.flags().rom,
             offset,
-            table: Table::new(pages)?,
+            table: Table::new(pages, changes)?,
         });
         let copy = Arc::clone(&area);
         fallible::insert(&mut self.areas, block.id().0, copy, "an image's blocks")?;
@@ -205,11 +230,11 @@ impl Writer {
     }
 
     /// Writes the VMM's blobs, the tables, the index and the header, and gives the file its name.
-    /// Returns the file's length.
+    /// Returns which image it is.
     ///
     /// # Errors
     /// Those of writing. The file is removed then.
-    pub fn finish_image(mut self, blobs: Blobs, cancel: &Cancel) -> Result<u64> {
+    pub fn finish_image(mut self, blobs: Blobs, cancel: &Cancel) -> Result<ImageId> {
         self.barrier()?;
         let mut areas: Vec<_> = self.areas.drain().map(|(_, area)| area).collect();
         areas.sort_by_key(|area| area.offset);
@@ -228,28 +253,46 @@ impl Writer {
             at += entry.length;
             index.blobs.push(entry);
         }
-        let bytes = index.encode()?;
-        let header = ImageHeader {
-            file_length: at + bytes.len() as u64,
-            index_offset: at,
-            index_sum: crc32fast::hash(&bytes),
-        };
-        let index = |e: io::Error| file.failed("writing its index", e);
-        file.write(&bytes, at).map_err(index)?;
-        file.write(&header.encode(), 0).map_err(index)?;
-        cancel.check("writing an image")?;
-        file.finish()?;
-        Ok(header.file_length)
+        let parent = self.base.map(|base| base.parent);
+        end(file, &index, at, parent, cancel)
     }
 }
 
+/// Writes the index at `at`, and the header, and gives the file its name.
+pub(super) fn end(
+    file: Unfinished,
+    index: &Index,
+    at: u64,
+    parent: Option<Parent>,
+    cancel: &Cancel,
+) -> Result<ImageId> {
+    let bytes = index.encode()?;
+    let mut number = [0; 16];
+    mem::random(&mut number)?;
+    let header = ImageHeader {
+        file_length: at + bytes.len() as u64,
+        index_offset: at,
+        index_sum: crc32fast::hash(&bytes),
+        number,
+        parent,
+    };
+    let index = |e: io::Error| file.failed("writing its index", e);
+    file.write(&bytes, at).map_err(index)?;
+    let header = header.encode();
+    file.write(&header, 0).map_err(index)?;
+    cancel.check("writing an image")?;
+    file.finish()?;
+    Ok(ImageId::of(&header))
+}
+
 /// Writes a block's table, and makes the block's entry of the index.
-fn table(file: &Unfinished, area: &Area) -> Result<BlockEntry> {
+pub(super) fn table(file: &Unfinished, area: &Area) -> Result<BlockEntry> {
     let mut entry = BlockEntry {
         name: area.name.clone(),
         length: area.length,
         page_size: area.page_size,
         rom: area.rom,
+        changes: area.table.is_of_changes(),
         offset: area.offset,
         pieces: Vec::new(),
     };

@@ -445,6 +445,8 @@ pub struct Ownership {
     left: AtomicU64,
     /// The guest is being sent ahead of its memory, which is still here.
     follows: AtomicBool,
+    /// How often memory began to be filled from elsewhere.
+    fills: AtomicU64,
     keep_waiting: Mutex<Vec<Weak<dyn KeepsWaiting>>>,
 }
 
@@ -504,7 +506,9 @@ impl Ownership {
 
     /// An incoming migration begins, if no guest is here and nothing else is going on.
     pub(crate) fn arrive(self: &Arc<Self>) -> Result<Claim> {
-        self.claim(Guest::arrives)
+        let claim = self.claim(Guest::arrives)?;
+        self.fills.fetch_add(1, Relaxed);
+        Ok(claim)
     }
 
     /// A save begins, if the guest is here and nothing else is going on with it.
@@ -514,7 +518,14 @@ impl Ownership {
 
     /// A restore begins, if no guest is here and nothing else is going on.
     pub(crate) fn restore(self: &Arc<Self>) -> Result<Claim> {
-        self.claim(Guest::is_restored)
+        let claim = self.claim(Guest::is_restored)?;
+        self.fills.fetch_add(1, Relaxed);
+        Ok(claim)
+    }
+
+    /// How often memory began to be filled from elsewhere: by a migration that arrived, or a restore.
+    pub(crate) fn fills(&self) -> u64 {
+        self.fills.load(Relaxed)
     }
 
     /// The VMM says that the guest runs here: see `Guest::runs_here`.

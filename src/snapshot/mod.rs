@@ -11,6 +11,7 @@
 //! | `save` | the VMM's object, and how a save ends |
 //! | `saving` | a save in progress: figures, events, pause, resume |
 //! | `passes` | a save whose instant is its end: passes, pause, state, last pages, resume |
+//! | `chain` | images that hold what changed since the image before |
 //! | `instant` | a save whose instant is its start, by write protection |
 //! | `converge` | whether another pass is worth it; pure |
 //! | `restore` | layout, memory, state, run |
@@ -19,6 +20,7 @@
 //! | `task` | a thread that is started once, waited for and cancelled |
 //! | `watching` | what the VMM asks of either while it is in progress |
 
+mod chain;
 mod converge;
 mod devices;
 mod instant;
@@ -35,6 +37,28 @@ mod testing;
 mod tests;
 mod watching;
 
+pub use chain::Chain;
 pub use report::{RestoreParams, SaveInstant, SaveParams, State, Stats};
 pub use restore::Restore;
 pub use save::Save;
+
+use crate::error::Result;
+use crate::runtime::Cancel;
+use crate::sys::disk::Caching;
+use std::path::Path;
+
+/// Makes one full image, which gets the name `to`, of the image `from` and the images before it in
+/// its [`Chain`]: the guest at the moment of `from`. No guest is needed. Returns when the new image is
+/// whole and on its device. `to` may be `from` itself, whose file is replaced; images that hold what
+/// changed since `from` are of no use then.
+///
+/// # Errors
+/// [`Kind::NotFound`](crate::Kind::NotFound), [`Kind::Image`](crate::Kind::Image) and
+/// [`Kind::Version`](crate::Kind::Version) for images that are not there, are damaged, or do not belong
+/// together; [`Kind::Invalid`](crate::Kind::Invalid) when `to` is an image before `from`; those of
+/// writing. There is no new file then.
+pub fn merge(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    let from = task::image_path(from.as_ref())?;
+    let to = task::image_path(to.as_ref())?;
+    crate::image::merge(&from, &to, Caching::Direct, &Cancel::new()?).map(drop)
+}

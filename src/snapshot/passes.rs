@@ -1,11 +1,10 @@
 //! A save whose instant is its end: passes over what the guest has written, a pause, and the last
 //! pages.
 
+use super::chain::Source;
 use super::converge::{pause_now, Facts};
-use super::report::State;
+use super::report::{SaveInstant, State};
 use super::saving::Saving;
-use crate::dirty::consumer::Consumer;
-use crate::dirty::tracker::StartWith;
 use crate::dirty::When;
 use crate::error::Result;
 use crate::image::Writer;
@@ -18,14 +17,9 @@ use crate::walk::{Outlet, Walk, BATCH_PAGES};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Stops tracking when it is dropped, so after a failure too.
-struct Tracking(Consumer);
-
-impl Drop for Tracking {
-    fn drop(&mut self) {
-        self.0.abandon();
-    }
-}
+/// Looks in the pause after which pages of a chain that other consumers' syncs find are left to the
+/// next image.
+const LOOKS: u32 = 3;
 
 impl Saving {
     /// Saves the guest as it is at the end.
@@ -34,48 +28,55 @@ impl Saving {
         let (params, cancel) = (&shared.params, &shared.task.cancel);
         self.vmm.thread_start(Role::Snapshot)?;
         let memory = shared.tracker.memory();
-        let (mut writer, mut blobs, _) = self.begin_image(cancel)?;
-        let consumer = Tracking(shared.tracker.consumer());
+        let mut source = Source::begin(&shared.tracker, shared.chain.clone())?;
+        let (mut writer, mut blobs, _) = self.begin_image(Some(&source), cancel)?;
         let mut walk = Walk::over(memory)?;
         if params.already_paused {
             self.claim.comes_to(Stage::SavePaused);
         }
-        consumer.0.skip_ballooned(true);
-        consumer.0.start(StartWith::Everything)?;
+        source.start(SaveInstant::End)?;
         if let Some(warning) = shared.tracker.warning() {
             self.vmm.event(EventKind::Warning, warning.to_owned());
         }
         self.begin_devices()?;
         if !params.already_paused {
-            self.passes(&consumer.0, &mut walk, &mut writer)?;
+            self.passes(&mut source, &mut walk, &mut writer)?;
             self.pause()?;
         }
         self.save_state(&mut blobs)?;
-        consumer.0.sync(When::Stopped)?;
-        // The guest is paused: it has written none of the pages that syncs of other consumers find
-        // from here on.
-        consumer.0.freeze();
-        let map = self.pass(&consumer.0, &mut walk, &mut writer)?;
+        source.harvest(&memory.map())?;
+        if !source.is_chained() {
+            // The guest is paused: it has written none of the pages that syncs of other consumers
+            // find from here on.
+            source.freeze();
+        }
+        let map = self.pass(&mut source, &mut walk, &mut writer)?;
         writer.seal(&map)?;
-        drop(consumer);
+        // The guest's writes from here on belong to the next image, or to none.
+        let source = match source.is_chained() {
+            true => {
+                source.thaw();
+                Some(source)
+            }
+            false => None,
+        };
         if self.paused_at.is_some() && !params.stay_paused {
             self.resume()?;
         }
-        self.enter(State::Finishing);
-        self.stats.file_bytes = writer.finish_image(blobs, cancel)?;
-        Ok(())
+        self.finish(writer, blobs, source, &map, cancel)
     }
 
     /// Writes memory while the guest runs, until another pass would not shorten the pause.
-    fn passes(&mut self, consumer: &Consumer, walk: &mut Walk, writer: &mut Writer) -> Result<()> {
+    fn passes(&mut self, source: &mut Source, walk: &mut Walk, writer: &mut Writer) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let params = &shared.params;
         let mut before = None;
         self.enter(State::Copying);
         loop {
             let (begun, data) = (Instant::now(), self.stats.data_pages);
-            self.pass(consumer, walk, writer)?;
+            self.pass(source, walk, writer)?;
             let took = begun.elapsed();
+            let consumer = source.consumer();
             let report = consumer.sync(When::Running)?;
             for warning in report.warnings {
                 self.vmm.event(EventKind::Warning, warning);
@@ -118,17 +119,19 @@ impl Saving {
     /// the pass goes on until the block is gone or its pages are taken.
     fn pass(
         &mut self,
-        consumer: &Consumer,
+        source: &mut Source,
         walk: &mut Walk,
         writer: &mut Writer,
     ) -> Result<Arc<Map>> {
         let shared = Arc::clone(&self.shared);
         self.stats.pass += 1;
         walk.restart();
+        let mut looks = 0;
         loop {
             shared.task.cancel.check("the save")?;
             writer.progress()?;
-            match walk.step(consumer, BATCH_PAGES, writer)? {
+            let (consumer, mut outlet) = source.noting(writer);
+            match walk.step(&consumer, BATCH_PAGES, &mut outlet)? {
                 Some(put) => {
                     if self.count(&put) {
                         self.stats.remaining_bytes = consumer.pending().bytes().0;
@@ -146,6 +149,10 @@ impl Saving {
                     super::testing::looked_at_pending();
                     if whole || self.stats.state != State::Paused {
                         return Ok(map);
+                    }
+                    looks += 1;
+                    if looks >= LOOKS {
+                        source.freeze();
                     }
                     std::thread::yield_now();
                 }

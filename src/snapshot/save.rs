@@ -1,5 +1,6 @@
 //! [`Save`] writes a guest to a file.
 
+use super::chain::{Chain, Linked};
 use super::report::{SaveInstant, SaveParams, State, Stats};
 use super::saving::{Saving, Shared};
 use super::task::{image_path, Ending, Task};
@@ -82,10 +83,43 @@ impl Save {
         vmm: Arc<dyn Vmm>,
         params: SaveParams,
     ) -> Result<Save> {
+        Save::made(tracker, None, blockers, vmm, params)
+    }
+
+    /// A save that makes the next image of `chain`: a full one at first, and then what changed since
+    /// the one before. Until it is over, another save of the chain does not begin
+    /// ([`crate::Kind::Busy`]). When it fails, nothing is lost: the next image holds what changed
+    /// since the last whole one.
+    ///
+    /// [`Save::wait`] also fails when the image before is not beside the new one or is another file
+    /// ([`crate::Kind::NotFound`], [`crate::Kind::Image`]), for a path of an image of the chain
+    /// ([`crate::Kind::Invalid`]), and when nobody knows what changed, because a restore or a
+    /// migration has filled the guest's memory since ([`crate::Kind::State`]).
+    ///
+    /// # Errors
+    /// [`crate::Kind::Invalid`] for a parameter outside of its range.
+    pub fn in_chain(
+        chain: &Chain,
+        blockers: Blockers,
+        vmm: Arc<dyn Vmm>,
+        params: SaveParams,
+    ) -> Result<Save> {
+        let tracker = Arc::clone(chain.tracker());
+        Save::made(tracker, Some(chain.linked()), blockers, vmm, params)
+    }
+
+    fn made(
+        tracker: Arc<Tracker>,
+        chain: Option<Arc<Linked>>,
+        blockers: Blockers,
+        vmm: Arc<dyn Vmm>,
+        params: SaveParams,
+    ) -> Result<Save> {
         params.check()?;
         Ok(Save {
             shared: Arc::new(Shared {
                 tracker,
+                chain,
                 blockers,
                 vmm,
                 params,

@@ -1,15 +1,17 @@
 //! [`Saving`]: a save in progress, as its thread owns it. Figures, events, pause and resume are the same
 //! for a save whose instant is its end (`passes`) and one whose instant is its start (`instant`).
 
+use super::chain::{Linked, Source};
 use super::devices;
 use super::report::{SaveInstant, SaveParams, State, Stats};
 use super::task::Task;
 use crate::channel::Pacer;
 use crate::dirty::tracker::Tracker;
 use crate::error::Result;
-use crate::image::{Announce, Blobs, Writer};
+use crate::image::{Announce, Blobs, Target, Writer};
 use crate::memory::blockers::Blockers;
 use crate::memory::ownership::{Claim, Stage};
+use crate::memory::Map;
 use crate::runtime::{Cancel, Role};
 use crate::sys::disk::Caching;
 use crate::vmm::callbacks::Callbacks;
@@ -26,6 +28,8 @@ const RENEW: Duration = Duration::from_millis(100);
 /// What a save's thread shares with the VMM's object.
 pub(super) struct Shared {
     pub(super) tracker: Arc<Tracker>,
+    /// The chain that the image becomes one of.
+    pub(super) chain: Option<Arc<Linked>>,
     pub(super) blockers: Blockers,
     pub(super) vmm: Arc<dyn Vmm>,
     pub(super) params: SaveParams,
@@ -54,9 +58,16 @@ pub(super) struct Saving {
 impl Saving {
     /// Begins the image, whose writer's waits `cancel` ends. Returns it with the VMM's early blobs, and
     /// what tells the VMM of threads.
-    pub(super) fn begin_image(&mut self, cancel: &Cancel) -> Result<(Writer, Blobs, Announce)> {
+    pub(super) fn begin_image(
+        &mut self,
+        source: Option<&Source>,
+        cancel: &Cancel,
+    ) -> Result<(Writer, Blobs, Announce)> {
         let shared = Arc::clone(&self.shared);
         let (params, memory) = (&shared.params, shared.tracker.memory());
+        let caching = Caching::new(params.direct);
+        let base = source.map(|source| source.base(&self.path, caching));
+        let base = base.transpose()?.flatten();
         self.stats.total_bytes = memory.with_map(|map| map.total()).0;
         self.stats.remaining_bytes = self.stats.total_bytes;
         let mut blobs = Blobs::default();
@@ -64,9 +75,13 @@ impl Saving {
             .call("early_save", |vmm| vmm.early_save(&mut blobs))?;
         let callbacks = self.vmm.clone();
         let announce: Announce = Arc::new(move |role: Role| callbacks.thread_start(role));
-        let caching = Caching::new(params.direct);
-        let (path, writers, pacer) = (&self.path, params.writers, &shared.pacer);
-        let writer = Writer::begin(path, memory, writers, caching, cancel, pacer, &announce)?;
+        let target = Target {
+            path: &self.path,
+            caching,
+            base,
+        };
+        let (writers, pacer) = (params.writers, &shared.pacer);
+        let writer = Writer::begin(target, memory, writers, cancel, pacer, &announce)?;
         Ok((writer, blobs, announce))
     }
 
@@ -90,6 +105,22 @@ impl Saving {
         self.vmm.call("save", |vmm| vmm.save(blobs))?;
         self.stats.state_bytes = blobs.bytes();
         cancel.check("the save")
+    }
+
+    /// Makes the file whole, with the guest as it was when `map` was its map. The image is then the
+    /// newest of its chain.
+    pub(super) fn finish(
+        &mut self,
+        writer: Writer,
+        blobs: Blobs,
+        source: Option<Source>,
+        map: &Map,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        self.enter(State::Finishing);
+        let id = writer.finish_image(blobs, cancel)?;
+        self.stats.file_bytes = id.length;
+        source.map_or(Ok(()), |mut source| source.settle(&self.path, id, map))
     }
 
     /// Adds to the figures. Returns whether it is time to renew them.

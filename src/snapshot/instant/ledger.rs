@@ -213,6 +213,35 @@ impl Ledger {
         self.armed = true;
     }
 
+    /// At the instant: the units of a block, from an address on, of whose pages `wanted` says that the
+    /// image needs none are done. Ends at the first that it needs, and returns the addresses of all
+    /// that follow one another there; `None` at the end of the block.
+    pub(super) fn leave_out(
+        &mut self,
+        area: usize,
+        from: u64,
+        wanted: impl Fn(Range<Pages>) -> bool,
+    ) -> Option<Range<u64>> {
+        let (start, end) = (self.areas[area].start, self.areas[area].end());
+        let unit_bytes = self.areas[area].unit;
+        let mut first = None;
+        let mut number = ((from - start) / unit_bytes) as usize;
+        while number < self.areas[area].units.len() {
+            let unit = Unit { area, number };
+            let address = start + number as u64 * unit_bytes;
+            match (wanted(self.pages(unit)), first) {
+                (true, None) => first = Some(address),
+                (true, Some(_)) => {}
+                (false, Some(first)) => return Some(first..address),
+                (false, None) => {
+                    self.done(unit, &[]);
+                }
+            }
+            number += 1;
+        }
+        first.map(|first| first..end)
+    }
+
     /// The walk begins.
     pub(super) fn walk(&mut self) {
         self.walking = true;

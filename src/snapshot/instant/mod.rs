@@ -6,6 +6,10 @@
 //! kind, whose instant is its end. One save uses one kind for all of memory: an image of two
 //! instants is of no guest.
 //!
+//! An image of a chain that holds what changed protects only the parts of memory in which something
+//! changed. Its pages are taken from the chain's consumer in the pause, so that writes from then on
+//! are found for the next image.
+//!
 //! | file | what |
 //! |---|---|
 //! | here | what is refused before the pause; the order of things |
@@ -19,7 +23,8 @@ mod ledger;
 mod unit;
 mod watch;
 
-use super::report::State;
+use super::chain::Source;
+use super::report::{SaveInstant, State};
 use super::saving::Saving;
 use crate::dirty::tracker::Tracker;
 use crate::dirty::LogKind;
@@ -69,12 +74,20 @@ impl Saving {
         self.vmm.thread_start(Role::Snapshot)?;
         let memory = shared.tracker.memory();
         check_writers(&shared.tracker, &shared.devices.list())?;
-        let (mut writer, mut blobs, announce) = self.begin_image(cancel)?;
+        let mut source = match &shared.chain {
+            None => None,
+            chain => Some(Source::begin(&shared.tracker, chain.clone())?),
+        };
+        let (mut writer, mut blobs, announce) = self.begin_image(source.as_ref(), cancel)?;
+        if let Some(source) = &source {
+            // Whatever costs the more the larger the guest is comes before the pause.
+            source.start(SaveInstant::Start)?;
+        }
         let mut watch = Watch::begin(memory, params.max_copy_bytes, cancel, &announce)?;
         let read = self
-            .come_to_the_instant(&mut watch, &mut blobs)
+            .come_to_the_instant(&mut watch, source.as_mut(), &mut blobs)
             .and_then(|map| {
-                self.read_all(&watch, &mut writer)?;
+                self.read_all(&watch, source.as_ref(), &mut writer)?;
                 Ok(map)
             });
         self.tell(&watch);
@@ -83,15 +96,19 @@ impl Saving {
         // All of memory is in the image or on its way there.
         drop(watch);
         failed?;
-        writer.seal(&*read?)?;
-        self.enter(State::Finishing);
-        self.stats.file_bytes = writer.finish_image(blobs, cancel)?;
-        Ok(())
+        let map = read?;
+        writer.seal(&map)?;
+        self.finish(writer, blobs, source, &map, cancel)
     }
 
     /// Pauses the guest, saves its state, protects its memory, and resumes the guest. Returns the map
     /// of the instant.
-    fn come_to_the_instant(&mut self, watch: &mut Watch, blobs: &mut Blobs) -> Result<Arc<Map>> {
+    fn come_to_the_instant(
+        &mut self,
+        watch: &mut Watch,
+        source: Option<&mut Source>,
+        blobs: &mut Blobs,
+    ) -> Result<Arc<Map>> {
         let shared = Arc::clone(&self.shared);
         self.begin_devices()?;
         self.pause()?;
@@ -99,15 +116,26 @@ impl Saving {
         // Saving state writes guest memory. From here on nobody does until `resume`.
         let begun = Instant::now();
         let map = shared.tracker.memory().map();
-        watch.arm(&map)?;
+        let mut changed = None;
+        if let Some(source) = source {
+            source.harvest(&map)?;
+            source.take_all()?;
+            changed = source.continues().then_some(&*source);
+        }
+        watch.arm(&map, changed)?;
         self.stats.protecting = Some(begun.elapsed());
         self.resume_to(Stage::SavedRunning)?;
         self.enter(State::Copying);
         Ok(map)
     }
 
-    /// Reads all of memory into the image, while the guest runs.
-    fn read_all(&mut self, watch: &Watch, writer: &mut Writer) -> Result<()> {
+    /// Reads all of memory, or what changed of it, into the image, while the guest runs.
+    fn read_all(
+        &mut self,
+        watch: &Watch,
+        source: Option<&Source>,
+        writer: &mut Writer,
+    ) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let mut contents = Contents::of_watched();
         self.stats.pass = 1;
@@ -118,7 +146,7 @@ impl Saving {
             let Some(unit) = watch.next() else {
                 return Ok(());
             };
-            let put = unit::save(watch, unit, &mut contents, writer)?;
+            let put = unit::save(watch, source, unit, &mut contents, writer)?;
             if self.count(&put) {
                 self.tell(watch);
                 self.renew();

@@ -1,8 +1,10 @@
 //! Reads one unit of guest memory into the image: from memory, or from the copies of pages that the
 //! guest has written since the instant.
 
+use super::super::chain::Source;
 use super::ledger::{Kept, Unit};
 use super::watch::Watch;
+use crate::bits::summary::Bitmap;
 use crate::error::Result;
 use crate::image::{Draft, Writer};
 use crate::memory::contents::{Contents, Held};
@@ -12,14 +14,18 @@ use crate::units::Pages;
 use crate::walk::{Put, BATCH_PAGES};
 use std::ops::Range;
 
-/// Reads `unit`, passes it to the writer, and lets the guest write it.
+/// Reads `unit`, passes it to the writer, and lets the guest write it. Of an image that holds what
+/// changed, only the pages that `source` took.
 pub(super) fn save(
     watch: &Watch,
+    source: Option<&Source>,
     unit: Unit,
     contents: &mut Contents,
     writer: &mut Writer,
 ) -> Result<Put> {
     let (block, pages) = watch.pages(unit);
+    let taken = source.filter(|source| source.continues());
+    let taken = taken.map(|source| source.taken(block.id()));
     // A guest has run here.
     block.zeroed_no_more();
     let mut put = Put::default();
@@ -31,12 +37,30 @@ pub(super) fn save(
         let mut draft = writer.draft(&block, part.clone())?;
         let kept = kept.get_or_insert_with(|| watch.read_begins(unit));
         contents.refresh();
-        read(watch, &block, &part, kept, contents, &mut draft, &mut put)?;
+        let mut next = part.start;
+        while next < part.end {
+            let run = match taken {
+                None => part.clone(),
+                Some(taken) => taken_run(taken, next..part.end),
+            };
+            draft.skip(run.start - next)?;
+            read(watch, &block, &run, kept, contents, &mut draft, &mut put)?;
+            next = run.end;
+        }
         writer.submit(draft);
         at = part.end;
     }
     watch.read_ends(unit, kept.as_deref().unwrap_or_default())?;
     Ok(put)
+}
+
+/// The first run of taken pages in `within`; empty at its end when there is none.
+fn taken_run(taken: Option<&Bitmap>, within: Range<Pages>) -> Range<Pages> {
+    let (from, end) = (within.start.index(), within.end.index());
+    let run = taken.and_then(|taken| taken.next_run_before(from, end));
+    run.map_or(within.end..within.end, |run| {
+        Pages(run.start as u64)..Pages(run.end as u64)
+    })
 }
 
 /// Reads pages into a draft. `kept` are the unit's, in order.

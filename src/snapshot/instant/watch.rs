@@ -21,6 +21,7 @@
 //! that came with them. Memory that is discarded before the image has it fails the save, so no page
 //! is copied from then on that could be gone.
 
+use super::super::chain::Source;
 use super::ledger::{no_room, Answer, Kept, Ledger, Tally, Touched, Unit};
 use crate::error::{Error, Kind, Result};
 use crate::image::Announce;
@@ -256,17 +257,34 @@ impl Watch {
         Ok(())
     }
 
-    /// The instant: protects all blocks of `map`, which is the paused guest's.
-    pub(super) fn arm(&mut self, map: &Map) -> Result<()> {
+    /// The instant: protects all blocks of `map`, which is the paused guest's, or those parts in
+    /// which pages of `changed` lie.
+    pub(super) fn arm(&mut self, map: &Map, changed: Option<&Source>) -> Result<()> {
         self.register_all(map)?;
         self.shared.lock().ledger.arm();
-        for block in &self.blocks {
-            let host = block.host() as u64;
-            let range = host..host + block.length().0;
-            self.shared
-                .faults
-                .protect(range.clone())
-                .map_err(|e| self.shared.explain(&range, e))?;
+        for (area, block) in self.blocks.iter().enumerate() {
+            let taken = changed.map(|source| source.taken(block.id()));
+            let mut at = block.host() as u64;
+            let end = at + block.length().0;
+            while at < end {
+                // What is left out is done before its protection would be, so nobody waits for it.
+                let range = match taken {
+                    None => Some(at..end),
+                    Some(None) => self.shared.lock().ledger.leave_out(area, at, |_| false),
+                    Some(Some(taken)) => self.shared.lock().ledger.leave_out(area, at, |pages| {
+                        let (first, end) = (pages.start.index(), pages.end.index());
+                        taken.next_set_before(first, end).is_some()
+                    }),
+                };
+                let Some(range) = range else {
+                    break;
+                };
+                at = range.end;
+                self.shared
+                    .faults
+                    .protect(range.clone())
+                    .map_err(|e| self.shared.explain(&range, e))?;
+            }
         }
         self.check()
     }

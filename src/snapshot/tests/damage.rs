@@ -171,6 +171,8 @@ fn an_image_that_promises_much_costs_no_memory() {
         file_length: 1 << 40,
         index_offset: (1 << 40) - (64 << 20),
         index_sum: 1,
+        number: [0; 16],
+        parent: None,
     };
     let file = std::fs::File::create(&path).unwrap();
     file.write_all_at(&header.encode(), 0).unwrap();

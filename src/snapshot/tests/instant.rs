@@ -15,7 +15,7 @@ use std::sync::{mpsc, Arc, Mutex};
 use std::thread::JoinHandle;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend};
 
-fn start() -> SaveParams {
+pub(super) fn start() -> SaveParams {
     SaveParams {
         instant: SaveInstant::Start,
         ..SaveParams::default()
@@ -23,8 +23,8 @@ fn start() -> SaveParams {
 }
 
 /// A guest that writes all the time, except while it is paused, and its contents at the pause.
-struct Busy {
-    frozen: Arc<Mutex<Vec<u8>>>,
+pub(super) struct Busy {
+    pub(super) frozen: Arc<Mutex<Vec<u8>>>,
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
@@ -32,7 +32,11 @@ struct Busy {
 
 /// Has `here` written by threads that call `write` with numbers of their own, and its contents noted
 /// when its state is saved.
-fn busy(here: &World, threads: u64, write: impl Fn(&mut Numbers) + Send + Sync + 'static) -> Busy {
+pub(super) fn busy(
+    here: &World,
+    threads: u64,
+    write: impl Fn(&mut Numbers) + Send + Sync + 'static,
+) -> Busy {
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::default());
     let standing = Arc::new(AtomicU64::new(0));
     let write = Arc::new(write);
@@ -85,14 +89,14 @@ fn busy(here: &World, threads: u64, write: impl Fn(&mut Numbers) + Send + Sync +
 
 impl Busy {
     /// The guest writes this often more.
-    fn goes_on(&self, times: u64) {
+    pub(super) fn goes_on(&self, times: u64) {
         let until = self.written.load(SeqCst) + times;
         while self.written.load(SeqCst) < until {
             std::thread::yield_now();
         }
     }
 
-    fn ends(self) -> Vec<u8> {
+    pub(super) fn ends(self) -> Vec<u8> {
         self.stop.store(true, SeqCst);
         for thread in self.threads {
             thread.join().unwrap();
@@ -108,7 +112,7 @@ fn saved(here: &World, params: SaveParams, path: &Path) -> (Result<()>, Stats) {
     (result, save.stats())
 }
 
-fn holds(path: &Path, pages: u64, expected: &[u8]) {
+pub(super) fn holds(path: &Path, pages: u64, expected: &[u8]) {
     let there = world_of(pages, Notes::default());
     there.restore_from(path).unwrap();
     let contents = there.contents();

@@ -1,5 +1,7 @@
 //! The promises of saves and restores.
 
+mod chain;
+mod chain_damage;
 mod damage;
 mod endings;
 mod faults;

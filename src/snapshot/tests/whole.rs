@@ -399,7 +399,13 @@ fn a_guest_that_is_paused_already_is_saved_in_one_pass_and_stays_paused() {
     let again = path.with_extension("again");
     there.memory.runs_here().unwrap();
     there.save_to(&again).unwrap();
-    let bytes = [&path, &again].map(|path| std::fs::read(path).unwrap());
+    let bytes = [&path, &again].map(|path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        // Each image has a number of its own, which its header's checksum covers.
+        bytes[36..52].fill(0);
+        bytes[4092..4096].fill(0);
+        bytes
+    });
     assert!(bytes[0] == bytes[1]);
 }
 
