@@ -248,6 +248,85 @@ static void refusals(void)
     vm_free(vm);
 }
 
+/* A guest that runs on is saved four times, each image with what changed since the one before, and a fifth time onto a
+ * disk that is full meanwhile. Every image is the guest at its instant, and so is the one full image of them. */
+static void chain_of_images(bool start_too)
+{
+    static const struct tracking how = { "chain", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 };
+    static const char *words[] = { "holds all of memory", "holds what changed", "holds what changed, after a failure",
+                                   "of the start holds what changed" };
+    struct vm *from = vm_new(&config), *other = vm_new(&config), *to;
+    brant_image_stats stats = { .size = sizeof stats };
+    brant_image_save_params params = { .size = sizeof params };
+    brant_image_chain *chain, *others;
+    brant_image_save *refused;
+    struct rlimit limit, small;
+    char first[128], why[512], last[sizeof path];
+    int32_t code;
+
+    memcpy(last, path, sizeof path);
+    from->at = digest_at_save;
+    vm_track(from, &how);
+    vm_track(other, &how);
+    must(brant_image_chain_new(atomic_load(&from->tracker), &chain, &e));
+    must(brant_image_chain_new(atomic_load(&other->tracker), &others, &e));
+    params.chain = others;
+    equal(brant_image_save_new(atomic_load(&from->tracker), &params, &refused, NULL), BRANT_E_INVALID,
+          "a chain of another tracker is refused");
+    brant_image_chain_free(others);
+    vm_free(other);
+    params.chain = chain;
+    vm_start(from);
+    vm_writes(from, 3000);
+    for (int number = 0; number < 4; number++) {
+        if (number == 2) {
+            getrlimit(RLIMIT_FSIZE, &limit);
+            small = limit;
+            small.rlim_cur = MIB;
+            setrlimit(RLIMIT_FSIZE, &small);
+            snprintf(path, sizeof path, "%s/chain.full", directory);
+            code = save(from, &params, &stats, why, sizeof why);
+            setrlimit(RLIMIT_FSIZE, &limit);
+            equal(code, BRANT_E_KERNEL, "chain: a save without room fails (%s)", why);
+        }
+        if (number == 3 && start_too)
+            params.instant = BRANT_IMAGE_INSTANT_START;
+        snprintf(path, sizeof path, "%s/chain.%d", directory, number);
+        vm_writes(from, 500);
+        code = save(from, &params, &stats, why, sizeof why);
+        equal(code, 0, "chain: image %d %s (%s)", number, words[number], why);
+        to = destination();
+        code = restore(to, &stats, why, sizeof why);
+        equal(code, 0, "chain: image %d is restored (%s)", number, why);
+        equal(differs(from, to), 0, "chain: image %d is the guest at its instant", number);
+        ok(vm_runs_clean(to), "chain: the guest of image %d goes on", number);
+        vm_free(to);
+    }
+    ok(vm_runs_clean(from), "chain: the guest runs on");
+    brant_image_chain_free(chain);
+    snprintf(first, sizeof first, "%s/chain.0", directory);
+    equal(brant_image_merge(path, first, NULL), BRANT_E_INVALID, "chain: an image that others need is not replaced");
+    must(brant_image_merge(path, last, &e));
+    unlink(first);
+    to = destination();
+    code = restore(to, &stats, why, sizeof why);
+    ok(code == BRANT_E_NOT_FOUND && strstr(why, "chain.0"), "chain: a missing image is named (%s)", why);
+    vm_free(to);
+    memcpy(path, last, sizeof path);
+    to = destination();
+    code = restore(to, &stats, why, sizeof why);
+    equal(code, 0, "chain: one full image of all is restored (%s)", why);
+    equal(differs(from, to), 0, "chain: and is the guest at the last instant");
+    ok(vm_runs_clean(to), "chain: which goes on");
+    vm_free(to);
+    vm_free(from);
+    unlink(path);
+    for (int number = 1; number < 4; number++) {
+        snprintf(first, sizeof first, "%s/chain.%d", directory, number);
+        unlink(first);
+    }
+}
+
 static void failures(void)
 {
     static const struct tracking how = { "manual protect", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 };
@@ -354,7 +433,7 @@ int main(void)
 
     if (mv_kvm_available(reason, sizeof reason))
         skip_all(reason);
-    plan(4 * 6 + 7 + 19 + 5);
+    plan(4 * 6 + 7 + 24 + 19 + 5);
     snprintf(directory, sizeof directory, "/tmp/brant-image-XXXXXX");
     if (!mkdtemp(directory))
         bail("mkdtemp: %s", strerror(errno));
@@ -368,6 +447,7 @@ int main(void)
             skip("no userfaultfd", "a guest is saved as it is at the start");
     refusals();
     started_at_once();
+    chain_of_images(can_protect());
     failures();
     rmdir(directory);
     return done();

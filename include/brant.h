@@ -8,7 +8,7 @@
  * Three levels, each usable alone:
  *
  *   migration   a running guest moves to another process or host: brant_outgoing, brant_incoming;
- *               or to a file and back: brant_image_save, brant_image_restore
+ *               or to a file and back: brant_image_save, brant_image_restore, brant_image_chain
  *   tracking    which pages of a guest were written, and how fast: brant_guest, brant_tracker,
  *               brant_consumer, brant_rate
  *   bitmaps     dirty bits are set, merged and walked: brant_bitmap
@@ -379,7 +379,8 @@ const char *brant_version(void);
  *   while the guest runs), "postcopy" (a guest that runs at the destination before all of its
  *   memory is there), "hand-over" (memory that changes hands by descriptor on one host),
  *   "lazy-restore" (a restored guest that runs before all of its memory is there), "instant-save"
- *   (an image of a running guest as it was at the start of the save).
+ *   (an image of a running guest as it was at the start of the save), "image-chain" (images of what
+ *   changed since the image before).
  */
 int32_t brant_has_feature(const char *name);
 
@@ -4643,6 +4644,8 @@ typedef struct brant_image_restore brant_image_restore;
  */
 #define BRANT_IMAGE_CACHED 1
 
+struct brant_image_chain;
+
 /**
  * How a guest is saved. A field that is 0 has its default. A value out of range is
  * BRANT_E_INVALID, with the range in the message.
@@ -4683,6 +4686,11 @@ typedef struct brant_image_save_params {
     uint32_t instant;
     /** 0. */
     uint32_t reserved;
+    /**
+     * The chain of which the image becomes the next, or NULL: the image holds all of memory. The
+     * chain is of the same tracker, else BRANT_E_INVALID. It may be freed while the save is there.
+     */
+    struct brant_image_chain *chain;
 } brant_image_save_params;
 
 /**
@@ -4969,6 +4977,58 @@ int32_t brant_image_restore_get_stats(const struct brant_image_restore *restore,
  * NULL.
  */
 int32_t brant_image_restore_event_fd(const struct brant_image_restore *restore);
+
+/**
+ * A chain of images of one guest. The first save with it (`brant_image_save_params.chain`) holds all
+ * of the guest's memory, each later one what changed since the one before. All images of a chain lie
+ * in one directory. A restore takes the path of any of them, and finds those before by the names that
+ * they had when they were made. `brant_image_merge` makes one full image of an image and those before
+ * it. A chain has at most 64 images.
+ *
+ * Each image names the one before by its checksum. Restores, merges and the next save fail with
+ * BRANT_E_NOT_FOUND or BRANT_E_IMAGE when an image is missing, changed or another one; the message has
+ * the image that was expected and the one that was found. The next save fails with BRANT_E_INVALID
+ * for a path of an image of the chain, and with BRANT_E_STATE when a restore or a migration has filled
+ * the guest's memory since the last image: make a new chain then. A save that fails loses nothing: the
+ * next image holds what changed since the last whole one.
+ *
+ * The chain is a consumer of the tracker: from the first image on the dirty logs are on, until the
+ * chain is freed and no save with it is there. Memory that the VMM discards by itself, and not because
+ * the guest gave it to its balloon, must be marked as written, as for a migration.
+ *
+ * Threads: any, several at once. `brant_image_chain_free` is the last call: all others with the
+ * chain, `brant_image_save_new` included, have returned before it begins. The tracker may be freed
+ * before.
+ */
+typedef struct brant_image_chain brant_image_chain;
+
+/**
+ * Makes a chain of images of the guest that `tracker` was made from. It has no image yet, and nothing
+ * is tracked for it. Free it with `brant_image_chain_free`.
+ */
+int32_t brant_image_chain_new(struct brant_tracker *tracker,
+                              struct brant_image_chain **chain,
+                              struct brant_error **error);
+
+/**
+ * Frees a chain; NULL is fine. Its images stay and can be restored. No image can be added to them any
+ * more; a save with the chain that was made before still can.
+ */
+void brant_image_chain_free(struct brant_image_chain *chain);
+
+/**
+ * Makes one full image, which gets the name `to`, of the image at the path `image` and those before it:
+ * the guest at the moment of that image. Needs no guest, and returns when the new image is whole and on
+ * its device: all pages are read, checked and written in this call. Any thread. `to` may be `image`
+ * itself, whose file is replaced; images that hold what changed since are of no use then.
+ *
+ * BRANT_E_NOT_FOUND, BRANT_E_IMAGE or BRANT_E_VERSION, with the image's path, when an image is not
+ * there, is damaged, or is not the one that belongs there; BRANT_E_INVALID when `to` is an image before
+ * `image`; BRANT_E_KERNEL for a full disk. There is no new file then.
+ */
+int32_t brant_image_merge(const char *image,
+                          const char *to,
+                          struct brant_error **error);
 
 /* =============================================================================================
  * Bitmaps: dirty bits by themselves

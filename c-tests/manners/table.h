@@ -130,6 +130,7 @@ struct world {
     brant_incoming *incoming;
     brant_image_save *save;
     brant_image_restore *restore;
+    brant_image_chain *chain;
     brant_bitmap *bitmap, *other_bitmap;
     brant_blocker *blocker;
     brant_error *error;

@@ -77,6 +77,7 @@ static void world_begin(struct world *w, enum state state)
     MUST(brant_incoming_new(w->there, &params, &w->incoming, NULL));
     MUST(brant_image_save_new(w->tracker, NULL, &w->save, NULL));
     MUST(brant_image_restore_new(w->there, NULL, &w->restore, NULL));
+    MUST(brant_image_chain_new(w->tracker, &w->chain, NULL));
     MUST(brant_bitmap_new(4096, &w->bitmap, NULL));
     MUST(brant_bitmap_new(4096, &w->other_bitmap, NULL));
     MUST(brant_bitmap_set(w->bitmap, 5, 2, NULL, NULL));
@@ -161,6 +162,7 @@ static void world_end(struct world *w)
     brant_rate_free(w->rate);
     brant_tracker_free(w->tracker);
     brant_consumer_free(w->consumer);
+    brant_image_chain_free(w->chain);
     brant_guest_free(w->guest);
     brant_guest_free(w->there);
     brant_bitmap_free(w->bitmap);

@@ -1,5 +1,6 @@
 //! A guest in a file: saves and restores.
 
+use super::chain::brant_image_chain;
 use super::error::{brant_error, invalid, BRANT_E_INTERNAL};
 use super::guest::brant_guest;
 use super::ops::Ops;
@@ -8,10 +9,8 @@ use super::stats::BRANT_UNKNOWN;
 use super::structs::{free, handle, lent_fd, put, read, sized, write};
 use super::tracker::brant_tracker;
 use crate::error::Result;
-use crate::snapshot::{Restore, RestoreParams, Save, SaveInstant, SaveParams, Stats};
-use std::ffi::{c_char, CStr, OsStr};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use crate::snapshot::{Chain, Restore, RestoreParams, Save, SaveInstant, SaveParams, Stats};
+use std::ffi::c_char;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,6 +120,9 @@ pub struct brant_image_save_params {
     pub instant: u32,
     /// 0.
     pub reserved: u32,
+    /// The chain of which the image becomes the next, or NULL: the image holds all of memory. The
+    /// chain is of the same tracker, else BRANT_E_INVALID. It may be freed while the save is there.
+    pub chain: *mut brant_image_chain,
 }
 
 /// How a guest is restored. A field that is 0 has its default. A value out of range is
@@ -347,6 +349,23 @@ unsafe fn save_params(from: *const brant_image_save_params) -> Result<SaveParams
     Ok(params)
 }
 
+/// The chain in the parameters.
+///
+/// # Safety
+/// Null or a structure as its size says, whose chain is null or lives for `'a`.
+unsafe fn chain_of<'a>(from: *const brant_image_save_params) -> Result<Option<&'a Chain>> {
+    if from.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's contract.
+    let chain = unsafe { read(from) }?.chain;
+    match chain.is_null() {
+        true => Ok(None),
+        // SAFETY: the caller's contract.
+        false => Ok(Some(&unsafe { handle(chain, "chain") }?.chain)),
+    }
+}
+
 /// # Safety
 /// Null or a structure as its size says.
 unsafe fn restore_params(from: *const brant_image_restore_params) -> Result<RestoreParams> {
@@ -376,19 +395,6 @@ unsafe fn restore_params(from: *const brant_image_restore_params) -> Result<Rest
     Ok(params)
 }
 
-/// A path of C's: bytes, in whatever encoding.
-///
-/// # Safety
-/// Null or a string that lives for `'a`.
-unsafe fn path<'a>(path: *const c_char) -> Result<&'a Path> {
-    if path.is_null() {
-        return Err(invalid("path is NULL"));
-    }
-    // SAFETY: the caller's contract.
-    let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
-    Ok(Path::new(OsStr::from_bytes(bytes)))
-}
-
 /// Makes a save of the guest that `tracker` was made from. The operations of that guest must have
 /// `pause` and `resume`, except with BRANT_IMAGE_ALREADY_PAUSED: else BRANT_E_INVALID. `parameters`
 /// may be NULL for the defaults. Nothing happens before the start.
@@ -410,13 +416,21 @@ pub unsafe extern "C" fn brant_image_save_new(
         if save.is_null() {
             return Err(invalid("save is NULL"));
         }
+        // SAFETY: null or a structure by contract, and a chain in it null or ours.
+        let chain = unsafe { chain_of(parameters) }?;
+        let (blockers, ops) = (tracker.blockers.clone(), Arc::<Ops>::clone(&tracker.ops));
         let made = Box::new(brant_image_save {
-            save: Save::new(
-                Arc::clone(&tracker.tracker),
-                tracker.blockers.clone(),
-                Arc::<Ops>::clone(&tracker.ops),
-                params,
-            )?,
+            save: match chain {
+                None => Save::new(Arc::clone(&tracker.tracker), blockers, ops, params)?,
+                Some(chain) if Arc::ptr_eq(chain.tracker(), &tracker.tracker) => {
+                    Save::in_chain(chain, blockers, ops, params)?
+                }
+                Some(_) => {
+                    return Err(invalid(
+                        "brant_image_save_params.chain was made of another tracker",
+                    ))
+                }
+            },
         });
         // SAFETY: a place for a pointer by contract.
         unsafe { put(save, "save", Box::into_raw(made)) }
@@ -448,7 +462,7 @@ pub unsafe extern "C" fn brant_image_save_start(
         // SAFETY: null or ours by contract.
         let save = unsafe { handle(save, "save") }?;
         // SAFETY: null or a string by contract.
-        save.save.start(unsafe { self::path(path) }?)
+        save.save.start(unsafe { super::structs::path(path) }?)
     })
 }
 
@@ -572,7 +586,9 @@ pub unsafe extern "C" fn brant_image_restore_start(
         // SAFETY: null or ours by contract.
         let restore = unsafe { handle(restore, "restore") }?;
         // SAFETY: null or a string by contract.
-        restore.restore.start(unsafe { self::path(path) }?)
+        restore
+            .restore
+            .start(unsafe { super::structs::path(path) }?)
     })
 }
 

@@ -33,6 +33,7 @@ macro_rules! boundary {
 pub mod balloon;
 pub mod bitmap;
 pub mod blocker;
+pub mod chain;
 pub mod consumer;
 pub mod device;
 pub mod error;

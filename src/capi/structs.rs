@@ -3,8 +3,10 @@
 
 use super::error::{invalid, BRANT_E_CALLBACK, BRANT_E_INVALID};
 use crate::error::{Error, Result};
-use std::ffi::{c_char, CStr};
+use std::ffi::{c_char, CStr, OsStr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// A size beyond this is no structure of any version.
 const SIZE_MAX: usize = 64 << 10;
@@ -105,6 +107,19 @@ fn check_size<T: Sized>(size: usize) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// A path of C's: bytes, in whatever encoding.
+///
+/// # Safety
+/// Null or a string that lives for `'a`.
+pub(super) unsafe fn path<'a>(path: *const c_char) -> Result<&'a Path> {
+    if path.is_null() {
+        return Err(invalid("path is NULL"));
+    }
+    // SAFETY: the caller's contract.
+    let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
+    Ok(Path::new(OsStr::from_bytes(bytes)))
 }
 
 /// A string of C's.

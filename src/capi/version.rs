@@ -50,6 +50,7 @@ const ALWAYS: &[&str] = &[
     "hand-over",
     "lazy-restore",
     "instant-save",
+    "image-chain",
 ];
 
 /// The features that a build may lack, and whether this one has them.
@@ -84,7 +85,8 @@ const CHOSEN: &[(&str, bool)] = &[
 ///   while the guest runs), "postcopy" (a guest that runs at the destination before all of its
 ///   memory is there), "hand-over" (memory that changes hands by descriptor on one host),
 ///   "lazy-restore" (a restored guest that runs before all of its memory is there), "instant-save"
-///   (an image of a running guest as it was at the start of the save).
+///   (an image of a running guest as it was at the start of the save), "image-chain" (images of what
+///   changed since the image before).
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {
@@ -122,6 +124,7 @@ mod tests {
             c"hand-over",
             c"lazy-restore",
             c"instant-save",
+            c"image-chain",
         ];
         let chosen = |name: &CStr| CHOSEN.iter().any(|(f, _)| f.as_bytes() == name.to_bytes());
         for name in names.into_iter().filter(|name| !chosen(name)) {

@@ -796,6 +796,7 @@ class brant_image_save_params(Structure):
         ("max_copy_bytes", c_uint64),
         ("instant", c_uint32),
         ("reserved", c_uint32),
+        ("chain", c_void_p),
     ]
 
 
@@ -1935,6 +1936,28 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
         c_int32,
         [
             c_void_p,
+        ],
+    ),
+    "brant_image_chain_new": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(c_void_p),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_image_chain_free": (
+        None,
+        [
+            c_void_p,
+        ],
+    ),
+    "brant_image_merge": (
+        c_int32,
+        [
+            c_char_p,
+            c_char_p,
+            POINTER(c_void_p),
         ],
     ),
     "brant_bitmap_new": (

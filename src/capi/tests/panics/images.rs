@@ -1,10 +1,36 @@
 //! Calls on saves to an image and restores from one.
 
 use super::{Answer, Export};
+use crate::capi::chain::*;
 use crate::capi::image::*;
 use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
+    (
+        "brant_image_chain_new",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_image_chain_new(null_mut(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_chain_free",
+        |_| {
+            // SAFETY: null is nothing.
+            unsafe { brant_image_chain_free(null_mut()) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_image_merge",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_image_merge(null(), null(), e) })
+        },
+        None,
+    ),
     (
         "brant_image_save_new",
         |e| {
