@@ -62,7 +62,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-faults test-downtime test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi abi-baseline reference deb install install-debug uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo demo-all test test-faults test-downtime test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi abi-baseline reference deb install install-debug uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -87,6 +87,11 @@ examples: $(MINIVMM)
 ## demo: migrate a running guest between two example VMMs (DEMO_FLAGS go to it)
 demo: $(BUILD)/minivmm
 	$(BUILD)/minivmm demo $(DEMO_FLAGS)
+
+## demo-all: each way in which a guest moves: precopy, rings, a device, postcopy, hand-over, images (WAYS="postcopy image")
+WAYS ?=
+demo-all: $(BUILD)/minivmm
+	@scripts/demo-all $(WAYS)
 
 ## test: everything that CI runs; the last line counts passed, failed, skipped
 test: | deps
