@@ -5,8 +5,11 @@ use super::whole::{allowed, connections, pair, Sides};
 use crate::support::memory::PAGE;
 use crate::support::time::{LONG, MS};
 use brant::error::Kind;
-use brant::migrate::{ConnectTo, DestinationState, Params, Resolution, SourceState, Stats};
+use brant::migrate::{
+    AcceptFrom, ConnectTo, DestinationState, Params, Resolution, SourceState, Stats,
+};
 use brant::vmm::EventKind;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
@@ -93,6 +96,50 @@ fn a_recovery_goes_on_while_threads_wait_for_pages() {
         let warnings = sides.pair.from.events(EventKind::Warning);
         assert!(warnings.is_empty(), "{warnings:?}");
     }
+}
+
+#[test]
+fn a_second_recovery_is_refused_while_one_is_in_progress_and_nothing_of_it_is_left_over() {
+    let mut sides = serving(1);
+    interrupt(&mut sides);
+    // The destination does not answer yet.
+    let (near, far, ends) = connections(1);
+    sides.out.recover(ConnectTo::ConnectedAll(near)).unwrap();
+    let again = |sides: &Sides| {
+        let (near, ..) = connections(1);
+        sides
+            .out
+            .recover(ConnectTo::ConnectedAll(near))
+            .unwrap_err()
+    };
+    assert_eq!(again(&sides).kind(), Kind::Busy);
+    // Nor when the source waits for the answer.
+    source_spoke(&far[0]);
+    assert_eq!(again(&sides).kind(), Kind::Busy);
+    sides.inc.recover(AcceptFrom::ConnectedAll(far)).unwrap();
+    assert!(sides.wait_until(|sides| sides.out.state() == SourceState::Serving));
+    assert_eq!(again(&sides).kind(), Kind::State);
+    for end in ends {
+        let _ = end.shutdown(std::net::Shutdown::Both);
+    }
+    interrupt(&mut sides);
+    sides.recover(1);
+    sides.out.set_max_bandwidth(None).unwrap();
+    sides.assert_whole("recovered once more");
+    // One for the switch's connections, one for the first recovery's.
+    assert_eq!(sides.pair.from.events(EventKind::Interrupted).len(), 2);
+}
+
+/// Waits until the source has said something on a connection.
+fn source_spoke(far: &OwnedFd) {
+    let mut poll = libc::pollfd {
+        fd: far.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one descriptor.
+    let ready = unsafe { libc::poll(&mut poll, 1, LONG.as_millis() as i32) };
+    assert_eq!(ready, 1);
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub(super) enum Decision {
 struct Told {
     route: Option<Route>,
     retired: bool,
+    /// A route was taken, and what becomes of it is not known yet.
+    under_way: bool,
 }
 
 /// See the file's description.
@@ -34,14 +36,16 @@ impl Decisions {
     /// The migration is to go on over new connections.
     ///
     /// # Errors
-    /// [`Kind::Busy`] while others wait to be used, [`Kind::State`] when the session is retired.
+    /// [`Kind::Busy`] while others wait to be used, or are tried. The new ones would be left over
+    /// otherwise, and a later interruption would find them, when nobody is at their other ends.
+    /// [`Kind::State`] when the session is retired.
     pub(super) fn recover(&self, route: Route) -> Result<()> {
         let mut told = self.lock();
         if told.retired {
             let why = "the migration was resolved, and is not recovered any more";
             return Err(Error::new(Kind::State, why));
         }
-        if told.route.is_some() {
+        if told.route.is_some() || told.under_way {
             let why = "a recovery of this migration is in progress";
             return Err(Error::new(Kind::Busy, why));
         }
@@ -56,7 +60,12 @@ impl Decisions {
         self.news.notify_all();
     }
 
-    /// Waits for the next decision.
+    /// The attempt to recover is over: it has failed, or the migration is not interrupted any more.
+    pub(super) fn attempted(&self) {
+        self.lock().under_way = false;
+    }
+
+    /// Waits for the next decision. [`Decisions::attempted`] has to follow a recovery.
     pub(super) fn next(&self) -> Decision {
         let mut told = self.lock();
         loop {
@@ -64,6 +73,7 @@ impl Decisions {
                 return Decision::Retire;
             }
             if let Some(route) = told.route.take() {
+                told.under_way = true;
                 return Decision::Recover(route);
             }
             told = self.news.wait(told).unwrap_or_else(|e| e.into_inner());

@@ -144,6 +144,8 @@ impl Driver {
     /// Sends the rest of the pages. The guest runs at the destination.
     pub(super) fn serve(&mut self) -> Result<()> {
         let rest = self.rest.clone().ok_or_else(no_connection)?;
+        // The state says by now that nothing is to be recovered.
+        self.common.shared.guest.decisions.attempted();
         // The cap of the switchover ends with the switchover.
         self.common.shared.guest.pacer.end_override();
         self.common.stats.progress = self.ahead.done();
@@ -260,7 +262,11 @@ impl Driver {
             Decision::Retire => Ok(Event::Retire),
             Decision::Recover(route) => {
                 self.common.error = None;
-                self.recover(route).map_err(|e| self.explain(e))?;
+                let recovered = self.recover(route);
+                if recovered.is_err() {
+                    shared.guest.decisions.attempted();
+                }
+                recovered.map_err(|e| self.explain(e))?;
                 self.recovering = true;
                 Ok(Event::Recovered)
             }
