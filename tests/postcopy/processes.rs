@@ -16,6 +16,7 @@ use brant::migrate::{
     AcceptFrom, ConnectTo, DestinationState, Endpoint, Listener, Outgoing, Params, Resolution,
     SourceState, Stats,
 };
+use brant::vmm::EventKind;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -150,7 +151,12 @@ pub fn source(
             // Where the destination listens once more.
             std::thread::sleep(MS * 50);
             if let Some((1.., at)) = address(directory) {
+                let told = || pair.from.events(EventKind::Interrupted).len();
+                let earlier = told();
                 out.recover(ConnectTo::Endpoint(at)).unwrap();
+                while out.state() == SourceState::Interrupted && told() == earlier {
+                    let _ = out.wait(Some(MS));
+                }
                 before = SourceState::Copying;
             }
         }
