@@ -9,6 +9,7 @@ use crate::sys::uffd::{Faults, Modes};
 use crate::units::Pages;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 #[test]
 fn an_absent_page_with_old_contents_is_waited_for_and_never_shows_them() {
@@ -35,6 +36,36 @@ fn an_absent_page_with_old_contents_is_waited_for_and_never_shows_them() {
             guest.all_here.recv().unwrap();
             guest.served().finish().unwrap();
             assert_eq!(guest.area.read(45), 0);
+        }
+    }
+}
+
+/// The destination prefaults memory, and its VMM may have read or written zeros anywhere: pages that the
+/// source never sent are present then, and would read as zero without a fault.
+#[test]
+fn an_absent_page_that_was_never_sent_but_is_present_is_waited_for_too() {
+    for made in KINDS {
+        for how in [How { punch: false }, How { punch: true }] {
+            let touched = |area: &Area| {
+                for page in 0..64 {
+                    match page % 2 {
+                        0 => area.write(page, 0),
+                        _ => assert_eq!(area.read(page), 0),
+                    }
+                }
+            };
+            let guest = Guest::new(made, 64, &[8..10, 40..64], how, touched).unwrap();
+            for page in [8, 9, 63] {
+                let reader = guest.reader(page);
+                let wanted = guest.wanted.recv_timeout(Duration::from_secs(30));
+                let page = page as u64;
+                assert_eq!(wanted.unwrap(), page..page + 1, "{made:?}");
+                assert_eq!(guest.place(page as usize, 1, 7), 1);
+                assert_eq!(reader.join().unwrap(), 7, "{made:?}");
+            }
+            assert_eq!(guest.area.read(7), 0, "{made:?}");
+            guest.zeros(40..63);
+            guest.all_here.recv().unwrap();
         }
     }
 }
