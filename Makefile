@@ -62,7 +62,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo demo-all test test-faults test-downtime test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi abi-baseline reference deb install install-debug uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo demo-all test test-faults test-features test-downtime test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi abi-baseline reference deb install install-debug uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -109,6 +109,10 @@ test-loom: | deps
 FAULTS ?= all
 test-faults: | deps
 	BRANT_FAULTS='$(FAULTS)' cargo test --release --locked --lib migrate::tests::faults -- --nocapture
+
+## test-features: the library with nothing but the C face: what it lacks is BRANT_E_UNSUPPORTED (make test: it compiles)
+test-features: | deps
+	cargo test --locked --no-default-features --features capi --test features
 
 ## test-downtime: 100 switchovers of KVM guests for each limit, over links with buffers and delays (make test: a few)
 test-downtime: | deps
