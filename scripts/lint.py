@@ -8,6 +8,7 @@ import os
 import re
 import sys
 
+import rust_pages
 from runner import ROOT, have, python_with, run, tail
 
 # Packages of their own beside brant's: cargo looks at one at a time.
@@ -54,6 +55,8 @@ def rust(tally):
         ended = run(["cargo", "doc", "--locked", "--quiet", "--no-deps", *options], merge=True,
                     CARGO_TERM_COLOR="never", RUSTDOCFLAGS="-D warnings" + allowed)
         tally.check(ended.good, "rustdoc: the pages %s, no warning" % what, tail(ended.text))
+        if ended.good and not options:
+            rust_pages.check(tally)
 
 
 def anchors(text):

@@ -80,6 +80,11 @@ pub mod snapshot;
 pub mod units;
 pub mod vmm;
 
+/// Every level of brant in programs that run.
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/rust.md")]
+pub mod guide {}
+
 mod fallible;
 // These modules are public only for the tests, the benchmarks and the fuzz targets, which are
 // crates of their own. Their interfaces may change in any version.
