@@ -50,7 +50,9 @@ from .images import ImageRestore, ImageSave
 from .measure import KvmCost, KvmCosts, measure_kvm
 from .migration import Incoming, Outgoing
 from .operations import Blob, Event, Saver
+from .progress import follow
 from .rate import Rate
+from .record import Recorder
 from .taken import Run, Taken
 from .tracker import Consumer, ConsumerStats, Sync, Tracker, TrackerStats
 
@@ -82,6 +84,7 @@ __all__ = [
     "Policy",
     "Rate",
     "RateParams",
+    "Recorder",
     "RestoreParams",
     "Run",
     "SaveParams",
@@ -92,6 +95,7 @@ __all__ = [
     "Tracker",
     "TrackerStats",
     "UnansweredError",
+    "follow",
     "has_feature",
     "library_path",
     "measure_kvm",

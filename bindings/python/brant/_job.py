@@ -3,7 +3,7 @@ for, cancelled and closed."""
 
 from __future__ import annotations
 
-import os
+import ctypes
 import time
 from ctypes import byref
 from typing import Any, Optional, Type
@@ -88,8 +88,6 @@ class Job(_Closes):
 
     def _text(self, name: str, *arguments: Any) -> str:
         """The text of a function with a buffer, its capacity and the room that is needed."""
-        import ctypes
-
         needed = ctypes.c_size_t(4096)
         while True:
             room = ctypes.create_string_buffer(needed.value)
@@ -105,11 +103,3 @@ class Job(_Closes):
         trace: Any,
     ) -> None:
         self.close()
-
-
-def drain(fd: int) -> None:
-    """Resets an eventfd that may not be readable."""
-    try:
-        os.read(fd, 8)
-    except BlockingIOError:
-        pass

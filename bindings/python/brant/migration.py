@@ -23,6 +23,9 @@ Peer = Union[str, Socket, Sequence[Socket]]
 
 
 class _Migration(Job):
+    #: The channels that the parameters allow.
+    channels: int
+
     def _over(self, name: str, peer: Peer) -> None:
         """Calls a function with an endpoint, or its sister with sockets."""
         if isinstance(peer, str):
@@ -84,6 +87,7 @@ class Outgoing(_Migration):
             raise TypeError("a Tracker's guest is migrated, not %s" % type(tracker).__name__)
         given = structure(declared.brant_params, params, Params, "params")
         self._make(tracker._blocks, tracker._handle, given)
+        self.channels = (0 if params is None else params.channels) or 1
 
     def __enter__(self) -> "Outgoing":
         with self._handle.use():
@@ -169,6 +173,7 @@ class Incoming(_Migration):
             raise TypeError("a migration goes into a Guest, not into %s" % type(guest).__name__)
         given = structure(declared.brant_params, params, Params, "params")
         self._make(guest._blocks, guest._handle, given)
+        self.channels = (0 if params is None else params.channels) or 64
 
     def __enter__(self) -> "Incoming":
         with self._handle.use():

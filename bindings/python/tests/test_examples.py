@@ -54,3 +54,15 @@ def test_a_kvm_guest_counts_on_in_another_process():
     here, there = example("kvm_guest.py")
     assert re.fullmatch(r"here: paused at \d+ for good", here)
     assert there == "there: counts on, and its pages are whole"
+
+
+def test_two_policies_are_compared_on_one_guest(tmp_path):
+    lines = example("compare_policies.py", str(tmp_path))
+    assert len(lines) == 3
+    for line, name in zip(lines, ("slowed", "paused after 2 s")):
+        assert re.match(r"%s: completed: .* MiB sent in .* s, \d+ passes, downtime" % name, line)
+    if lines[2].startswith("not drawn: "):
+        assert "pip install matplotlib" in lines[2]
+    else:
+        page = (tmp_path / "policies.html").read_text()
+        assert "<svg" in page and "paused after 2 s" in page
