@@ -139,6 +139,11 @@ test-tsan: | deps
 test-valgrind: | deps
 	@scripts/test-instrumented valgrind $(PROGRAMS)
 
+## test-python-valgrind: tests of the Python package under Valgrind (not in make test; FILES=test_x.py)
+.PHONY: test-python-valgrind
+test-python-valgrind: | deps
+	@scripts/test-python-valgrind $(FILES)
+
 ## test-minimum: the oldest Rust and the oldest Python that are promised (not in make test)
 test-minimum: | deps
 	@scripts/test-minimum

@@ -15,8 +15,8 @@ with ``close()``. A second ``close()`` does nothing; any other use of a closed o
 ``ValueError``. All objects may be used from any thread.
 
 Nothing is compiled: this is ctypes over the shared library. It is looked for where the environment
-variable ``BRANT_LIBRARY`` says, else in the repository that has this file (``target/c``), else by
-the system's loader.
+variable ``BRANT_LIBRARY`` says, else beside this file (in an installed package), else in the
+repository that has this file (``target/c``), else by the system's loader.
 """
 
 from ._native import (

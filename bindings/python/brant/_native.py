@@ -26,6 +26,10 @@ def _places() -> Iterator[Tuple[str, str]]:
     if told:
         yield told, "BRANT_LIBRARY"
         return
+    beside = Path(__file__).resolve().parent / "libbrant.so"
+    if beside.exists():
+        yield str(beside), "the package"
+        return
     root = Path(__file__).resolve().parents[3]
     built = root / "target" / "c" / "libbrant.so"
     if (root / "include" / "brant.h").exists() and built.exists():
