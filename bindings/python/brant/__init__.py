@@ -53,6 +53,7 @@ from .operations import Blob, Event, Saver
 from .progress import follow
 from .rate import Rate
 from .record import Recorder
+from .rings import Rings, enable_kvm_ring
 from .taken import Run, Taken
 from .tracker import Consumer, ConsumerStats, Sync, Tracker, TrackerStats
 
@@ -86,6 +87,7 @@ __all__ = [
     "RateParams",
     "Recorder",
     "RestoreParams",
+    "Rings",
     "Run",
     "SaveParams",
     "Saver",
@@ -95,6 +97,7 @@ __all__ = [
     "Tracker",
     "TrackerStats",
     "UnansweredError",
+    "enable_kvm_ring",
     "follow",
     "has_feature",
     "library_path",

@@ -77,7 +77,7 @@ class _EngineState(native._State):
     def close(self) -> None:
         """Frees it, and returns when it is freed: at once, or when another thread's call ends."""
         inside = self._inside()
-        if inside and self.joins:
+        if inside and self.joins and not self.closed:
             raise BrantError(
                 CONSTANTS["BRANT_E_CALLBACK"],
                 "this %s cannot be closed inside an operation of its guest: close it when the "

@@ -76,15 +76,20 @@ class Job(_Closes):
                     raise why from failed
                 raise
 
+    def _state(self) -> str:
+        """The state that the figures name."""
+        raise NotImplementedError
+
     @property
     def over(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether it has ended, well or not. Inside an operation it has not."""
         try:
             return self.wait(0)
         except BrantError as why:
-            if why.code in (constant("E_STATE"), constant("E_CALLBACK")):
+            if why.code == constant("E_CALLBACK"):
                 return False
-            return True
+            # One that was never started, or one that has failed for a state.
+            return why.code != constant("E_STATE") or self._state() != "idle"
 
     def _text(self, name: str, *arguments: Any) -> str:
         """The text of a function with a buffer, its capacity and the room that is needed."""

@@ -30,6 +30,9 @@ class _Image(Job):
         self._call("get_stats", byref(now))
         return figures(ImageStats, now)
 
+    def _state(self) -> str:
+        return self.stats().state
+
     def __repr__(self) -> str:
         name = "<brant.%s" % type(self).__name__
         if self.closed:

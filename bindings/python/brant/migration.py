@@ -43,6 +43,9 @@ class _Migration(Job):
         self._call("get_stats", byref(now))
         return figures(Stats, now)
 
+    def _state(self) -> str:
+        return self.stats().state
+
     def lane_stats(self, channel: int = 0) -> LaneStats:
         """The figures of one channel, counted from 0."""
         now = native.sized(declared.brant_lane_stats)

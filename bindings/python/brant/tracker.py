@@ -14,6 +14,7 @@ from . import _native as native
 from ._native import PAGE_SIZE, constant
 from .guest import Guest, _Closes, handle_of
 from .measure import KvmCosts
+from .rings import Rings
 from .taken import ARRAY_BATCH, Batch, Held, Run, Taken, Walking
 
 _CLEARING = {"chunked": constant("CLEAR_CHUNKED"), "at-sync": constant("CLEAR_AT_SYNC")}
@@ -22,6 +23,7 @@ _KVM_MODES = {
     "get-and-clear": constant("KVM_GET_AND_CLEAR"),
     "manual-protect": constant("KVM_MANUAL_PROTECT"),
     "initially-set": constant("KVM_INITIALLY_SET"),
+    "ring": constant("KVM_RING"),
 }
 _BATCH = 64
 
@@ -333,7 +335,8 @@ class Tracker(_Takes):
     ) -> None:
         """Lets KVM's dirty log watch the guest's KVM slots. Call it before tracking starts.
         ``vm_fd`` is what KVM_CREATE_VM returned, and stays the caller's. ``mode`` is "auto",
-        "get-and-clear", "manual-protect" or "initially-set". "auto" uses ``costs``, from
+        "get-and-clear", "manual-protect", "initially-set" or "ring" (see :attr:`rings`). "auto"
+        takes rings if the machine has them, and otherwise uses ``costs``, from
         :func:`measure_kvm`, if they are given."""
         chosen = native.choice(_KVM_MODES, mode, "mode")
         figures = None
@@ -343,6 +346,11 @@ class Tracker(_Takes):
             kvm = native.sized(declared.brant_kvm_log, vm_fd=vm_fd, mode=chosen)
             kvm.costs = figures
             native.call(native.lib.brant_tracker_add_kvm, tracker, byref(kvm))
+
+    @property
+    def rings(self) -> Rings:
+        """Each vCPU's dirty ring, for a machine with rings (:func:`enable_kvm_ring`)."""
+        return Rings(self._handle)
 
     def mark(self, guest_address: int, length: int) -> None:
         """Marks ``length`` bytes at a guest address as written. Call it after the write. An address

@@ -1,7 +1,8 @@
 """A KVM guest moves to another process while it runs. Nothing but ioctls: a VMM in Python.
 
 The guest counts in real mode. Each count goes into one of eight pages and is told by an OUT, which
-leaves KVM_RUN, so that its thread can look whether it should pause.
+leaves KVM_RUN, so that its thread can look whether it should pause. With --ring, KVM's dirty ring
+tells of its writes, and otherwise the dirty bitmap.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ import brant
 CREATE_VM, CREATE_VCPU, RUN, VCPU_MMAP_SIZE = 0xAE01, 0xAE41, 0xAE80, 0xAE04
 SET_MEMORY, SET_TSS = 0x4020AE46, 0xAE47
 REGS, SREGS = (0x8090AE81, 0x4090AE82, 144), (0x8138AE83, 0x4138AE84, 312)  # get, set, bytes
-EXIT_IO = 2
+EXIT_IO, EXIT_RING_FULL = 2, 31
 BYTES, CODE, COUNTER, PAGES = 16 << 20, 0x1000, 0x2000, 0x8000
 PROGRAM = bytes.fromhex(
     "66 ff 07"  # next: inc dword [bx]     bx is COUNTER
@@ -37,9 +38,11 @@ PROGRAM = bytes.fromhex(
 class Machine:
     """One vCPU and its memory, and the operations of its migration."""
 
-    def __init__(self) -> None:
+    def __init__(self, ring: bool = False) -> None:
         self.kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
         self.vm = fcntl.ioctl(self.kvm, CREATE_VM, 0)
+        if ring:
+            brant.enable_kvm_ring(self.vm, 4096)  # before there is a slot or a vCPU
         self.memory = mmap.mmap(-1, BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         fcntl.ioctl(self.vm, SET_MEMORY, struct.pack("IIQQQ", 0, 0, 0, BYTES, host))
@@ -47,6 +50,7 @@ class Machine:
         size = fcntl.ioctl(self.kvm, VCPU_MMAP_SIZE, 0)
         self.shared = mmap.mmap(self.vcpu, size)  # struct kvm_run
         self.thread: Optional[threading.Thread] = None
+        self.tracker: Optional[brant.Tracker] = None
         self.paused = threading.Event()
         self.failed: Optional[BaseException] = None
         self.guest = brant.Guest(self)
@@ -80,7 +84,9 @@ class Machine:
                 self.shared[1] = self.paused.is_set()
                 fcntl.ioctl(self.vcpu, RUN, 0)
                 reason = struct.unpack_from("I", self.shared, 8)[0]
-                if reason != EXIT_IO:
+                if reason == EXIT_RING_FULL and self.tracker:
+                    self.tracker.rings.full(0)
+                elif reason != EXIT_IO:
                     raise RuntimeError("the guest left for the reason %d" % reason)
         except InterruptedError:
             pass
@@ -113,16 +119,22 @@ class Machine:
         fcntl.ioctl(self.vcpu, SREGS[1], blob.data[REGS[2] :])
 
 
-def source(link: socket.socket) -> None:
-    machine = Machine()
+def source(link: socket.socket, ring: bool) -> None:
+    machine = Machine(ring)
     machine.boot()
-    machine.run()
     with brant.Tracker(machine.guest) as tracker:
         tracker.add_kvm(machine.vm)
+        if ring:
+            tracker.rings.add_vcpu(0, machine.vcpu)
+        machine.tracker = tracker
+        machine.run()
         machine.wait_until(1000)
         with brant.Outgoing(tracker) as outgoing:
             outgoing.start(link)
             outgoing.wait()
+        log, _ = tracker.rings.info()
+        if ring:
+            print("here: the vCPU's ring gave %s pages" % ("some" if log.harvested else "no"))
     print("here: paused at %d for good" % machine.count(), flush=True)
 
 
@@ -147,5 +159,5 @@ if __name__ == "__main__":
     if os.fork() == 0:
         destination(theirs)
     else:
-        source(ours)
+        source(ours, "--ring" in sys.argv)
         os.wait()

@@ -20,7 +20,7 @@ def example(name, *arguments):
         text=True,
         timeout=60,
     )
-    for missing in ("asynchronous write protection", "no userfaultfd", "needs /dev/kvm"):
+    for missing in ("asynchronous write protection", "no userfaultfd", "needs /dev/kvm", "no dirty ring"):
         if missing in ended.stderr:
             pytest.skip(ended.stderr.strip().splitlines()[-1])
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -53,6 +53,12 @@ def test_the_page_shows_an_example_and_what_it_prints(page, name):
 def test_a_kvm_guest_counts_on_in_another_process():
     here, there = example("kvm_guest.py")
     assert re.fullmatch(r"here: paused at \d+ for good", here)
+    assert there == "there: counts on, and its pages are whole"
+
+
+def test_a_kvm_guest_with_a_dirty_ring_counts_on_too():
+    log, here, there = example("kvm_guest.py", "--ring")
+    assert log == "here: the vCPU's ring gave some pages"
     assert there == "there: counts on, and its pages are whole"
 
 
