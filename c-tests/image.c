@@ -81,13 +81,14 @@ static int32_t save(struct vm *vm, const brant_image_save_params *params, brant_
     return code;
 }
 
-static int32_t restore(struct vm *vm, brant_image_stats *stats, char *why, size_t len)
+static int32_t restore_with(struct vm *vm, const brant_image_restore_params *params, brant_image_stats *stats, char *why,
+                            size_t len)
 {
     brant_image_restore *restore;
     brant_error *e = NULL;
     int32_t code;
 
-    must(brant_image_restore_new(vm->guest, NULL, &restore, &e));
+    must(brant_image_restore_new(vm->guest, params, &restore, &e));
     code = brant_image_restore_start(restore, path, &e);
     if (code == 0)
         code = brant_image_restore_wait(restore, patience(60000), &e);
@@ -96,6 +97,11 @@ static int32_t restore(struct vm *vm, brant_image_stats *stats, char *why, size_
     must(brant_image_restore_get_stats(restore, stats, &e));
     brant_image_restore_free(restore);
     return code;
+}
+
+static int32_t restore(struct vm *vm, brant_image_stats *stats, char *why, size_t len)
+{
+    return restore_with(vm, NULL, stats, why, len);
 }
 
 /* Starts a guest before its memory is here, has it run on pages that come when they are touched, and hurries then. */
@@ -327,6 +333,67 @@ static void chain_of_images(bool start_too)
     }
 }
 
+/* The digests take a page of private memory that was never touched for zeros, and an untouched page of a mapped file has
+ * contents. */
+static int32_t touch_at_run(struct vm *vm, enum op op, brant_reason *reason)
+{
+    unsigned count;
+    const struct mv_region *r = mv_regions(vm->machine, &count);
+
+    (void)reason;
+    for (unsigned i = 0; op == OP_RUN && i < count; i++)
+        for (uint64_t at = 0; at < r[i].bytes; at += PAGE)
+            (void)*((volatile const unsigned char *)r[i].host + at);
+    return 0;
+}
+
+/* A guest whose memory is the image's file itself, and one whose shared memory cannot be. */
+static void mapped_image(void)
+{
+    static const struct tracking how = { "mapped", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 };
+    brant_image_restore_params params = { .size = sizeof params, .trusted = 1, .lazy = 1 };
+    brant_image_stats stats = { .size = sizeof stats };
+    struct mv_config all_private = config;
+    struct vm *from, *to;
+    brant_image_restore *restored;
+    char why[512];
+    int32_t code;
+
+    from = vm_new(&config);
+    to = destination();
+    from->at = digest_at_save;
+    vm_track(from, &how);
+    vm_start(from);
+    vm_writes(from, 1000);
+    code = save(from, NULL, &stats, why, sizeof why);
+    equal(code, 0, "mapped: a guest with shared memory is saved (%s)", why);
+    equal(brant_image_restore_new(to->guest, &params, &restored, NULL), BRANT_E_INVALID, "trusted or lazy, not both");
+    params.lazy = 0;
+    code = restore_with(to, &params, &stats, why, sizeof why);
+    ok(code == BRANT_E_UNSUPPORTED && strstr(why, "shared memory"), "mapped: shared memory is refused by name (%s)", why);
+    vm_free(from);
+    vm_free(to);
+
+    all_private.regions[1].memfd = false;
+    from = vm_new(&all_private);
+    all_private.incoming = true;
+    to = vm_new(&all_private);
+    from->at = digest_at_save;
+    to->at = touch_at_run;
+    vm_track(from, &how);
+    vm_start(from);
+    vm_writes(from, 3000);
+    code = save(from, NULL, &stats, why, sizeof why);
+    equal(code, 0, "mapped: a guest with private memory is saved (%s)", why);
+    code = restore_with(to, &params, &stats, why, sizeof why);
+    equal(code, 0, "mapped: it is restored in its image (%s)", why);
+    equal(differs(from, to), 0, "mapped: every page is as it was");
+    unlink(path);
+    ok(vm_runs_clean(to), "mapped: the guest goes on, also when the file has no name any more");
+    vm_free(from);
+    vm_free(to);
+}
+
 static void failures(void)
 {
     static const struct tracking how = { "manual protect", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 };
@@ -433,7 +500,7 @@ int main(void)
 
     if (mv_kvm_available(reason, sizeof reason))
         skip_all(reason);
-    plan(4 * 6 + 7 + 24 + 19 + 5);
+    plan(4 * 6 + 7 + 24 + 7 + 19 + 5);
     snprintf(directory, sizeof directory, "/tmp/brant-image-XXXXXX");
     if (!mkdtemp(directory))
         bail("mkdtemp: %s", strerror(errno));
@@ -448,6 +515,7 @@ int main(void)
     refusals();
     started_at_once();
     chain_of_images(can_protect());
+    mapped_image();
     failures();
     rmdir(directory);
     return done();

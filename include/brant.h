@@ -4732,6 +4732,20 @@ typedef struct brant_image_restore_params {
      * is then BRANT_GUEST_HERE, and those pages count as declared lost.
      */
     uint32_t lazy;
+    /**
+     * 1: the VMM trusts the image: nobody cuts it or writes to it as long as this guest exists. The
+     * image's file is mapped privately (MAP_PRIVATE, MAP_FIXED) in place of the blocks' memory, and the
+     * guest starts at once. The kernel reads a page when it is touched, and nobody checks it: a damaged
+     * page is wrong memory, and the access of a page that was cut off raises SIGBUS. Advice that the VMM
+     * gave for the memory (madvise, mlock, mbind) ends, and pages that a device had pinned are not the
+     * guest's any more. Refused by name before anything is touched: BRANT_E_UNSUPPORTED for blocks of
+     * shared memory, of a file or of huge pages, for an image that holds what changed
+     * (`brant_image_merge` makes a full one), and for one of older software; BRANT_E_EXISTS for memory
+     * that a userfaultfd watches; BRANT_E_INVALID with `lazy`. `data_pages` and `zero_pages` stay 0.
+     */
+    uint32_t trusted;
+    /** 0. */
+    uint32_t reserved;
 } brant_image_restore_params;
 
 /** Not started. */

@@ -35,7 +35,7 @@ GIVEN = {
         "guest": "IMAGE:RESUME,STAY_PAUSED,ALREADY_PAUSED", "cache": "IMAGE:DIRECT,CACHED",
         "instant": "IMAGE_INSTANT"}),
     "brant_image_restore_params": ("RestoreParams", {
-        "guest": "IMAGE:RESUME,STAY_PAUSED", "cache": "IMAGE:DIRECT,CACHED", "lazy": "bool"}),
+        "guest": "IMAGE:RESUME,STAY_PAUSED", "cache": "IMAGE:DIRECT,CACHED", "lazy": "bool", "trusted": "bool"}),
 }
 #: Structures that the library fills.
 FILLED = {

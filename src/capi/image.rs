@@ -158,6 +158,18 @@ pub struct brant_image_restore_params {
     /// BRANT_E_IMAGE, or the code of the failed read, when all other pages are here. The guest's state
     /// is then BRANT_GUEST_HERE, and those pages count as declared lost.
     pub lazy: u32,
+    /// 1: the VMM trusts the image: nobody cuts it or writes to it as long as this guest exists. The
+    /// image's file is mapped privately (MAP_PRIVATE, MAP_FIXED) in place of the blocks' memory, and the
+    /// guest starts at once. The kernel reads a page when it is touched, and nobody checks it: a damaged
+    /// page is wrong memory, and the access of a page that was cut off raises SIGBUS. Advice that the VMM
+    /// gave for the memory (madvise, mlock, mbind) ends, and pages that a device had pinned are not the
+    /// guest's any more. Refused by name before anything is touched: BRANT_E_UNSUPPORTED for blocks of
+    /// shared memory, of a file or of huge pages, for an image that holds what changed
+    /// (`brant_image_merge` makes a full one), and for one of older software; BRANT_E_EXISTS for memory
+    /// that a userfaultfd watches; BRANT_E_INVALID with `lazy`. `data_pages` and `zero_pages` stay 0.
+    pub trusted: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// Not started.
@@ -381,6 +393,12 @@ unsafe fn restore_params(from: *const brant_image_restore_params) -> Result<Rest
             p.lazy
         )));
     }
+    if p.trusted > 1 || p.reserved != 0 {
+        return Err(invalid(format!(
+            "brant_image_restore_params.trusted is 0 or 1, not {}, and reserved is 0, not {}",
+            p.trusted, p.reserved
+        )));
+    }
     if p.guest > BRANT_IMAGE_STAY_PAUSED {
         return Err(invalid(format!(
             "guest is BRANT_IMAGE_RESUME (0) or BRANT_IMAGE_STAY_PAUSED (1), not {}",
@@ -392,6 +410,7 @@ unsafe fn restore_params(from: *const brant_image_restore_params) -> Result<Rest
     params.stay_paused = p.guest == BRANT_IMAGE_STAY_PAUSED;
     params.direct = direct(p.cache)?;
     params.lazy = p.lazy == 1;
+    params.trusted = p.trusted == 1;
     Ok(params)
 }
 

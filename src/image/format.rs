@@ -47,6 +47,8 @@ pub struct ImageHeader {
     /// Random, so that two images with the same contents are two images; 0 in an image of older
     /// software.
     pub number: [u8; 16],
+    /// Zero pages read as zeros in the file, so that the file may be mapped as memory.
+    pub zeros: bool,
     /// The image whose changes this one holds. `None`: it holds all of memory.
     pub parent: Option<Parent>,
 }
@@ -176,6 +178,7 @@ impl ImageHeader {
             Some(_) => VERSION_CHANGES,
         };
         bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        bytes[12] = u8::from(self.zeros);
         bytes[16..24].copy_from_slice(&self.file_length.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.index_offset.to_le_bytes());
         bytes[32..36].copy_from_slice(&self.index_sum.to_le_bytes());
@@ -233,6 +236,7 @@ impl ImageHeader {
             index_offset: long(24),
             index_sum: word(32),
             number: ImageId::of(bytes).number,
+            zeros: word(12) & 1 != 0,
             parent: match version {
                 VERSION => None,
                 _ => Some(Parent::decode(bytes)?),

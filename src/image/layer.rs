@@ -17,7 +17,7 @@ use crate::units::Pages;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 /// Bytes of the index or a blob that are read at once. The memory for them grows step by step, so a
@@ -31,6 +31,8 @@ pub(super) struct Layer {
     cached: File,
     direct: Option<File>,
     pub(super) id: ImageId,
+    /// Zero pages read as zeros in the file.
+    pub(super) zeros: bool,
     pub(super) parent: Option<Parent>,
     pub(super) index: Index,
 }
@@ -58,6 +60,7 @@ impl Layer {
                 sum: 0,
                 length,
             },
+            zeros: false,
             parent: None,
             index: Index::default(),
         };
@@ -69,11 +72,17 @@ impl Layer {
         let bytes = header.file_length - header.index_offset;
         let bytes = layer.read_up_to(header.index_offset, bytes, "its index")?;
         layer.index = Index::decode(&bytes, &header).map_err(named)?;
+        layer.zeros = header.zeros;
         layer.parent = header.parent;
         if caching == Caching::Direct {
             layer.direct = disk::open_for_reading(path, caching).ok();
         }
         Ok(layer)
+    }
+
+    /// The file, for reading through the page cache.
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        self.cached.as_fd()
     }
 
     /// The file's device and number.

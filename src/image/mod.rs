@@ -18,6 +18,7 @@
 //! | `deal` | which reader thread gets which pages; pure |
 //! | `layer` | one image's file, checked |
 //! | `reader` | an image and those before it, brought into guest memory |
+//! | `private` | memory that is mapped from the file |
 //! | `merge` | one full image of an image and those before it |
 //! | `picker` | any pages of the file in any order, checked |
 
@@ -30,6 +31,7 @@ mod layer;
 mod merge;
 mod picker;
 mod pool;
+mod private;
 mod reader;
 mod table;
 mod unfinished;
@@ -39,5 +41,6 @@ pub use draft::Draft;
 pub use merge::{file_at, merge};
 pub use picker::{Picked, Picker, Room};
 pub use pool::Announce;
+pub use private::Mapped;
 pub use reader::{Filled, Image};
 pub use writer::{Base, Blobs, Target, Writer, WRITERS_MAX};

@@ -353,7 +353,10 @@ fn zero(file: &Unfinished, area: &Area, pages: Range<u64>) -> Result<()> {
         }
         if first < at {
             let (offset, length) = (Pages(first).bytes().0, Pages(at - first).bytes().0);
-            file.punch(area.offset + offset, length);
+            file.zero(area.offset + offset, length).map_err(|e| {
+                let doing = format!("block `{}`: writing zeros, page {first}", area.name);
+                file.failed(&doing, e)
+            })?;
         } else {
             area.table.clear(at)?;
             at += 1;

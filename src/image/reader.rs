@@ -113,6 +113,31 @@ impl Image {
         self.layers.len()
     }
 
+    /// The file of an image that may be mapped as memory: of an image that holds all of memory, with
+    /// zeros for zero pages.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] for another image.
+    pub(super) fn mappable(&self) -> Result<&Layer> {
+        let layer = &self.layers[0];
+        let refused = |what: &str| {
+            let path = layer.path.display();
+            let what = format!("image `{path}` cannot be mapped as memory: {what}");
+            Err(Error::new(Kind::Unsupported, what))
+        };
+        if self.layers.len() > 1 {
+            return refused(
+                "it holds what changed since another image; merge them into a full one",
+            );
+        }
+        if !layer.zeros {
+            return refused(
+                "it was made by older software, whose zero pages need not be zeros in the file",
+            );
+        }
+        Ok(layer)
+    }
+
     /// Whether another image can hold what changed since this one.
     ///
     /// # Errors

@@ -129,9 +129,24 @@ impl Unfinished {
         Ok(())
     }
 
-    /// Makes a part of the file a hole. If the file system cannot, the part keeps its contents.
-    pub(super) fn punch(&self, offset: u64, length: u64) {
-        let _ = mem::punch_hole(self.cached.as_fd(), offset, length);
+    /// Makes a part of the file zeros: a hole, where the file system can.
+    pub(super) fn zero(&self, offset: u64, length: u64) -> io::Result<()> {
+        if self.punch(offset, length).is_ok() {
+            return Ok(());
+        }
+        let zeros = [0; 4096];
+        let mut at = 0;
+        while at < length {
+            let step = (length - at).min(zeros.len() as u64) as usize;
+            self.write(&zeros[..step], offset + at)?;
+            at += step as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes a part of the file a hole.
+    pub(super) fn punch(&self, offset: u64, length: u64) -> Result<()> {
+        mem::punch_hole(self.cached.as_fd(), offset, length)
     }
 
     /// Syncs the file to its device, gives it its name, and syncs the directory.

@@ -222,7 +222,8 @@ impl Writer {
         self.areas.retain(|id, area| {
             let stays = ids.contains(id);
             if !stays {
-                self.pool.file().punch(area.offset, area.length);
+                // Nobody reads it. If the file system cannot, the file takes more room.
+                let _ = self.pool.file().punch(area.offset, area.length);
             }
             stays
         });
@@ -274,6 +275,7 @@ pub(super) fn end(
         index_offset: at,
         index_sum: crc32fast::hash(&bytes),
         number,
+        zeros: true,
         parent,
     };
     let index = |e: io::Error| file.failed("writing its index", e);

@@ -14,7 +14,8 @@
 //! | `chain` | images that hold what changed since the image before |
 //! | `instant` | a save whose instant is its start, by write protection |
 //! | `converge` | whether another pass is worth it; pure |
-//! | `restore` | layout, memory, state, run |
+//! | `restore` | memory, state, run |
+//! | `layout` | whether an image and a guest have the same blocks; pure |
 //! | `lazy` | memory that comes while the guest runs |
 //! | `report` | parameters and figures |
 //! | `task` | a thread that is started once, waited for and cancelled |
@@ -24,6 +25,7 @@ mod chain;
 mod converge;
 mod devices;
 mod instant;
+mod layout;
 mod lazy;
 mod passes;
 mod report;

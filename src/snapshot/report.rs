@@ -267,6 +267,14 @@ pub struct RestoreParams {
     /// be damaged before the guest runs fails the restore. Afterwards its access raises SIGBUS, and the
     /// restore fails when the other pages are here.
     pub lazy: bool,
+    /// The VMM trusts the image: nobody cuts it or writes to it as long as this guest exists. Its file
+    /// is then mapped privately in place of the blocks' memory, and the guest starts at once. Pages
+    /// are read by the kernel when they are touched, and are **not checked**: a damaged page is wrong
+    /// memory, and the access of a page that was cut off raises SIGBUS. For blocks of private memory
+    /// without a file and huge pages, and for an image that holds all of memory
+    /// ([`merge`](super::merge)); all others are refused by name before anything is touched. Not
+    /// together with `lazy`.
+    pub trusted: bool,
 }
 
 impl Default for RestoreParams {
@@ -277,6 +285,7 @@ impl Default for RestoreParams {
             max_state_bytes: 256 << 20,
             stay_paused: false,
             lazy: false,
+            trusted: false,
         }
     }
 }
@@ -284,6 +293,12 @@ impl Default for RestoreParams {
 impl RestoreParams {
     pub(super) fn check(&self) -> Result<()> {
         within("readers", self.readers, 1..=WRITERS_MAX)?;
+        if self.lazy && self.trusted {
+            return Err(Error::new(
+                Kind::Invalid,
+                "a restore is lazy or trusted, not both: either starts the guest at once",
+            ));
+        }
         within("max_state_bytes", self.max_state_bytes, 4096..=1 << 40)
     }
 }

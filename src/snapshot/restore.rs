@@ -1,6 +1,7 @@
 //! [`Restore`] starts a guest from a file.
 
 use super::devices::Restored;
+use super::layout::matching;
 use super::lazy::Lazy;
 use super::report::{RestoreParams, State, Stats};
 use super::task::{image_path, Ending, Task};
@@ -8,25 +9,21 @@ use super::watching::watching;
 use crate::bits::Stretches;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
-use crate::image::format::{BlobEntry, BlobKind, BlockEntry, Index};
+use crate::image::format::{BlobEntry, BlobKind};
 use crate::image::{Announce, Filled, Image, Picker};
 use crate::memory::access::{self, Access};
 use crate::memory::ownership::{Claim, Stage};
 use crate::memory::served::{Absent, Faulted, How, Served};
-use crate::memory::{Block, Map, Memory, Whose};
+use crate::memory::{Block, Memory, Whose};
 use crate::runtime::{catch, wait_ready_or, Deadline, Interest, Join, Role, Wake};
 use crate::sys::disk::Caching;
 use crate::units::Pages;
 use crate::vmm::callbacks::Callbacks;
 use crate::vmm::held::Arrivals;
 use crate::vmm::{EventKind, StateBlob, Vmm};
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
-
-/// How many differences a message lists.
-const DIFFERENCES: usize = 8;
 
 struct Shared {
     memory: Arc<Memory>,
@@ -157,6 +154,9 @@ impl Restore {
             .0;
         stats.remaining_bytes = stats.total_bytes.saturating_sub(done);
         match stats.state {
+            State::Completed if self.shared.params.trusted => {
+                (stats.progress, stats.remaining_bytes) = (10_000, 0);
+            }
             State::Completed => stats.progress = 10_000,
             _ => stats.advance(),
         }
@@ -272,7 +272,7 @@ impl Restoring {
             self.load("early_load", blob, |vmm, blob| vmm.early_load(blob))?;
         }
         let in_use = shared.memory.devices().in_use();
-        let mut devices = Restored::new(in_use, self.vmm.clone())?;
+        let devices = Restored::new(in_use, self.vmm.clone())?;
         devices.check(streamed.iter().map(|(entry, _)| *entry))?;
         // A cancel that comes before this is found by the checks before each call.
         let _ = shared.arrivals.set(devices.arrivals());
@@ -289,9 +289,16 @@ impl Restoring {
         if params.lazy {
             return self.lazily(&image, &blocks, devices, &streamed, &state);
         }
+        if params.trusted {
+            image.check_mappable(&blocks)?;
+        }
         self.enter(State::Filling);
         cancel.check("the restore")?;
         self.claim.comes_to(Stage::Restoring);
+        if params.trusted {
+            let mapped = image.map_into(&shared.memory, &blocks)?;
+            return self.start_guest(devices, &streamed, &state, || mapped.keep());
+        }
         let callbacks = self.vmm.clone();
         let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
         image.fill(
@@ -305,12 +312,24 @@ impl Restoring {
         // Zero pages were not touched, so only this check finds that their memory was cut off its
         // file.
         reach(&blocks)?;
-        shared.memory.guest_ran();
-        self.load_all(&mut devices, &streamed, &state)?;
+        self.start_guest(devices, &streamed, &state, || ())
+    }
+
+    /// Loads the guest whose memory is here, and starts it. `here` is called when it is here.
+    fn start_guest(
+        &mut self,
+        mut devices: Restored,
+        streamed: &[Loaded<'_>],
+        state: &[Loaded<'_>],
+        here: impl FnOnce(),
+    ) -> Result<()> {
+        self.shared.memory.guest_ran();
+        self.load_all(&mut devices, streamed, state)?;
+        here();
         // From here on a whole guest is here, even if a later step fails.
         self.ends = Stage::Stands;
         devices.keep();
-        if !params.stay_paused {
+        if !self.shared.params.stay_paused {
             self.run_guest(&devices)?;
             self.ends = Stage::Arrived;
         }
@@ -518,73 +537,4 @@ impl Restoring {
         self.shared.task.publish(&self.stats);
         self.vmm.event(EventKind::State, state.name().to_owned());
     }
-}
-
-/// The difference between a block of the image and this guest's block of the same name, in words.
-fn difference(theirs: &BlockEntry, ours: &Block) -> Option<String> {
-    let kind = |rom| if rom { "ROM" } else { "RAM" };
-    let mut differences = Vec::new();
-    if ours.length().0 != theirs.length {
-        differences.push(format!(
-            "has {} bytes in the image and {} in the guest",
-            theirs.length,
-            ours.length()
-        ));
-    }
-    if ours.page_size().0 != theirs.page_size {
-        differences.push(format!(
-            "has pages of {} bytes in the image and of {} in the guest",
-            theirs.page_size,
-            ours.page_size()
-        ));
-    }
-    if ours.flags().rom != theirs.rom {
-        differences.push(format!(
-            "is {} in the image and {} in the guest",
-            kind(theirs.rom),
-            kind(!theirs.rom)
-        ));
-    }
-    let name = &theirs.name;
-    (!differences.is_empty()).then(|| format!("block `{name}` {}", differences.join(", and ")))
-}
-
-/// The guest's blocks in the order of the image's, if they are the same.
-fn matching(index: &Index, map: &Map) -> Result<Vec<Arc<Block>>> {
-    let mut blocks = Vec::new();
-    let mut told = Vec::new();
-    let mut names = HashSet::new();
-    for theirs in &index.blocks {
-        fallible::add(&mut names, theirs.name.as_str(), "an image's blocks")?;
-        match map.block_named(&theirs.name) {
-            None => told.push(format!(
-                "the image has a block `{}` of {} bytes and the guest has none of that name",
-                theirs.name, theirs.length
-            )),
-            Some(ours) => {
-                told.extend(difference(theirs, ours));
-                fallible::push(&mut blocks, Arc::clone(ours), "an image's blocks")?;
-            }
-        }
-    }
-    let missing = map
-        .blocks()
-        .iter()
-        .filter(|ours| !names.contains(ours.name()));
-    told.extend(missing.map(|ours| {
-        format!(
-            "the guest has a block `{}` of {} bytes and the image has none of that name",
-            ours.name(),
-            ours.length()
-        )
-    }));
-    if told.is_empty() {
-        return Ok(blocks);
-    }
-    let more = told.len().saturating_sub(DIFFERENCES);
-    told.truncate(DIFFERENCES);
-    if more > 0 {
-        told.push(format!("and {more} more"));
-    }
-    Err(Error::new(Kind::Layout, told.join("; ")))
 }

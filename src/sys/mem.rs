@@ -92,6 +92,53 @@ pub unsafe fn forbid(address: *mut u8, length: usize) -> Result<()> {
     Ok(())
 }
 
+/// Maps a file's pages in place of a range of private memory. Writes do not reach the file.
+///
+/// # Safety
+/// The range is mapped, is the caller's to replace, and no reference to it exists.
+pub unsafe fn map_file_privately(
+    address: *mut u8,
+    length: usize,
+    fd: BorrowedFd<'_>,
+    offset: u64,
+) -> Result<()> {
+    let Ok(offset) = libc::off_t::try_from(offset) else {
+        let what = format!("an offset of {offset} bytes reaches past 2^63");
+        return Err(Error::new(Kind::Invalid, what));
+    };
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: the caller's contract.
+    unsafe { map_over(address, length, flags, fd.as_raw_fd(), offset) }
+}
+
+/// Maps new private memory, all zero, in place of a range.
+///
+/// # Safety
+/// As for [`map_file_privately`].
+pub unsafe fn map_zeros(address: *mut u8, length: usize) -> Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: the caller's contract.
+    unsafe { map_over(address, length, flags, -1, 0) }
+}
+
+/// # Safety
+/// As for [`map_file_privately`].
+unsafe fn map_over(
+    address: *mut u8,
+    length: usize,
+    flags: libc::c_int,
+    fd: libc::c_int,
+    offset: libc::off_t,
+) -> Result<()> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the caller's contract.
+    let at = unsafe { kernel::mmap(address.cast(), length, access, flags, fd, offset) };
+    if at == libc::MAP_FAILED {
+        return Err(Error::last_os("mmap"));
+    }
+    Ok(())
+}
+
 /// Punches a hole into a file: the range reads as zero afterwards, in every mapping of it.
 pub fn punch_hole(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()> {
     let (Ok(at), Ok(len)) = (i64::try_from(offset), i64::try_from(length)) else {

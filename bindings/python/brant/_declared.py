@@ -808,6 +808,8 @@ class brant_image_restore_params(Structure):
         ("cache", c_uint32),
         ("guest", c_uint32),
         ("lazy", c_uint32),
+        ("trusted", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 

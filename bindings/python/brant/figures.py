@@ -440,6 +440,17 @@ class RestoreParams:
     #: BRANT_E_IMAGE, or the code of the failed read, when all other pages are here. The guest's
     #: state is then BRANT_GUEST_HERE, and those pages count as declared lost.
     lazy: bool = False
+    #: 1: the VMM trusts the image: nobody cuts it or writes to it as long as this guest exists. The
+    #: image's file is mapped privately (MAP_PRIVATE, MAP_FIXED) in place of the blocks' memory, and
+    #: the guest starts at once. The kernel reads a page when it is touched, and nobody checks it: a
+    #: damaged page is wrong memory, and the access of a page that was cut off raises SIGBUS. Advice
+    #: that the VMM gave for the memory (madvise, mlock, mbind) ends, and pages that a device had
+    #: pinned are not the guest's any more. Refused by name before anything is touched:
+    #: BRANT_E_UNSUPPORTED for blocks of shared memory, of a file or of huge pages, for an image
+    #: that holds what changed (`brant_image_merge` makes a full one), and for one of older
+    #: software; BRANT_E_EXISTS for memory that a userfaultfd watches; BRANT_E_INVALID with `lazy`.
+    #: `data_pages` and `zero_pages` stay 0.
+    trusted: bool = False
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ fn example() -> (Index, Vec<u8>, ImageHeader) {
         index_offset,
         index_sum: crc32fast::hash(&bytes),
         number: [0x5a; 16],
+        zeros: true,
         parent: None,
     };
     (index, bytes, header)
@@ -115,6 +116,7 @@ fn a_header_that_is_not_ours_or_not_whole_says_what_was_found() {
         index_offset: 4096,
         index_sum: 0,
         number: [0; 16],
+        zeros: false,
         parent: None,
     };
     let long = refused(&sparse.encode(), 1 << 40, &["its index begins"]);
@@ -199,7 +201,7 @@ proptest! {
         bytes in prop::collection::vec(any::<u8>(), 0..600),
         index_offset in any::<u64>(),
     ) {
-        let header = ImageHeader { file_length: 0, index_offset, index_sum: 0, number: [0; 16], parent: None };
+        let header = ImageHeader { file_length: 0, index_offset, index_sum: 0, number: [0; 16], zeros: false, parent: None };
         if index_offset < u64::MAX - 600 {
             let _ = decode(&bytes, &header);
         }

@@ -172,6 +172,7 @@ fn an_image_that_promises_much_costs_no_memory() {
         index_offset: (1 << 40) - (64 << 20),
         index_sum: 1,
         number: [0; 16],
+        zeros: false,
         parent: None,
     };
     let file = std::fs::File::create(&path).unwrap();

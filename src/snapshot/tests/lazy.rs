@@ -24,6 +24,7 @@ const LAZY: RestoreParams = RestoreParams {
     max_state_bytes: 1 << 20,
     stay_paused: false,
     lazy: true,
+    trusted: false,
 };
 
 /// A guest with every kind of page, saved to `path`, and its contents.

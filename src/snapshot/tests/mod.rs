@@ -7,5 +7,6 @@ mod endings;
 mod faults;
 mod instant;
 mod lazy;
+mod trusted;
 mod unseen;
 mod whole;
