@@ -46,7 +46,7 @@ from .figures import (
     Stats,
 )
 from .guest import Guest
-from .images import ImageRestore, ImageSave
+from .images import ImageChain, ImageRestore, ImageSave, merge_images
 from .measure import KvmCost, KvmCosts, measure_kvm
 from .migration import Incoming, Outgoing
 from .operations import Blob, Event, Saver
@@ -71,6 +71,7 @@ __all__ = [
     "Event",
     "Forecast",
     "Guest",
+    "ImageChain",
     "ImageRestore",
     "ImageSave",
     "ImageStats",
@@ -102,5 +103,6 @@ __all__ = [
     "has_feature",
     "library_path",
     "measure_kvm",
+    "merge_images",
     "version",
 ]

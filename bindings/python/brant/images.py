@@ -1,4 +1,5 @@
-"""A guest in a file: saved (:class:`ImageSave`) and restored (:class:`ImageRestore`)."""
+"""A guest in a file: saved (:class:`ImageSave`, :class:`ImageChain`) and restored
+(:class:`ImageRestore`)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from ._convert import figures, structure
 from ._job import Job
 from ._native import BrantError
 from .figures import ImageStats, RestoreParams, SaveParams
-from .guest import Guest
+from .guest import Guest, _Closes, handle_of
 from .tracker import Tracker
 
 #: The name of a file.
@@ -44,6 +45,46 @@ class _Image(Job):
         return "%s: %s, %.2f %%>" % (name, now.state, now.progress / 100)
 
 
+class ImageChain(_Closes):
+    """Images of one guest: the first save with it holds all of memory, each later one what changed
+    since the one before.
+
+    ::
+
+        with brant.ImageChain(tracker) as chain:
+            for number in range(5):
+                with brant.ImageSave(tracker, chain=chain) as save:
+                    save.start("/var/lib/guest.%d" % number)
+                    save.wait()
+        brant.merge_images("/var/lib/guest.4", "/var/lib/guest.whole")
+
+    All images lie in one directory, and :class:`ImageRestore` takes the path of any of them. The
+    dirty logs are on from the first image until the chain is closed.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        if not isinstance(tracker, Tracker):
+            raise TypeError("a chain is of a Tracker's guest, not of %s" % type(tracker).__name__)
+        with tracker._handle.use() as of:
+            value = native.made(native.lib.brant_image_chain_new, of)
+        free = native.lib.brant_image_chain_free
+        self._handle = handle_of(self, "chain", value, free, tracker._blocks, joins=False)
+
+    def __enter__(self) -> "ImageChain":
+        with self._handle.use():
+            return self
+
+    def __repr__(self) -> str:
+        return "<brant.ImageChain%s>" % (", closed" if self.closed else "")
+
+
+def merge_images(image: Path, to: Path) -> None:
+    """Makes one full image, ``to``, of an image of a chain and those before it: the guest at the moment
+    of ``image``. Needs no guest; returns when the new file is whole."""
+    paths = native.text(os.fspath(image), "image"), native.text(os.fspath(to), "to")
+    native.call(native.lib.brant_image_merge, *paths)
+
+
 class ImageSave(_Image):
     """A save of a tracker's guest to a file, while the guest runs.
 
@@ -56,17 +97,32 @@ class ImageSave(_Image):
     The file holds the guest as it is at the end of the save, or with ``instant="start"`` as it was
     at the start (write protection by userfaultfd). The file has its name when it is whole. A save
     that fails or is cancelled leaves no file, and the guest runs on. The operations ``pause`` and
-    ``resume`` are needed, except with ``guest="already-paused"``.
+    ``resume`` are needed, except with ``guest="already-paused"``. With a ``chain``, an
+    :class:`ImageChain` of the same tracker, the image is the chain's next.
     """
 
     _what = "brant_image_save_"
     _name = "save"
 
-    def __init__(self, tracker: Tracker, params: Optional[SaveParams] = None) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        params: Optional[SaveParams] = None,
+        chain: Optional[ImageChain] = None,
+    ) -> None:
         if not isinstance(tracker, Tracker):
             raise TypeError("a Tracker's guest is saved, not %s" % type(tracker).__name__)
         given = structure(declared.brant_image_save_params, params, SaveParams, "params")
-        self._make(tracker._blocks, tracker._handle, given)
+        if chain is None:
+            self._make(tracker._blocks, tracker._handle, given)
+            return
+        if not isinstance(chain, ImageChain):
+            raise TypeError("chain is an ImageChain, not %s" % type(chain).__name__)
+        if given is None:
+            given = native.sized(declared.brant_image_save_params)
+        with chain._handle.use() as value:
+            given.chain = value
+            self._make(tracker._blocks, tracker._handle, given)
 
     def __enter__(self) -> "ImageSave":
         with self._handle.use():

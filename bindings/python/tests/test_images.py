@@ -143,3 +143,38 @@ def test_memory_may_be_any_mapping(tmp_path):
         save.start(str(tmp_path / "image"))
         save.wait()
         assert save.stats().data_pages == 1
+
+
+def test_each_image_of_a_chain_is_the_guest_at_its_moment(source, tmp_path):
+    images = [tmp_path / str(number) for number in range(3)]
+    moments = []
+    with brant.ImageChain(source.tracker) as chain:
+        for number, image in enumerate(images):
+            source.memory[number * PAGE : number * PAGE + 4] = b"%04d" % number
+            source.tracker.mark_block("ram", number * PAGE, 4)
+            moments.append(source.memory[:])
+            with brant.ImageSave(source.tracker, chain=chain) as save:
+                save.start(image)
+                assert save.wait()
+                assert number == 0 or save.stats().data_pages == 1
+    for image, moment in zip(images, moments):
+        assert restored(image)[0].memory[:] == moment
+    whole = tmp_path / "whole"
+    brant.merge_images(images[2], whole)
+    images[0].unlink()
+    with pytest.raises(brant.BrantError, match="holds what changed"):
+        restored(images[2])
+    assert restored(whole)[0].memory[:] == moments[2]
+
+
+def test_a_chain_is_of_a_tracker_and_for_its_saves_only(source):
+    with pytest.raises(TypeError):
+        brant.ImageChain(source.guest)
+    with pytest.raises(TypeError):
+        brant.ImageSave(source.tracker, chain=source.tracker)
+    other = Side()
+    with brant.Tracker(other.guest) as tracker, brant.ImageChain(tracker) as chain:
+        with pytest.raises(brant.BrantError, match="another tracker"):
+            brant.ImageSave(source.tracker, chain=chain)
+    with pytest.raises(ValueError):
+        brant.ImageSave(tracker, chain=chain)
