@@ -9,7 +9,10 @@ use crate::sys::uffd::{Faults, Modes};
 use crate::units::Pages;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes that works.
+const LONG: Duration = Duration::from_secs(30);
 
 #[test]
 fn an_absent_page_with_old_contents_is_waited_for_and_never_shows_them() {
@@ -57,7 +60,7 @@ fn an_absent_page_that_was_never_sent_but_is_present_is_waited_for_too() {
             let guest = Guest::new(made, 64, &[8..10, 40..64], how, touched).unwrap();
             for page in [8, 9, 63] {
                 let reader = guest.reader(page);
-                let wanted = guest.wanted.recv_timeout(Duration::from_secs(30));
+                let wanted = guest.wanted.recv_timeout(LONG);
                 let page = page as u64;
                 assert_eq!(wanted.unwrap(), page..page + 1, "{made:?}");
                 assert_eq!(guest.place(page as usize, 1, 7), 1);
@@ -350,6 +353,34 @@ fn absent_pages_that_are_part_of_a_huge_page_are_refused() {
         "{error}"
     );
     assert_eq!(area.read(0), 5);
+}
+
+#[test]
+fn a_thread_that_waits_for_a_page_is_woken_also_when_somebody_else_has_made_it() {
+    // A back end has written to the file of shared memory. What arrives then is refused by the kernel,
+    // which wakes nobody.
+    for made in [Made::Memfd, Made::MemfdUntold] {
+        let guest = Guest::new(made, 64, &[3..9], How { punch: true }, |_| ()).unwrap();
+        for (page, zero) in [(3, false), (5, true)] {
+            let reader = guest.reader(page);
+            let wanted = guest.wanted.recv_timeout(LONG).unwrap();
+            assert_eq!(wanted, page as u64..page as u64 + 1, "{made:?}");
+            guest.area.write_file(page, 9);
+            match zero {
+                true => assert_eq!(guest.zeros(page..page + 1), 1),
+                false => assert_eq!(guest.place(page, 1, 7), 1),
+            }
+            let begun = Instant::now();
+            while !reader.is_finished() {
+                assert!(
+                    begun.elapsed() < LONG,
+                    "{made:?}, page {page}: nobody woke it"
+                );
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(reader.join().unwrap(), 9, "{made:?}");
+        }
+    }
 }
 
 /// Another process's mapping of the same memory: here a second mapping of this process with a
