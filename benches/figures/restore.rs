@@ -1,7 +1,8 @@
 //! How soon a guest that is restored from an image runs, and how soon it has read a random hundredth
 //! of its pages: started before its memory is here, beside a restore that reads the whole image
 //! first, and in a private mapping of the image. All restore into memory that nobody has touched, from
-//! an image that is not in the page cache. `BRANT_BENCH_RESTORE_GIB` is the guest's
+//! an image that is not in the page cache. A bare program that reads the same pages, one after the other
+//! past the page cache, shows what the disk alone takes. `BRANT_BENCH_RESTORE_GIB` is the guest's
 //! size (1); the goal is stated for 4.
 
 use crate::report::{alternate, Report, Runs};
@@ -11,6 +12,9 @@ use brant::migrate::Blockers;
 use brant::snapshot::{Restore, RestoreParams, Save, SaveParams};
 use brant::units::Bytes;
 use brant::vmm::Vmm;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, Mutex};
@@ -127,6 +131,22 @@ fn first(path: &Path, length: usize, params: RestoreParams, pages: &[usize]) -> 
     [(runs - begun).as_secs_f64() * 1e3, read.as_secs_f64() * 1e3]
 }
 
+/// Milliseconds that the disk takes for pages of the image, one after the other.
+fn bare_reads(path: &Path, pages: &[usize]) -> f64 {
+    let mut options = File::options();
+    options.read(true);
+    let file = options.custom_flags(libc::O_DIRECT).open(path).unwrap();
+    let ram = Ram::new(PAGE);
+    let begun = Instant::now();
+    for page in pages {
+        let at = (page * PAGE) as i64;
+        // SAFETY: a page of our own mapping.
+        let got = unsafe { libc::pread(file.as_raw_fd(), ram.host.cast(), PAGE, at) };
+        assert_eq!(got, PAGE as isize, "{}", std::io::Error::last_os_error());
+    }
+    begun.elapsed().as_secs_f64() * 1e3
+}
+
 /// The figures of fast restores.
 pub fn measure(report: &mut Report) {
     if !report.wants_any("restore.") {
@@ -149,7 +169,10 @@ pub fn measure(report: &mut Report) {
         })
         .collect();
     let mut until_run: [Vec<f64>; 2] = Default::default();
-    let [ours, theirs]: [Runs; 2] = alternate(RUNS, |contender| {
+    let [ours, theirs, bare]: [Runs; 3] = alternate(RUNS, |contender| {
+        if contender == 2 {
+            return bare_reads(&image, &pages);
+        }
         let params = match contender {
             0 => at_once(false),
             _ => RestoreParams::default(),
@@ -160,6 +183,13 @@ pub fn measure(report: &mut Report) {
     });
     let peer = "whole image first";
     report.compared("restore.first_ms", "ms", &ours, peer, &theirs);
+    report.compared(
+        "restore.first_ms/bare_reads",
+        "ms",
+        &ours,
+        "bare O_DIRECT",
+        &bare,
+    );
     let [ours, theirs] = until_run.map(|turns| {
         let mut runs = Runs::default();
         // The first turn does not count here either.

@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::sys::disk::{self, Caching};
 use crate::sys::{fd, mem};
-use crate::units::Pages;
+use crate::units::{Pages, PAGE_SIZE};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -129,6 +129,16 @@ impl Layer {
             at += got as u64;
         }
         Ok(())
+    }
+
+    /// The file, past the page cache, and where in it a page of a block lies. `None`: it has to be read
+    /// through the page cache.
+    pub(super) fn direct(&self, block: &BlockEntry, page: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        let offset = block.offset + Pages(page).bytes().0;
+        let file = self.direct.as_ref()?;
+        offset
+            .is_multiple_of(PAGE_SIZE)
+            .then(|| (file.as_fd(), offset))
     }
 
     /// Reads `length` bytes into memory that grows only as bytes arrive.

@@ -21,6 +21,7 @@
 //! | `private` | memory that is mapped from the file |
 //! | `merge` | one full image of an image and those before it |
 //! | `picker` | any pages of the file in any order, checked |
+//! | `single` | single pages of it, for which no thread waits |
 
 mod buffer;
 mod deal;
@@ -33,6 +34,7 @@ mod picker;
 mod pool;
 mod private;
 mod reader;
+mod single;
 mod table;
 mod unfinished;
 mod writer;
@@ -43,4 +45,5 @@ pub use picker::{Picked, Picker, Room};
 pub use pool::Announce;
 pub use private::Mapped;
 pub use reader::{Filled, Image};
+pub use single::{Begun, Singles};
 pub use writer::{Base, Blobs, Target, Writer, WRITERS_MAX};

@@ -12,6 +12,7 @@ use crate::fallible;
 use crate::units::{Pages, PAGE_SIZE};
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Tables of checksums that are kept: each has those of 64 MiB of the guest, in 64 KiB.
@@ -152,10 +153,30 @@ impl Picker {
         Ok(())
     }
 
+    /// The checksum of a page, 0 for a zero page, and the image of the chain that has the page, if
+    /// the table was read already.
+    pub(super) fn known_sum(&self, entry: usize, page: u64) -> Option<(u32, usize)> {
+        let piece = (entry, (page / PIECE_PAGES) as usize);
+        let sums = self.known(piece)?;
+        Some((sums.of(page), sums.layer(page)))
+    }
+
+    /// The file past the page cache that has a page, and where. `None`: the page has to be read
+    /// through the page cache.
+    pub(super) fn in_file(&self, place: Place, page: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        self.image.in_file(place, page)
+    }
+
+    fn known(&self, piece: Piece) -> Option<Arc<Sums>> {
+        let tables = self.lock();
+        let known = tables.iter().find(|(known, _)| *known == piece);
+        known.map(|(_, sums)| Arc::clone(sums))
+    }
+
     /// The checksums of a piece.
     fn sums(&self, piece: Piece) -> Result<Arc<Sums>> {
-        if let Some((_, sums)) = self.lock().iter().find(|(known, _)| *known == piece) {
-            return Ok(Arc::clone(sums));
+        if let Some(sums) = self.known(piece) {
+            return Ok(sums);
         }
         // Two threads may read the same one, which costs less than a wait of both.
         let sums = Arc::new(self.image.sums(piece.0, piece.1)?);

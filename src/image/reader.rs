@@ -24,6 +24,7 @@ use crate::runtime::{catch, spawn, Cancel, Role};
 use crate::sys::disk::Caching;
 use crate::units::{Pages, PAGE_SIZE};
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -201,6 +202,13 @@ impl Image {
             left = resolve(&mut sums, Some(&theirs), &mut layers, layer, block.changes);
         }
         Ok(Sums::new(sums, layers, first))
+    }
+
+    /// The file of a layer, past the page cache, and where in it a page of a block lies, if the page can
+    /// be read that way.
+    pub(super) fn in_file(&self, place: Place, page: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        let (layer, block) = self.place(place);
+        layer.direct(block, page)
     }
 
     /// Pages of a block as they are in a layer's file, not checked.

@@ -5,20 +5,27 @@
 //! file in between. The others join it when the VMM asks for the rest ([`Lazy::hurry`]), because
 //! until then they would take processor and disk from whoever waits.
 //!
+//! A page that a thread waits for is read without a reader thread where that can begin at once: the
+//! thread that serves faults has the kernel read it, and places it when it has come
+//! ([`Singles`]). Each thread that one fault goes through costs its waking, 15 to 50 us here. While
+//! such faults come, reading ahead leaves the disk to them.
+//!
 //! A page that the image does not have whole never becomes wrong memory. While no guest runs yet, the
 //! page is zeros, so that the VMM's operation that waits for it returns, and the restore fails before
 //! `run`. Once the guest may run, the page is given up: its access raises SIGBUS.
 
 use crate::error::{Error, Result};
 use crate::fallible;
-use crate::image::{Announce, Filled, Picked, Picker, Room};
-use crate::memory::served::{Served, Supplier};
+use crate::image::{Announce, Begun, Filled, Picked, Picker, Room, Singles};
+use crate::memory::served::{Place, Served, Supplier};
 use crate::memory::{Block, BlockId};
 use crate::runtime::{catch, spawn, Cancel, Join, Notify, Role};
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 /// Pages behind a fault that are read with it, when the faults before it came one behind the other.
 const AHEAD: Range<u64> = 8..256;
@@ -26,6 +33,10 @@ const AHEAD: Range<u64> = 8..256;
 const BACKGROUND: u64 = STRETCH_PAGES;
 /// The same while a thread has waited for a page a moment ago.
 const BACKGROUND_GENTLY: u64 = 64;
+/// Reading ahead waits until no thread has faulted for so long,
+const QUIET: Duration = Duration::from_millis(2);
+/// and for so long at most.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The last fault of a block, and what was read behind it.
 #[derive(Debug, Default, Clone, Copy)]
@@ -46,6 +57,9 @@ struct State {
     background: (usize, u64),
     /// A thread has waited since the background read last.
     gently: bool,
+    /// When a thread faulted last, and when the background read last.
+    faulted: Option<Instant>,
+    read_ahead: Option<Instant>,
     hurry: bool,
     /// The guest may run.
     runs: bool,
@@ -55,9 +69,39 @@ struct State {
     lost: Option<(Error, u64)>,
 }
 
+impl State {
+    /// A thread faulted on a page. Returns whether the page lies alone: not behind the last ones.
+    fn alone(&mut self, entry: usize, page: u64) -> bool {
+        self.gently = true;
+        self.faulted = Some(Instant::now());
+        let last = &mut self.last[entry];
+        if (last.end..=last.end + AHEAD.start).contains(&page) {
+            return false;
+        }
+        *last = Last {
+            end: page + 1,
+            ahead: 0,
+        };
+        true
+    }
+
+    /// For how long reading ahead leaves the disk to those who wait. `None`: it need not.
+    fn quiet_in(&self) -> Option<Duration> {
+        let left = |since: Option<Instant>, limit: Duration| {
+            let left = limit.checked_sub(since?.elapsed())?;
+            (!left.is_zero()).then_some(left)
+        };
+        let quiet = left(self.faulted, QUIET).filter(|_| !self.hurry)?;
+        let patience = left(self.read_ahead, PATIENCE)?;
+        Some(quiet.min(patience))
+    }
+}
+
 /// See the file's description. Any thread.
 pub(super) struct Lazy {
     picker: Picker,
+    /// Pages that threads wait for, read on the thread that serves faults. `None`: the kernel does not.
+    singles: Option<Singles>,
     /// The guest's blocks in the order of the image's.
     blocks: Vec<Arc<Block>>,
     entries: HashMap<BlockId, usize>,
@@ -87,6 +131,43 @@ impl Supplier for Lazy {
         self.more.notify_one();
     }
 
+    fn at_once(&self, here: &dyn Place, block: &Arc<Block>, pages: &Range<Pages>) -> bool {
+        let (Some(singles), Some(entry)) = (&self.singles, self.entries.get(&block.id())) else {
+            return false;
+        };
+        let page = pages.start.0;
+        if pages.end.0 != page + 1 || !self.lock().alone(*entry, page) {
+            return false;
+        }
+        match singles.begin(&self.picker, *entry, page) {
+            Begun::Coming => true,
+            Begun::Zeros => self
+                .put(here, *entry, page..page + 1, Picked::Zeros)
+                .is_ok(),
+            Begun::No => false,
+        }
+    }
+
+    fn coming(&self) -> Option<BorrowedFd<'_>> {
+        self.singles.as_ref().map(Singles::coming)
+    }
+
+    fn came(&self, here: &dyn Place) {
+        let Some(singles) = &self.singles else {
+            return;
+        };
+        singles.came(|entry, page, contents| {
+            let placed = contents.is_some_and(|bytes| {
+                let put = self.put(here, entry, page..page + 1, Picked::Data(bytes));
+                put.is_ok()
+            });
+            if !placed {
+                // A reader thread finds out why.
+                self.wanted(&self.blocks[entry], Pages(page)..Pages(page + 1));
+            }
+        });
+    }
+
     fn all_here(&self) {
         self.all_here.cancel();
         self.end();
@@ -106,6 +187,7 @@ impl Lazy {
         let last = fallible::collect(blocks.iter().map(|_| Last::default()), "blocks")?;
         Ok(Lazy {
             picker,
+            singles: Singles::new().ok(),
             blocks,
             entries,
             state: Mutex::new(State {
@@ -250,9 +332,17 @@ impl Lazy {
                 continue;
             }
             let reads_ahead = number == 1 || state.hurry;
-            let next = reads_ahead.then(|| self.background(&mut state, served));
+            let quiet = state.quiet_in().filter(|_| reads_ahead);
+            let next =
+                (reads_ahead && quiet.is_none()).then(|| self.background(&mut state, served));
             if let Some((entry, pages)) = next.flatten() {
+                state.read_ahead = Some(Instant::now());
                 return Some((entry, pages, 0));
+            }
+            if let Some(quiet) = quiet {
+                let waited = self.more.wait_timeout(state, quiet);
+                state = waited.unwrap_or_else(|e| e.into_inner()).0;
+                continue;
             }
             state = self.more.wait(state).unwrap_or_else(|e| e.into_inner());
         }
@@ -292,25 +382,32 @@ impl Lazy {
         let mut at = Pages(pages.start);
         while let Some(run) = served.next_absent(block, at..Pages(pages.end)) {
             at = run.end;
-            self.picker
-                .pick(entry, run.start.0..run.end.0, room, |run, picked| {
-                    let pages = Pages(run.start)..Pages(run.end);
-                    let placed = match picked {
-                        Picked::Data(bytes) => served
-                            .place(block, pages.start, bytes)
-                            .map(|new| self.filled.add_data(new.0)),
-                        Picked::Zeros => served
-                            .place_zeros(block, pages)
-                            .map(|new| self.filled.add_zero(new.0)),
-                        Picked::Lost(error) => Err(error),
-                    };
-                    match placed {
-                        Ok(()) => Ok(()),
-                        Err(error) => self.lose(served, block, run, error),
-                    }
-                })?;
+            self.picker.pick(
+                entry,
+                run.start.0..run.end.0,
+                room,
+                |run, picked| match self.put(served.here(), entry, run.clone(), picked) {
+                    Ok(()) => Ok(()),
+                    Err(error) => self.lose(served, block, run, error),
+                },
+            )?;
         }
         Ok(())
+    }
+
+    /// Puts what the image has for some pages into memory.
+    fn put(&self, here: &dyn Place, entry: usize, run: Range<u64>, what: Picked<'_>) -> Result<()> {
+        let block = &self.blocks[entry];
+        let pages = Pages(run.start)..Pages(run.end);
+        match what {
+            Picked::Data(bytes) => here
+                .place(block, pages.start, bytes)
+                .map(|new| self.filled.add_data(new.0)),
+            Picked::Zeros => here
+                .place_zeros(block, pages)
+                .map(|new| self.filled.add_zero(new.0)),
+            Picked::Lost(error) => Err(error),
+        }
     }
 
     /// Pages cannot be had, or not be placed. Those that another thread has brought are not lost.

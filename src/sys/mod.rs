@@ -7,6 +7,7 @@
 //! The calls themselves are the functions of `kernel`, where the crate's unit tests can make each
 //! of them fail.
 
+pub mod aio;
 pub mod clock;
 pub mod disk;
 pub mod errqueue;

@@ -24,12 +24,19 @@ pub(super) fn serve(inner: &Inner, stop: &Cancel, changed: &OwnedFd) {
     while !stop.is_cancelled() {
         let others = inner.others();
         polls.clear();
-        let fds = [stop.fd(), changed.as_fd(), inner.own.as_fd()];
+        let on = |fd| Poll::new(fd, READABLE);
+        let coming = inner.supplier.coming().map_or(Poll::none(), on);
+        let fds = [
+            on(stop.fd()),
+            on(changed.as_fd()),
+            coming,
+            on(inner.own.as_fd()),
+        ];
         let all = fds
             .into_iter()
-            .chain(others.iter().map(|it| it.faults.as_fd()));
-        for fd in all {
-            if fallible::push(&mut polls, Poll::new(fd, READABLE), "descriptors").is_err() {
+            .chain(others.iter().map(|it| on(it.faults.as_fd())));
+        for poll in all {
+            if fallible::push(&mut polls, poll, "descriptors").is_err() {
                 // Those behind it are looked at in the next round.
                 break;
             }
@@ -40,11 +47,14 @@ pub(super) fn serve(inner: &Inner, stop: &Cancel, changed: &OwnedFd) {
         if polls.get(1).is_some_and(|it| it.found() != 0) {
             let _ = event::eventfd_take(changed.as_fd());
         }
+        if !polled || polls.get(2).is_some_and(|it| it.found() != 0) {
+            inner.supplier.came(inner);
+        }
         for (source, fault) in std::mem::take(&mut again) {
             answer(inner, &others, source, &[fault], &mut asks, &mut again);
         }
         for source in 0..=others.len() {
-            if polled && polls.get(2 + source).is_none_or(|it| it.found() == 0) {
+            if polled && polls.get(3 + source).is_none_or(|it| it.found() == 0) {
                 continue;
             }
             let fd = match source {
@@ -86,7 +96,10 @@ impl Asks {
     fn send(&mut self, inner: &Inner) {
         for (block, run) in self.runs.drain(..) {
             let pages = Pages(run.start)..Pages(run.end);
-            inner.supplier.wanted(&inner.blocks[block].shared, pages);
+            let block = &inner.blocks[block].shared;
+            if !inner.supplier.at_once(inner, block, &pages) {
+                inner.supplier.wanted(block, pages);
+            }
         }
     }
 }

@@ -30,11 +30,14 @@
 //! | `kind` | which memory can be served, and how |
 //! | `marks` | the three marks of a block's pages |
 //! | `staging` | huge pages that have arrived in part |
+//! | `supplier` | who brings pages, and by what they get into memory |
+//! | `arrivals` | pages that arrive, checked |
 //! | `placing` | contents into memory, and the waking of threads |
 //! | `meter` | faults, how long threads waited |
 //! | `faulting` | the thread that serves faults |
 //! | `service` | [`Served`]: beginning, ending, the parts together |
 
+mod arrivals;
 mod faulting;
 mod kind;
 mod marks;
@@ -42,10 +45,12 @@ mod meter;
 mod placing;
 mod service;
 mod staging;
+mod supplier;
 #[cfg(test)]
 mod tests;
 
 pub use kind::Checked;
 pub use meter::{Blocked, Faulted, Latency};
-pub use placing::{Absent, Supplier, Theirs};
+pub use placing::{Absent, Theirs};
 pub use service::{Announce, How, Served};
+pub use supplier::{Place, Supplier};

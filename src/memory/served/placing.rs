@@ -4,6 +4,7 @@ use super::kind::{Kind, Way};
 use super::marks::{Arrived, Found, Marks};
 use super::meter::Meter;
 use super::staging::{Piece, Staging};
+use super::supplier::Supplier;
 use crate::bits::Stretches;
 use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::fallible;
@@ -31,25 +32,6 @@ pub struct Absent {
     pub block: Arc<Block>,
     /// A bit for each of its pages.
     pub pages: Stretches,
-}
-
-/// Who brings absent pages.
-pub trait Supplier: Send + Sync {
-    /// A thread waits for these pages. Called once for a page, on the thread that serves faults, also
-    /// before [`Served::begin`](super::Served::begin) has returned; and by
-    /// [`Served::ask_again`](super::Served::ask_again). Must not block, touch guest memory, or call
-    /// the [`Served`](super::Served).
-    fn wanted(&self, block: &Arc<Block>, pages: Range<Pages>);
-
-    /// All pages are here or given up. Called once, on the thread that placed or gave up the last
-    /// one. Not called where no page was absent from the beginning, nor when the
-    /// [`Served`](super::Served) is dropped.
-    fn all_here(&self) {}
-
-    /// A fault cannot be answered at this moment. The thread that serves faults goes on trying.
-    fn failed(&self, error: &Error) {
-        let _ = error;
-    }
 }
 
 /// Where another process maps a part of a block that its userfaultfd watches.

@@ -5,8 +5,8 @@ use super::kind::Way;
 use super::kind::{self, Checked};
 use super::marks::Marks;
 use super::meter::Faulted;
-use super::placing::{Absent, Inner, Other, Supplier, Theirs, Watched};
-use super::staging::Piece;
+use super::placing::{Absent, Inner, Other, Theirs, Watched};
+use super::supplier::{Place, Supplier};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::block::{Block, BlockPin};
@@ -174,47 +174,25 @@ impl Served {
         self.thread.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Puts contents (whole pages) into the pages from `first` on, where nothing has arrived yet, and
-    /// wakes the threads that wait for them. Pages that are not absent keep what they have. A piece
-    /// of a huge page is kept until the whole page has arrived. Returns how many pages are here by
-    /// this call.
+    /// What puts pages into the memory.
+    pub fn here(&self) -> &dyn Place {
+        &*self.inner
+    }
+
+    /// [`Place::place`].
     ///
     /// # Errors
-    /// [`Kind::Invalid`] for pages outside of the block, or a block that is not served; the kernel's.
-    /// The pages that were not placed are absent as before.
+    /// Those of [`Place::place`].
     pub fn place(&self, block: &Block, first: Pages, contents: &[u8]) -> Result<Pages> {
-        let length = contents.len() as u64;
-        if !length.is_multiple_of(PAGE_SIZE) {
-            let what = format!("{length} bytes are not whole pages");
-            return Err(Error::new(Kind::Invalid, what));
-        }
-        let pages = first..first + Pages(length / PAGE_SIZE);
-        let (number, pages) = self.pages(block, pages)?;
-        self.inner
-            .arrive(number, pages, Piece::Data(contents))
-            .map(Pages)
+        self.here().place(block, first, contents)
     }
 
-    /// [`Served::place`] for pages of zeros.
+    /// [`Place::place_zeros`].
     ///
     /// # Errors
-    /// Those of [`Served::place`].
+    /// Those of [`Place::place`].
     pub fn place_zeros(&self, block: &Block, pages: Range<Pages>) -> Result<Pages> {
-        let (number, pages) = self.pages(block, pages)?;
-        self.inner.arrive(number, pages, Piece::Zeros).map(Pages)
-    }
-
-    /// The block's number, and pages of it that were checked.
-    fn pages(&self, block: &Block, pages: Range<Pages>) -> Result<(usize, Range<u64>)> {
-        let name = block.name();
-        let invalid = |what: &str| Error::new(Kind::Invalid, format!("block `{name}`: {what}"));
-        if pages.start > pages.end || pages.end > block.pages() {
-            return Err(invalid("pages outside of it"));
-        }
-        let Some((number, _)) = self.inner.watched(block.id()) else {
-            return Err(invalid("it is not served by fault"));
-        };
-        Ok((number, pages.start.0..pages.end.0))
+        self.here().place_zeros(block, pages)
     }
 
     /// Whether a page has not arrived. `false` for a block that is not served.
@@ -248,16 +226,12 @@ impl Served {
         }
     }
 
-    /// Gives absent pages up: an access raises SIGBUS from now on (SIGSEGV before Linux 6.6), as if
-    /// the hardware had lost them, and they count as declared lost
-    /// ([`Memory::mark_poisoned`](crate::memory::Memory::mark_poisoned)). Pages that are here stay.
-    /// Of a huge page all is given up. Returns how many pages were given up.
+    /// [`Place::lose`].
     ///
     /// # Errors
-    /// Those of [`Served::place`].
+    /// Those of [`Place::place`].
     pub fn lose(&self, block: &Block, pages: Range<Pages>) -> Result<Pages> {
-        let (number, pages) = self.pages(block, pages)?;
-        self.inner.lose(number, pages, true).map(Pages)
+        self.here().lose(block, pages)
     }
 
     /// Serves faults that another process's userfaultfd tells of too, until this is dropped. `map`

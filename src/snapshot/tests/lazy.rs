@@ -173,6 +173,33 @@ fn a_guest_that_starts_at_once_finds_every_page_as_it_was_saved() {
 }
 
 #[test]
+fn pages_that_lie_alone_are_read_on_the_thread_that_serves_faults() {
+    let (_directory, path) = place();
+    let contents = saved(FEW, &path);
+    if crate::sys::disk::open_for_reading(&path, Caching::Direct).is_err() {
+        eprintln!("skipped: no reads past the page cache here");
+        return;
+    }
+    let there = other(FEW);
+    let scope = Scope::default();
+    let restore = scope.enter(|| start(&there, LAZY, &path));
+    wait_running(&restore);
+    for at in (0..FEW).rev().step_by(20) {
+        let found = page(&there, at).unwrap();
+        assert!(found == wanted(&contents, at), "page {at}");
+    }
+    restore.finish(Some(LONG)).unwrap();
+    assert!(there.contents() == contents);
+    let calls = scope.calls();
+    let on_fault = |name| {
+        let is = |call: &&Call| call.role == crate::vmm::Role::Fault.name() && call.name == name;
+        calls.iter().filter(is).count()
+    };
+    assert!(on_fault("io_submit") > 0);
+    assert_eq!(on_fault("pread"), 0, "a fault waited for the disk");
+}
+
+#[test]
 fn load_and_run_may_touch_memory_that_is_not_here() {
     let (_directory, path) = place();
     let contents = saved(FEW, &path);

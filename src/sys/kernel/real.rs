@@ -51,6 +51,53 @@ pub unsafe fn move_pages(
     done as libc::c_int
 }
 
+/// io_setup(2), which has no function in the C library.
+///
+/// # Safety
+/// `context` may be written.
+pub unsafe fn io_setup(most: libc::c_uint, context: *mut libc::c_ulong) -> libc::c_int {
+    // SAFETY: the caller's promise.
+    unsafe { libc::syscall(libc::SYS_io_setup, most, context) as libc::c_int }
+}
+
+/// io_submit(2), which has no function in the C library.
+///
+/// # Safety
+/// `list` has `count` pointers to control blocks, whose buffers may be written until their reads end.
+pub unsafe fn io_submit(
+    context: libc::c_ulong,
+    count: libc::c_long,
+    list: *mut *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the caller's promise.
+    unsafe { libc::syscall(libc::SYS_io_submit, context, count, list) as libc::c_int }
+}
+
+/// io_getevents(2), which has no function in the C library.
+///
+/// # Safety
+/// `ends` has room for `most` of them, and `time` is a time.
+pub unsafe fn io_getevents(
+    context: libc::c_ulong,
+    least: libc::c_long,
+    most: libc::c_long,
+    ends: *mut libc::c_void,
+    time: *mut libc::timespec,
+) -> libc::c_int {
+    // SAFETY: the caller's promise.
+    let got = unsafe { libc::syscall(libc::SYS_io_getevents, context, least, most, ends, time) };
+    got as libc::c_int
+}
+
+/// io_destroy(2), which has no function in the C library.
+///
+/// # Safety
+/// There is no condition: it takes an integer, and a context that is not one is refused.
+pub unsafe fn io_destroy(context: libc::c_ulong) -> libc::c_int {
+    // SAFETY: takes an integer and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_io_destroy, context) as libc::c_int }
+}
+
 /// open(2), closed on exec.
 pub fn open(options: &OpenOptions, path: &Path) -> io::Result<File> {
     options.open(path)

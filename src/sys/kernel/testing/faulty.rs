@@ -50,6 +50,11 @@ calls! {
     fn getsockname(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int;
     fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, length: *mut socklen_t)
         -> c_int;
+    fn io_destroy(context: c_ulong) -> c_int;
+    fn io_getevents(context: c_ulong, least: libc::c_long, most: libc::c_long, ends: *mut c_void,
+        time: *mut timespec) -> c_int;
+    fn io_setup(most: c_uint, context: *mut c_ulong) -> c_int;
+    fn io_submit(context: c_ulong, count: libc::c_long, list: *mut *mut c_void) -> c_int;
     fn listen(fd: c_int, backlog: c_int) -> c_int;
     fn lseek(fd: c_int, offset: off_t, whence: c_int) -> off_t;
     fn madvise(address: *mut c_void, length: size_t, advice: c_int) -> c_int;
