@@ -59,6 +59,7 @@ GROUPS = [
                "by the dirty log"),
         Figure(r"restore\.first_ms$", "until a guest that starts before its memory is read has read a random hundredth of its "
                "pages, over reading all of the image first (BRANT_BENCH_RESTORE_GIB: 1)", "<=", 0.2),
+        Figure(r"restore\.first_ms/bare_reads$", "the same, over bare O_DIRECT reads of the same pages, one after the other"),
         Figure(r"restore\.run_ms$", "the same, until the guest runs", "<=", 0.05),
         Figure(r"restore\.mapped_ms$", "the same pages read by a guest in a private mapping of a trusted image, over those of a guest whose "
                "pages come by fault"),
