@@ -15,10 +15,7 @@ KINDS = "struct", "enum", "trait", "union"
 # one. The list only gets shorter.
 BARE = {
     "device::vfio::Abilities", "device::vhost_user::VhostUserDevice", "dirty::kvm::log::KvmLog",
-    "dirty::Exact", "dirty::Rearmed", "dirty::kvm::Cost", "dirty::kvm::Costs", "dirty::kvm::Measured",
-    "dirty::kvm::ring::Enabled", "dirty::kvm::ring::Figures", "dirty::reported::Reported", "dirty::reported::ReportedLog",
-    "dirty::vcpus::VcpuLimit", "dirty::vcpus::Vcpus", "memory::block::BackingFile",
-    "migrate::steering::forecast::Outlook", "migrate::Theirs", "snapshot::Chain",
+    "migrate::steering::forecast::Outlook", "snapshot::Chain",
 }
 
 
