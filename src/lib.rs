@@ -9,6 +9,8 @@
 //!
 //! [`snapshot`] saves a running guest to a file and restores it from there.
 //!
+//! `kvmstate` saves and loads the state of KVM's vCPUs and VMs.
+//!
 //! [`rate`] measures how fast a guest writes, without a migration. All levels rest on the guest's
 //! [`memory`], the [`dirty`] logs, [`units`] and [`error`]s.
 //!
@@ -73,6 +75,8 @@ pub mod bits;
 pub mod device;
 pub mod dirty;
 pub mod error;
+#[cfg(target_arch = "x86_64")]
+pub mod kvmstate;
 pub mod memory;
 pub mod migrate;
 pub mod rate;

@@ -21,6 +21,8 @@ mod hotplug;
 mod integrity;
 mod kvm_log;
 mod kvm_measure;
+#[cfg(target_arch = "x86_64")]
+mod kvm_state;
 mod limits;
 mod link;
 mod migration;

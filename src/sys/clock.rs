@@ -14,6 +14,18 @@ pub fn boottime() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
+/// Time since 1970 by the host's clock, which people and NTP may set (`CLOCK_REALTIME`).
+pub fn realtime() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel fills the structure, which outlives the call. It cannot fail: every Linux
+    // has that clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 /// Time for which the calling thread had a processor, including a guest that it ran
 /// (`CLOCK_THREAD_CPUTIME_ID`).
 pub fn thread_time() -> Duration {

@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 pub(super) const KVM_GET_API_VERSION: u64 = 0xae00;
-const KVM_CHECK_EXTENSION: u64 = 0xae03;
+pub(super) const KVM_CHECK_EXTENSION: u64 = 0xae03;
 const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
 const KVM_GET_DIRTY_LOG: u64 = 0x4010_ae42;
 const KVM_CLEAR_DIRTY_LOG: u64 = 0xc018_aec0;
@@ -131,7 +131,7 @@ impl VmFd {
     }
 
     /// The descriptor.
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }

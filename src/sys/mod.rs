@@ -22,6 +22,8 @@ pub mod kvm;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm_machine;
 pub mod kvm_ring;
+#[cfg(target_arch = "x86_64")]
+pub mod kvm_state;
 pub mod maps;
 pub mod mem;
 pub mod net;
