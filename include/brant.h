@@ -380,7 +380,7 @@ const char *brant_version(void);
  *   memory is there), "hand-over" (memory that changes hands by descriptor on one host),
  *   "lazy-restore" (a restored guest that runs before all of its memory is there), "instant-save"
  *   (an image of a running guest as it was at the start of the save), "image-chain" (images of what
- *   changed since the image before).
+ *   changed since the image before), "kvm-state" (the state of KVM's vCPUs and VMs).
  */
 int32_t brant_has_feature(const char *name);
 
@@ -1345,6 +1345,113 @@ int32_t brant_saver_put(struct brant_saver *saver,
                         const void *data,
                         size_t length,
                         struct brant_error **error);
+
+/* ---------------------------------------------------------------------------------------------
+ * The state of KVM's vCPUs and VMs
+ *
+ * For `save` and `load`: with these functions a VMM needs no code of its own for what KVM knows of a
+ * guest. In `save`, brant_kvm_vcpu_save of each vCPU, then brant_kvm_vm_save. In `load`, by the blob's
+ * name: "kvm-vcpu" goes to brant_kvm_vcpu_load, "kvm-vm" to brant_kvm_vm_load. In `early_save` and
+ * `early_load`, brant_kvm_compat_save and brant_kvm_compat_check. docs/kvm-state.md has an example, what is
+ * saved, the order with its reasons, and what the VMM still does itself. x86-64 only.
+ * --------------------------------------------------------------------------------------------- */
+
+/**
+ * Puts the state of one vCPU into `saver`: a blob with the name "kvm-vcpu" and the instance `vcpu`, the
+ * VMM's number of it. To be called in `save` (`brant_ops`) for each vCPU: registers of all kinds, extended
+ * state, MSRs, events, local APIC, nested state, TSC, and CPUID for comparison. docs/kvm-state.md says
+ * what is saved, in which order, and what the VMM still does itself. x86-64 only.
+ *
+ * `kvm_fd` is /dev/kvm, or -1: then brant opens /dev/kvm for the call. `vm_fd` and `vcpu_fd` are what
+ * KVM_CREATE_VM and KVM_CREATE_VCPU returned. All three stay the VMM's. No vCPU of the VM runs, and pending
+ * I/O is retired (`brant_ops`). The vCPU can run on afterwards.
+ *
+ * BRANT_E_INVALID for a descriptor of another kind; the message says which. When this fails, `save`
+ * counts as failed, as with brant_saver_put. Threads: that of `save`.
+ */
+int32_t brant_kvm_vcpu_save(int32_t kvm_fd,
+                            int32_t vm_fd,
+                            int32_t vcpu_fd,
+                            uint32_t vcpu,
+                            struct brant_saver *saver,
+                            struct brant_error **error);
+
+/**
+ * Loads a blob of brant_kvm_vcpu_save into a vCPU. To be called in `load` (`brant_ops`) for the vCPU
+ * with the number `blob->instance`. Before, the VMM has set its CPUID (KVM_SET_CPUID2) to that of the
+ * source; brant compares both and changes nothing. If the source has in-kernel interrupt controllers,
+ * the VMM has made them here (KVM_CREATE_IRQCHIP). The vCPU does not run. The guest's TSC goes on by the time that has passed since `save`
+ * by the two hosts' clocks (CLOCK_REALTIME), at most 60 seconds. At its next entry the guest hears that it
+ * was stopped (KVM_KVMCLOCK_CTRL).
+ *
+ * All that can be checked is checked before the first register is written. BRANT_E_UNSUPPORTED: this
+ * kernel or this vCPU cannot take the state, and the message names CPUID bits, MSR, size or capability.
+ * BRANT_E_VERSION: the blob's format is of another version. BRANT_E_INVALID: a damaged blob or one of another
+ * name, or a descriptor of another kind. After BRANT_E_KERNEL the vCPU may have a part of the state and must
+ * not run. Descriptors as with brant_kvm_vcpu_save. Any thread, one call at a time for a vCPU.
+ */
+int32_t brant_kvm_vcpu_load(int32_t kvm_fd,
+                            int32_t vm_fd,
+                            int32_t vcpu_fd,
+                            const struct brant_state_blob *blob,
+                            struct brant_error **error);
+
+/**
+ * Tells the guest of a vCPU, at its next entry, that it stood still (KVM_KVMCLOCK_CTRL), so that its
+ * watchdogs do not take the pause for a hang. Call it in `resume` for each vCPU before it runs;
+ * brant_kvm_vcpu_load does it too. Nothing happens for a guest without KVM's clock. BRANT_E_INVALID if
+ * `vcpu_fd` is not what KVM_CREATE_VCPU returned. Any thread; waits while the vCPU runs.
+ */
+int32_t brant_kvm_vcpu_stood_still(int32_t vcpu_fd,
+                                   struct brant_error **error);
+
+/**
+ * Puts what belongs to the VM and to no vCPU into `saver`, a blob with the name "kvm-vm": the in-kernel
+ * interrupt controllers and PIT, if there are any, and KVM's clock. To be called in `save` (`brant_ops`)
+ * after all vCPUs. Descriptors, threads and errors as with brant_kvm_vcpu_save.
+ */
+int32_t brant_kvm_vm_save(int32_t kvm_fd,
+                          int32_t vm_fd,
+                          struct brant_saver *saver,
+                          struct brant_error **error);
+
+/**
+ * Loads a blob of brant_kvm_vm_save. To be called in `load` (`brant_ops`): the blob comes after those of
+ * all vCPUs if it was saved so. The VMM has made interrupt controllers and PIT as at the source.
+ * Afterwards devices assert again the lines that they hold up. KVM's clock goes on by the time that has
+ * passed, as the TSC does. Descriptors, threads and errors as with brant_kvm_vcpu_load.
+ */
+int32_t brant_kvm_vm_load(int32_t kvm_fd,
+                          int32_t vm_fd,
+                          const struct brant_state_blob *blob,
+                          struct brant_error **error);
+
+/**
+ * Puts what brant_kvm_compat_check needs into `saver`, a blob with the name "kvm-compat". To be called in
+ * `early_save` (`brant_ops`): it makes no call on a vCPU, so the guest runs on. `cpuid` is the `struct kvm_cpuid2` that
+ * the VMM gave to KVM_SET_CPUID2 for any one vCPU, with at most 256 entries; read during the call.
+ * Descriptors, threads and errors as with brant_kvm_vcpu_save.
+ */
+int32_t brant_kvm_compat_save(int32_t kvm_fd,
+                              int32_t vm_fd,
+                              const void *cpuid,
+                              struct brant_saver *saver,
+                              struct brant_error **error);
+
+/**
+ * Whether this VM will be able to take the state of the guest that comes: CPUID, MSRs, size of the
+ * extended state, capabilities, frequency of the TSC, in-kernel controllers. To be called in `early_load`
+ * (`brant_ops`): a refusal ends the migration before memory is sent, and the source's error has the reason
+ * if the operation sets it. `cpuid` is the `struct kvm_cpuid2` that the VMM sets here for the same vCPU,
+ * compared in full; or NULL: then every feature of the guest has to be one that KVM supports here.
+ * BRANT_E_UNSUPPORTED: the message names what is missing. Descriptors and other errors as with
+ * brant_kvm_vcpu_load. Any thread.
+ */
+int32_t brant_kvm_compat_check(int32_t kvm_fd,
+                               int32_t vm_fd,
+                               const void *cpuid,
+                               const struct brant_state_blob *blob,
+                               struct brant_error **error);
 
 /* ---------------------------------------------------------------------------------------------
  * Devices whose state is streamed

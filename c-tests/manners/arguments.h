@@ -12,6 +12,9 @@ static int lend(struct args *a)
     return a->fd = dup(more_fd);
 }
 
+/* A struct kvm_cpuid2 without entries. */
+static const uint32_t no_cpuid[2];
+
 /* A connection whose other end is closed. */
 static int hand_over(struct args *a)
 {
@@ -118,6 +121,9 @@ static void args_fill(struct args *a)
         .size = sizeof a->brant_vhost_user_device, .name = "fs",
         .set_device_state_fd = no_transfer, .check_device_state = no_vhost_off };
     a->brant_iommufd_log = (brant_iommufd_log){ .size = sizeof a->brant_iommufd_log, .fd = -1 };
+    a->brant_state_blob = (brant_state_blob){ .size = sizeof a->brant_state_blob,
+                                              .name = "kvm-vcpu", .version = 1,
+                                              .data = a->words, .length = 8 };
     a->brant_stats.size = sizeof a->brant_stats;
     a->brant_sync.size = sizeof a->brant_sync;
     a->brant_tracker_stats.size = sizeof a->brant_tracker_stats;

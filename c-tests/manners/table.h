@@ -58,6 +58,7 @@ struct args {
     brant_vfio_device brant_vfio_device;
     brant_vhost_user_device brant_vhost_user_device;
     brant_iommufd_log brant_iommufd_log;
+    brant_state_blob brant_state_blob;
     brant_stats brant_stats;
     brant_sync brant_sync;
     brant_tracker_stats brant_tracker_stats;

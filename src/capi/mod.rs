@@ -43,6 +43,8 @@ pub mod hints;
 pub mod image;
 pub mod incoming;
 pub mod kvm;
+#[cfg(target_arch = "x86_64")]
+pub mod kvm_state;
 pub mod measure;
 pub mod missing;
 pub mod ops;

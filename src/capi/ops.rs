@@ -321,6 +321,19 @@ pub const BRANT_ALL_VCPUS: u32 = 0xffff_ffff;
 
 sized!(brant_ops, brant_state_blob, brant_event);
 
+/// Runs `put` with the sink behind a saver. As with `brant_saver_put`, a failure counts as a failure of the
+/// whole operation.
+pub(super) fn saving(
+    saver: &brant_saver,
+    put: impl FnOnce(&mut dyn StateSink) -> Result<()>,
+) -> Result<()> {
+    // SAFETY: the sink outlives the callback, in which alone the saver is valid, and is used by this
+    // thread only.
+    put(unsafe { &mut *saver.sink }).inspect_err(|e| {
+        saver.refused.borrow_mut().get_or_insert(e.clone());
+    })
+}
+
 /// Sets the reason why a callback fails, in UTF-8. The migration's error shows the reason, with
 /// U+FFFD in place of bytes that are not UTF-8. NULL is ignored.
 #[no_mangle]
@@ -357,7 +370,7 @@ pub unsafe extern "C" fn brant_saver_put(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let saver = unsafe { handle(saver, "saver") }?;
-        let put = || {
+        saving(saver, |sink| {
             // SAFETY: null or a string by contract.
             let name = unsafe { text(name, "name") }?;
             if data.is_null() && length > 0 {
@@ -375,17 +388,12 @@ pub unsafe extern "C" fn brant_saver_put(
                 // SAFETY: `length` readable bytes by contract, not written during the call.
                 unsafe { std::slice::from_raw_parts(data.cast::<u8>(), length) }
             };
-            // SAFETY: the sink outlives the callback, in which alone the saver is valid, and is
-            // used by this thread only.
-            unsafe { &mut *saver.sink }.put(&StateBlob {
+            sink.put(&StateBlob {
                 name,
                 instance,
                 version,
                 data,
             })
-        };
-        put().inspect_err(|e| {
-            saver.refused.borrow_mut().get_or_insert(e.clone());
         })
     })
 }

@@ -51,6 +51,7 @@ const ALWAYS: &[&str] = &[
     "lazy-restore",
     "instant-save",
     "image-chain",
+    "kvm-state",
 ];
 
 /// The features that a build may lack, and whether this one has them.
@@ -86,7 +87,7 @@ const CHOSEN: &[(&str, bool)] = &[
 ///   memory is there), "hand-over" (memory that changes hands by descriptor on one host),
 ///   "lazy-restore" (a restored guest that runs before all of its memory is there), "instant-save"
 ///   (an image of a running guest as it was at the start of the save), "image-chain" (images of what
-///   changed since the image before).
+///   changed since the image before), "kvm-state" (the state of KVM's vCPUs and VMs).
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {
@@ -125,6 +126,7 @@ mod tests {
             c"lazy-restore",
             c"instant-save",
             c"image-chain",
+            c"kvm-state",
         ];
         let chosen = |name: &CStr| CHOSEN.iter().any(|(f, _)| f.as_bytes() == name.to_bytes());
         for name in names.into_iter().filter(|name| !chosen(name)) {

@@ -9,13 +9,13 @@
 //!
 //! ```no_run
 //! use brant::kvm_ioctls::{Kvm, VcpuFd, VmFd};
-//! use brant::kvmstate::{load_vcpu, save_vcpu, Kernel};
+//! use brant::kvmstate::{load_vcpu, save_vcpu, AsKvmFd, Kernel};
 //! use brant::vmm::{StateBlob, StateSink};
 //!
 //! /// What a migration does between the two sides.
-//! struct Wire<'a>(&'a Kernel, &'a VcpuFd);
+//! struct Wire<'a, V>(&'a Kernel, &'a V);
 //!
-//! impl StateSink for Wire<'_> {
+//! impl<V: AsKvmFd> StateSink for Wire<'_, V> {
 //!     fn put(&mut self, blob: &StateBlob<'_>) -> brant::Result<()> {
 //!         load_vcpu(self.0, self.1, blob)
 //!     }

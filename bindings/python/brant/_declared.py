@@ -1102,6 +1102,72 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
             POINTER(c_void_p),
         ],
     ),
+    "brant_kvm_vcpu_save": (
+        c_int32,
+        [
+            c_int32,
+            c_int32,
+            c_int32,
+            c_uint32,
+            c_void_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_kvm_vcpu_load": (
+        c_int32,
+        [
+            c_int32,
+            c_int32,
+            c_int32,
+            POINTER(brant_state_blob),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_kvm_vcpu_stood_still": (
+        c_int32,
+        [
+            c_int32,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_kvm_vm_save": (
+        c_int32,
+        [
+            c_int32,
+            c_int32,
+            c_void_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_kvm_vm_load": (
+        c_int32,
+        [
+            c_int32,
+            c_int32,
+            POINTER(brant_state_blob),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_kvm_compat_save": (
+        c_int32,
+        [
+            c_int32,
+            c_int32,
+            c_void_p,
+            c_void_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_kvm_compat_check": (
+        c_int32,
+        [
+            c_int32,
+            c_int32,
+            c_void_p,
+            POINTER(brant_state_blob),
+            POINTER(c_void_p),
+        ],
+    ),
     "brant_guest_add_device": (
         c_int32,
         [

@@ -4,6 +4,7 @@ use super::{Answer, Export};
 use crate::capi::consumer::*;
 use crate::capi::hints::*;
 use crate::capi::kvm::*;
+use crate::capi::kvm_state::*;
 use crate::capi::measure::*;
 use crate::capi::ring::*;
 use crate::capi::tracker::*;
@@ -28,6 +29,62 @@ pub const CALLS: &[Export] = &[
             Answer::Code(unsafe {
                 brant_kvm_measure(-1, null(), null_mut(), null_mut(), 0, null_mut(), e)
             })
+        },
+        None,
+    ),
+    (
+        "brant_kvm_vcpu_save",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_kvm_vcpu_save(-1, -1, -1, 0, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_kvm_vcpu_load",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_kvm_vcpu_load(-1, -1, -1, null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_kvm_vcpu_stood_still",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_kvm_vcpu_stood_still(-1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_kvm_vm_save",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_kvm_vm_save(-1, -1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_kvm_vm_load",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_kvm_vm_load(-1, -1, null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_kvm_compat_save",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_kvm_compat_save(-1, -1, null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_kvm_compat_check",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_kvm_compat_check(-1, -1, null(), null(), e) })
         },
         None,
     ),
