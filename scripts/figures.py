@@ -85,6 +85,7 @@ GROUPS = [
                "much", "<=", 0.15),
         Figure(r"handover\.downtime_ratio$", "downtime of a hand-over on one host: 16 GiB of a memfd over 1 GiB, equally much of "
                "it touched", "<=", 1.2),
+        Figure(r"postcopy\.description/", "missing pages written down or read, 1 % of 1 TiB, over one read of the bitmap"),
         Figure(r"standstill\.writes/", "downtime of a guest that writes so many pages a second, over the downtime limit",
                "<=", 0.3),
     ]),

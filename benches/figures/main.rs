@@ -11,6 +11,7 @@ mod collect;
 mod compression;
 mod converge;
 mod delta;
+mod description;
 mod downtime;
 mod forecast;
 mod growth;
@@ -44,7 +45,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 20] = [
+const PARTS: [Part; 21] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
@@ -89,6 +90,11 @@ const PARTS: [Part; 20] = [
         what: "a guest handed over on one host, 16 GiB beside 1 GiB",
         families: &["handover."],
         measure: hand_over::measure,
+    },
+    Part {
+        what: "the description of the pages that postcopy misses, beside a read of the bitmap",
+        families: &["postcopy.description"],
+        measure: description::measure,
     },
     Part {
         what: "guests that write 0.3 to 3 times what a link carries, under each policy",
