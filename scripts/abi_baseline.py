@@ -90,7 +90,9 @@ def compared(tally):
         with tempfile.TemporaryDirectory() as work:
             header = abi.read(abi.HEADER)
             now = stub(work, "now", header, abi.MAP)
-            old = stub(work, "baseline", abi.read(HEADER), MAP)
+            # A reserved field may become a field with a meaning, and another one come at the end: told
+            # apart by name, they would be one field that has moved.
+            old = stub(work, "baseline", re.sub(r"\breserved\b", "reserved_then", abi.read(HEADER)), MAP)
             wrong = []
             for name, (text, noticed) in planted(header).items():
                 if text == header:
