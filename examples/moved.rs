@@ -7,6 +7,7 @@ use brant::dirty::kvm::Request;
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::dirty::WriteMarks;
 use brant::error::{Error, Kind};
+use brant::gate::{Config, Gate};
 use brant::kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
 use brant::kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use brant::memory::Memory;
@@ -15,7 +16,7 @@ use brant::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use brant::vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use brant::vmm::{StateBlob, StateSink, Vmm};
 use brant::Result;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -35,10 +36,7 @@ struct Machine {
     ram: Ram,
     vm: VmFd,
     vcpu: Mutex<VcpuFd>,
-    runs: AtomicBool,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
-    /// Used by the vCPU's thread.
-    own: std::sync::Weak<Machine>,
+    gate: Arc<Gate>,
 }
 
 impl Machine {
@@ -67,14 +65,23 @@ impl Machine {
             rflags: 2,
             ..kvm_regs::default()
         })?;
-        Ok(Arc::new_cyclic(|own| Machine {
+        let machine = Arc::new(Machine {
             ram,
             vm,
             vcpu: Mutex::new(vcpu),
-            runs: AtomicBool::new(false),
-            thread: Mutex::new(None),
-            own: own.clone(),
-        }))
+            gate: Gate::new(Config {
+                install_handler: true,
+                ..Config::default()
+            })?,
+        });
+        // The vCPU waits at the gate until the machine has a guest.
+        let own = Arc::clone(&machine);
+        std::thread::spawn(move || {
+            if let Err(e) = own.run_vcpu() {
+                eprintln!("the guest ended: {e}");
+            }
+        });
+        Ok(machine)
     }
 
     /// The memory as brant knows it.
@@ -92,46 +99,39 @@ impl Machine {
         self.vcpu.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn run_vcpu(&self) {
-        // This guest leaves KVM_RUN at each step by itself. Other guests are kicked by a signal.
-        while self.runs.load(Ordering::SeqCst) {
-            match self.vcpu().run() {
-                Ok(VcpuExit::IoOut(0x80, _)) => {}
+    fn run_vcpu(&self) -> Result<()> {
+        let fd = self.vcpu().as_raw_fd();
+        // SAFETY: open as long as the machine has its vCPU.
+        let vcpu = self
+            .gate
+            .add_vcpu(0, Some(unsafe { BorrowedFd::borrow_raw(fd) }))?;
+        loop {
+            vcpu.enter()?; // waits while the guest is paused
+            let interrupted = match self.vcpu().run() {
+                Ok(VcpuExit::IoOut(0x80, _)) => false,
+                Err(e) if e.errno() == libc::EINTR => true,
                 other => {
-                    eprintln!("the guest ended: {other:?}");
-                    return;
+                    let what = format!("unexpected exit: {other:?}");
+                    return Err(Error::new(Kind::Unsupported, what));
                 }
-            }
+            };
+            vcpu.left(interrupted)?;
         }
-        // The next KVM_RUN completes the exit of an `out`. Without it, the saved state would be
-        // that before the end of the instruction.
-        let mut vcpu = self.vcpu();
-        vcpu.set_kvm_immediate_exit(1);
-        let _ = vcpu.run();
-        vcpu.set_kvm_immediate_exit(0);
     }
 }
 
 impl Vmm for Machine {
     fn pause(&self) -> Result<()> {
-        self.runs.store(false, Ordering::SeqCst);
-        let thread = self.thread.lock().unwrap().take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
-        }
-        Ok(())
+        self.gate.on_pause()
     }
 
     fn resume(&self) -> Result<()> {
-        self.run()
+        self.gate.on_resume();
+        Ok(())
     }
 
     fn run(&self) -> Result<()> {
-        self.runs.store(true, Ordering::SeqCst);
-        let machine = self.own.upgrade().expect("it is running");
-        let thread = std::thread::spawn(move || machine.run_vcpu());
-        *self.thread.lock().unwrap() = Some(thread);
-        Ok(())
+        self.gate.on_run()
     }
 
     fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
@@ -176,7 +176,7 @@ fn main() -> Result<()> {
     // The source: a machine that runs.
     let here = Machine::new(&kvm)?;
     here.ram.write_slice(CODE, CODE_AT)?;
-    here.run()?;
+    here.gate.start()?;
     let tracker = Tracker::new(here.memory()?, Clearing::default())?;
     WriteMarks::connect(&here.ram, &tracker); // what this program writes
     let opened = Request::default().open(&here.vm)?; // what the guest writes

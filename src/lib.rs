@@ -11,6 +11,8 @@
 //!
 //! `kvmstate` saves and loads the state of KVM's vCPUs and VMs.
 //!
+//! [`gate`] pauses vCPU and device threads, for a VMM that has nothing of its own for it.
+//!
 //! [`rate`] measures how fast a guest writes, without a migration. All levels rest on the guest's
 //! [`memory`], the [`dirty`] logs, [`units`] and [`error`]s.
 //!
@@ -75,6 +77,7 @@ pub mod bits;
 pub mod device;
 pub mod dirty;
 pub mod error;
+pub mod gate;
 #[cfg(target_arch = "x86_64")]
 pub mod kvmstate;
 pub mod memory;

@@ -16,6 +16,7 @@ mod devices;
 mod dirty_limit;
 mod downtime;
 mod embedding;
+mod gate;
 mod hand_over;
 mod hotplug;
 mod integrity;

@@ -6,7 +6,7 @@
 pub(crate) use std::sync::atomic::{
     fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering,
 };
-pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
+pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// A full fence, right after a read-modify-write of an atomic. On x86 that operation is a full
 /// fence by itself.

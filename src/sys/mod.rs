@@ -24,6 +24,7 @@ pub mod kvm_machine;
 pub mod kvm_ring;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm_state;
+pub mod kvm_vcpu;
 pub mod maps;
 pub mod mem;
 pub mod net;
@@ -33,6 +34,7 @@ pub mod passing;
 pub mod pipe;
 pub mod seals;
 pub mod shm;
+pub mod signal;
 pub mod thread;
 pub mod uffd;
 pub mod vfio;

@@ -18,6 +18,7 @@ wire, channel               records, bytes in and bytes out; connections
 bits, page                  bitmaps; what is inside a page
 device                      devices whose state is a stream: VFIO, vhost-user back ends
 vmm                         what is asked of the VMM
+gate                        threads of the VMM that stand still at a pause
 runtime                     threads and their signal masks, cancel, deadlines, grace periods
 sys                         every system call and ioctl, one file a subsystem
 fallible                    allocations that may fail

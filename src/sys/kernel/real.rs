@@ -5,7 +5,7 @@ pub use libc::{
     accept4, bind, connect, eventfd, fallocate, fcntl, fstat, fstatfs, fsync, ftruncate, getpeername,
     getrandom, getrusage, getsockname, getsockopt, ioctl, listen, lseek, madvise, memfd_create,
     mincore, mmap, mprotect, munmap, pipe2, ppoll, pread, pwrite, read, recvmsg, sendmsg,
-    setsockopt, shutdown, signalfd, socket, sysinfo, write, writev,
+    setsockopt, shutdown, sigaction, signalfd, socket, sysinfo, write, writev,
 };
 
 use std::fs::{File, Metadata, OpenOptions};
@@ -96,6 +96,15 @@ pub unsafe fn io_getevents(
 pub unsafe fn io_destroy(context: libc::c_ulong) -> libc::c_int {
     // SAFETY: takes an integer and touches no memory of ours.
     unsafe { libc::syscall(libc::SYS_io_destroy, context) as libc::c_int }
+}
+
+/// tgkill(2) to a thread of this process.
+///
+/// # Safety
+/// There is no condition: it takes integers. A signal without a handler has its default action.
+pub unsafe fn tgkill(thread: libc::pid_t, signal: libc::c_int) -> libc::c_int {
+    // SAFETY: integers alone; getpid cannot fail.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) as libc::c_int }
 }
 
 /// open(2), closed on exec.

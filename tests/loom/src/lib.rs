@@ -3,7 +3,8 @@
 //!
 //! Word for word from brant: `bits/concurrent.rs` (the reported bitmap), `runtime/snapshot.rs` (the
 //! map's cell), `dirty/reported.rs` (when marks are recorded), `dirty/kvm/ring/protocol.rs` (a
-//! dirty ring, whose other side is the kernel) and, checked apart from the others,
+//! dirty ring, whose other side is the kernel), `gate/protocol.rs` (a pause, vCPU and device threads,
+//! with a model of `KVM_RUN`) and, checked apart from the others,
 //! `runtime/grace.rs` (grace periods). Replaced are: `runtime/sync.rs` by loom's types;
 //! `bits/cells.rs` by words that notice races; `runtime/grace.rs`, for the files that use it, by a
 //! simpler epoch with the same promise, because the real one has too many steps to be tried in
@@ -21,6 +22,8 @@ pub mod units;
 
 #[path = "."]
 pub mod runtime {
+    #[path = "../../../src/runtime/deadline.rs"]
+    pub mod deadline;
     #[path = "grace.rs"]
     pub mod grace;
     #[path = "../../../src/runtime/snapshot.rs"]
@@ -79,6 +82,14 @@ pub mod bits {
         let start = start.min(len);
         start..start.saturating_add(n).min(len)
     }
+}
+
+#[path = "."]
+pub mod gate {
+    #[path = "../../../src/gate/holds.rs"]
+    pub mod holds;
+    #[path = "../../../src/gate/protocol.rs"]
+    pub mod protocol;
 }
 
 pub mod memory;

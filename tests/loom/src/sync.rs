@@ -9,7 +9,7 @@
 
 use loom::sync::atomic as inner;
 pub use loom::sync::atomic::{fence, Ordering};
-pub use loom::sync::{Arc, Mutex, MutexGuard};
+pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 macro_rules! atomic {
     ($name:ident $(<$t:ident>)?, $inner:ty, $value:ty) => {
@@ -79,6 +79,12 @@ impl AtomicU64 {
     }
     pub fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
         self.meet().fetch_or(bits, order)
+    }
+    pub fn fetch_sub(&self, n: u64, order: Ordering) -> u64 {
+        self.meet().fetch_sub(n, order)
+    }
+    pub fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+        self.meet().fetch_and(bits, order)
     }
     /// Claims that no other thread can access the value, which loom checks.
     pub fn with_mut<R>(&mut self, f: impl FnOnce(&mut u64) -> R) -> R {

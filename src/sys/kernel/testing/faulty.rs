@@ -72,9 +72,11 @@ calls! {
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t)
         -> c_int;
     fn shutdown(fd: c_int, how: c_int) -> c_int;
+    fn sigaction(signal: c_int, action: *const libc::sigaction, before: *mut libc::sigaction) -> c_int;
     fn signalfd(fd: c_int, mask: *const sigset_t, flags: c_int) -> c_int;
     fn socket(family: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn sysinfo(info: *mut libc::sysinfo) -> c_int;
+    fn tgkill(thread: libc::pid_t, signal: c_int) -> c_int;
     fn userfaultfd(flags: c_int) -> c_int;
     fn write(fd: c_int, buffer: *const c_void, length: size_t) -> ssize_t;
     fn writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t;
