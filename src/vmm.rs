@@ -7,6 +7,7 @@
 pub(crate) mod callbacks;
 pub mod device;
 pub(crate) mod held;
+pub mod states;
 pub(crate) mod watch;
 
 use crate::error::{Error, Kind, Result};
@@ -34,6 +35,7 @@ pub trait StateSink {
 /// What a thread of brant's is for. brant tells the VMM before the thread does anything.
 #[doc(inline)]
 pub use crate::runtime::thread::Role;
+pub use states::States;
 
 /// What an [`Event`] is about. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

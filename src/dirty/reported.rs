@@ -220,6 +220,30 @@ impl Reported {
         many.mark(first as usize, pages);
     }
 
+    /// Reports a write of `length` bytes at an address of this process, in every block that has some of
+    /// them. May be called on any thread; takes no lock. Bytes that are in no block count as one stray.
+    pub fn mark_host(&self, host: u64, length: u64) {
+        if length == 0 || !self.is_active() {
+            return;
+        }
+        let end = host.saturating_add(length);
+        let (mut at, mut found) = (host, 0);
+        while at < end {
+            let part = {
+                let pinned = pin();
+                self.memory.map_pinned(&pinned).host_part(at, end)
+            };
+            let Some(part) = part else { break };
+            // If the block is removed right now, its marks are wanted no more.
+            self.mark_block(part.block, part.offset, part.length);
+            found += part.length;
+            at = part.host + part.length;
+        }
+        if found < length {
+            self.strays.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// How many marks named addresses without a block.
     pub fn strays(&self) -> u64 {
         self.strays.load(Ordering::Relaxed)

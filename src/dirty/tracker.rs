@@ -195,6 +195,11 @@ impl Tracker {
         self.reported.mark_block(block, offset, length);
     }
 
+    /// Reports a write at an address of this process: see [`Reported::mark_host`].
+    pub fn mark_host(&self, host: *const u8, length: u64) {
+        self.reported.mark_host(host as u64, length);
+    }
+
     /// The number of stray marks since the tracker was made: marks by the VMM or by a log of another
     /// process (vhost) that name an address outside of every block. A mark of memory that was
     /// removed is one too. Strays are ignored and lose no page; many of them mean that the VMM's map

@@ -74,6 +74,19 @@ pub struct BlockPart {
     pub before: Pages,
 }
 
+/// Bytes of this process that belong to one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPart {
+    /// The block.
+    pub block: BlockId,
+    /// Where in the block they begin.
+    pub offset: Bytes,
+    /// Where in this process they begin.
+    pub host: u64,
+    /// How many.
+    pub length: u64,
+}
+
 impl Map {
     /// The number of changes so far. Two maps of one guest with the same generation are the same.
     pub fn generation(&self) -> u64 {
@@ -157,6 +170,20 @@ impl Map {
                 pages: Pages((stop - start) / PAGE_SIZE),
                 before: Pages((start - from) / PAGE_SIZE),
             })
+        })
+    }
+
+    /// Of the bytes of this process from `host` to `end`, those that the first of their blocks has.
+    /// Allocates nothing.
+    pub fn host_part(&self, host: u64, end: u64) -> Option<HostPart> {
+        let block = self.hosts.next_reaching(None, &end, host)?;
+        let start = block.host() as u64;
+        let (from, to) = (start.max(host), (start + block.length().0).min(end));
+        Some(HostPart {
+            block: block.id(),
+            offset: Bytes(from - start),
+            host: from,
+            length: to - from,
         })
     }
 

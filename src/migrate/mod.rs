@@ -12,6 +12,7 @@ mod handle;
 pub mod incoming;
 mod lane_name;
 mod layout;
+mod line;
 mod outbox;
 pub mod outgoing;
 pub mod params;
@@ -33,9 +34,10 @@ pub(crate) use testing::planted;
 use crate::vmm::callbacks;
 
 pub use incoming::{AcceptFrom, Incoming};
+pub use line::LINE_MAX;
 pub use outgoing::{ConnectTo, Outgoing};
 pub use params::{Compression, HandOver, PageChecksums, Params};
-pub use report::{LaneState, LaneStats, Stats, ZeroCopyState};
+pub use report::{LaneState, LaneStats, Stats, ZeroCopyState, JSON_MAX};
 pub use state::State;
 pub use steering::forecast::{Forecast, Remedies};
 #[doc(inline)]

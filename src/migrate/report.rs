@@ -401,6 +401,9 @@ fn as_cause<S: Serializer>(cause: &Option<Cause>, to: S) -> std::result::Result<
     to.serialize_u32(cause.map_or(0, |cause| cause as u32))
 }
 
+/// The longest JSON of [`Stats::to_json`] and of the figures with their forecast, in bytes.
+pub const JSON_MAX: usize = 8191;
+
 fn json(figures: &impl Serialize) -> Result<String> {
     serde_json::to_string(figures).map_err(|e| Error::new(Kind::Internal, format!("JSON: {e}")))
 }
@@ -874,6 +877,43 @@ mod tests {
             }
         }
         assert_eq!(value.as_object().unwrap().len(), 102);
+    }
+
+    /// The largest JSON: each number has as many digits as there can be, and the state the longest name.
+    #[test]
+    fn no_json_is_longer_than_the_longest() {
+        use crate::migrate::steering::forecast::Remedies;
+        let forecast = Forecast {
+            passes: u32::MAX,
+            time: Duration::MAX,
+            bytes: f64::MAX,
+            downtime: Duration::MAX,
+            remedies: Remedies {
+                limit: Some(Duration::MAX),
+                bandwidth: Some(f64::MAX),
+                throttle: Some(u8::MAX),
+            },
+            ..Forecast::default()
+        };
+        let json = Stats::default().to_json_with(Some(&forecast)).unwrap();
+        let mut value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        fn fill(value: &mut serde_json::Value) {
+            match value {
+                serde_json::Value::Array(list) => list.iter_mut().for_each(fill),
+                serde_json::Value::Number(_) | serde_json::Value::Null => *value = u64::MAX.into(),
+                _ => {}
+            }
+        }
+        for (name, value) in value.as_object_mut().unwrap() {
+            match name.as_str() {
+                // No state has so long a name.
+                "state" => *value = "s".repeat(40).into(),
+                _ => fill(value),
+            }
+        }
+        let longest = value.to_string().len();
+        println!("{longest}");
+        assert!((JSON_MAX / 2..=JSON_MAX).contains(&longest), "{longest}");
     }
 
     #[test]

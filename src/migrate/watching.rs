@@ -22,6 +22,14 @@ macro_rules! watching {
                 self.stats().to_json_with(self.forecast().as_ref())
             }
 
+            /// The current figures as one line for a person, of at most
+            /// [`LINE_MAX`](crate::migrate::LINE_MAX) bytes, such as "copying, pass 3, 87.1 %, 1.2
+            /// GB/s, guest writes 310 MB/s, 2.1 GB to send, downtime would be 120 ms of 300 ms, about
+            /// 12 s left". Its words may change; the figures are for programs.
+            pub fn line(&self) -> String {
+                crate::migrate::line::line(&self.stats(), self.forecast().as_ref())
+            }
+
             /// An eventfd that becomes readable when the figures have changed. The migration owns
             /// the eventfd; reading it resets it.
             pub fn notify_fd(&self) -> std::os::fd::BorrowedFd<'_> {

@@ -40,6 +40,13 @@ pub struct BlockPart {
     pub before: Pages,
 }
 
+pub struct HostPart {
+    pub block: BlockId,
+    pub offset: crate::units::Bytes,
+    pub host: u64,
+    pub length: u64,
+}
+
 #[derive(Default, Clone)]
 pub struct Map(Vec<Arc<Block>>);
 
@@ -57,6 +64,10 @@ impl Map {
     pub fn blocks_not_in(&self, other: &Map) -> Result<Vec<Arc<Block>>> {
         let lacks = |block: &&Arc<Block>| other.0.iter().all(|b| b.id() != block.id());
         Ok(self.0.iter().filter(lacks).cloned().collect())
+    }
+    /// No model marks by address.
+    pub fn host_part(&self, _host: u64, _end: u64) -> Option<HostPart> {
+        None
     }
     pub fn block_parts(
         &self,
