@@ -144,7 +144,7 @@ static void callbacks(void)
     brant_stats stats = { .size = sizeof stats };
     brant_forecast forecast = { .size = sizeof forecast };
     struct pollfd look;
-    char json[4096], cut[16];
+    char json[BRANT_STATS_JSON_SIZE], cut[16];
     size_t needed = 0, needed_again = 0;
     int32_t code, there;
 

@@ -77,8 +77,10 @@ static void *set(void *arg)
             atomic_store_explicit(place(memory, i, s->number), s->marks, memory_order_relaxed);
         }
         begun = now_ns();
-        if (s->number % 2)
+        if (s->number % 3 == 1)
             brant_tracker_mark(tracker, GUEST_ADDRESS + page * PAGE, pages * PAGE);
+        else if (s->number % 3 == 2)
+            brant_tracker_mark_host(tracker, memory + page * PAGE, pages * PAGE);
         else
             brant_tracker_mark_block(tracker, 0, page * PAGE, pages * PAGE);
         took = now_ns() - begun;

@@ -662,6 +662,19 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
                               struct brant_error **error);
 
 /**
+ * Adds a block, and all of it as one slot: `brant_guest_add_block` and `brant_guest_add_slot` in one
+ * call. `guest_address` is where the guest sees the first byte, `slot` KVM's number of the slot (with no
+ * KVM_MEM_* flags), or BRANT_NO_SLOT. `*id` (may be NULL) gets the block's number. When the slot cannot
+ * be added, the block is not there either.
+ */
+int32_t brant_guest_add_ram(struct brant_guest *guest,
+                            const struct brant_ram_block *block,
+                            uint64_t guest_address,
+                            uint32_t slot,
+                            uint32_t *id,
+                            struct brant_error **error);
+
+/**
  * Finds the number of the block with this name and puts it into `*id`. Example: an `early_load`
  * gets a name from the source and needs the number. BRANT_E_NOT_FOUND if no block has the name.
  */
@@ -1345,6 +1358,316 @@ int32_t brant_saver_put(struct brant_saver *saver,
                         const void *data,
                         size_t length,
                         struct brant_error **error);
+
+/**
+ * brant_reason_set with a format: the text of at most 511 bytes that snprintf makes of the arguments behind
+ * `reason`. A statement. It needs <stdio.h>.
+ *
+ *     BRANT_REASON_SETF(reason, "vCPU %u: %s", vcpu, strerror(errno));
+ */
+#define BRANT_REASON_SETF(reason, ...)                            \
+    do {                                                          \
+        char brant_text_[512];                                    \
+        snprintf(brant_text_, sizeof brant_text_, __VA_ARGS__);   \
+        brant_reason_set((reason), brant_text_);                  \
+    } while (0)
+
+/**
+ * Adds `length` bytes at `data` as state of a device, with no callback: brant saves and loads them. At
+ * the source they are put after `save` has returned, in the order of the calls of this function. At the
+ * destination they arrive in the same order, after what the source's `save` put and before `loaded`: so
+ * `save` may fill them from the kernel, and `loaded` may give them to it.
+ *
+ * Both sides know a state by `name` (1 to 128 bytes, no control characters) and `instance`. `version` is
+ * the VMM's own number of the layout. The destination refuses the switchover, and the guest runs on at
+ * the source, when version or length differ, and when one of the destination's states did not come; the
+ * message names the state and both values. A state that only the source has goes to the destination's
+ * `load`. A destination that refuses may have loaded some states before.
+ *
+ * The bytes stay the VMM's. brant reads them when the guest is paused, and writes them when a guest
+ * arrives that does not run yet; nobody else writes them meanwhile. At most 1 GiB each and 4096 states a
+ * guest. Add them before the migration starts, also in `early_load`. BRANT_E_EXISTS for a name and
+ * instance that is there. Any thread.
+ */
+int32_t brant_guest_add_state(struct brant_guest *guest,
+                              const char *name,
+                              uint32_t instance,
+                              uint32_t version,
+                              void *data,
+                              size_t length,
+                              struct brant_error **error);
+
+/**
+ * Removes a state. When this returns, brant does not access its bytes any more. BRANT_E_NOT_FOUND when
+ * there is none of that name and instance. Any thread.
+ */
+int32_t brant_guest_remove_state(struct brant_guest *guest,
+                                 const char *name,
+                                 uint32_t instance,
+                                 struct brant_error **error);
+
+/* ---------------------------------------------------------------------------------------------
+ * The gate: a pause that is ready made
+ *
+ * For a VMM that has none of its own. The thread of a vCPU, whole:
+ *
+ *     brant_gate_add_vcpu(gate, number, vcpu_fd, &vcpu, NULL);
+ *     while (brant_gate_vcpu_run(vcpu, NULL) == 0)
+ *         if (handle_exit(run) < 0)
+ *             break;
+ *     brant_gate_vcpu_free(vcpu);
+ *
+ * docs/gate.md says what the gate takes care of, and how it lives with the VMM's own signals.
+ * --------------------------------------------------------------------------------------------- */
+
+/**
+ * A gate for the threads of one guest: a pause shuts it, and then vCPUs and device threads stand still
+ * in the sense of `brant_ops`. It is optional: a VMM that has a pause of its own needs none. brant
+ * makes no thread for it.
+ *
+ * A thread that writes guest memory otherwise calls `brant_gate_device_enter` before it takes its next
+ * request, and `brant_gate_device_leave` after the mark of its last write. `brant_guest_use_gate` lets
+ * migrations pause, resume, run and kick by the gate; the VMM's own pauses are `brant_gate_pause` and
+ * `brant_gate_resume`. Both may hold the guest at the same time: it runs when neither does.
+ *
+ * A new gate is shut, because its guest has not started. Threads may be made before: they wait.
+ * `brant_gate_start` opens it for a guest that begins here, and `run` of a migration for a guest that
+ * arrives.
+ *
+ * The signal: threads in KVM_RUN are taken out by one signal to that thread, `brant_gate_config.signal`.
+ * The VMM may use the same signal for its own kicks. The signal needs a handler, which may do nothing;
+ * the VMM installs it, or asks for it by BRANT_GATE_INSTALL_HANDLER. A thread of another gate, or of a
+ * library, is never sent the signal. Without a handler no signal is sent, and the call says so.
+ *
+ * Threads: any, several at once, except where a function says otherwise. Free the vCPUs and devices
+ * first, then the gate; a guest that uses the gate keeps what it needs. `brant_gate_free` is the last
+ * call on it.
+ */
+typedef struct brant_gate brant_gate;
+
+/**
+ * A vCPU at a gate.
+ *
+ * Threads: the one that called `brant_gate_add_vcpu`. `brant_gate_vcpu_free` is the last call on it, on
+ * any thread.
+ */
+typedef struct brant_gate_vcpu brant_gate_vcpu;
+
+/**
+ * A device at a gate: anything whose threads write guest memory.
+ *
+ * Threads: any number. `brant_gate_device_free` is the last call on it, when no thread is inside.
+ */
+typedef struct brant_gate_device brant_gate_device;
+
+/**
+ * In `brant_gate_config.flags`: install a handler for the signal that does nothing, if the signal has
+ * its default action. A handler of the VMM's is left alone. The handler stays when the gate is freed.
+ */
+#define BRANT_GATE_INSTALL_HANDLER 1
+
+/** How a gate is made. */
+typedef struct brant_gate_config {
+    /** sizeof(brant_gate_config). */
+    size_t size;
+    /**
+     * How long `pause` and `kick` of a migration wait for threads, milliseconds. 0 means 5000;
+     * BRANT_NO_LIMIT.
+     */
+    uint64_t wait_ms;
+    /** The signal that takes a thread out of KVM_RUN; 0 means SIGRTMIN + 4. */
+    int32_t signal;
+    /** BRANT_GATE_*. */
+    uint32_t flags;
+} brant_gate_config;
+
+/** In the answer of `brant_gate_get_holds`: the guest has not been started here. */
+#define BRANT_HELD_BEFORE_START 1
+/** In the answer of `brant_gate_get_holds`: by `brant_gate_pause`. */
+#define BRANT_HELD_BY_USER 2
+/**
+ * In the answer of `brant_gate_get_holds`: by `pause` of a migration or a save. After a hand-over this
+ * stays.
+ */
+#define BRANT_HELD_BY_MIGRATION 4
+/** In the answer of `brant_gate_get_holds`: the guest has shut down. */
+#define BRANT_HELD_SHUT_DOWN 8
+
+/**
+ * Makes a gate that is shut. `config` may be NULL: then the VMM installs a handler for SIGRTMIN + 4.
+ * BRANT_E_INVALID for a signal that cannot be used (SIGKILL, SIGSTOP, the faults, the C library's),
+ * BRANT_E_STATE when a handler is to be installed and the signal is ignored.
+ */
+int32_t brant_gate_new(const struct brant_gate_config *config,
+                       struct brant_gate **gate,
+                       struct brant_error **error);
+
+/**
+ * Frees a gate; NULL is fine. Its vCPUs and devices are freed before. A guest that uses it goes on
+ * using it.
+ */
+void brant_gate_free(struct brant_gate *gate);
+
+/**
+ * Lets a guest's operations `pause`, `resume`, `run` and `kick` be carried out by the gate. Then the
+ * table of operations needs none of them. When the table has one, both are called: the table's `pause`
+ * after the gate's, with all vCPUs and devices standing; the table's `resume`, `run` and `kick` before
+ * the gate's, with all of them standing still for the first two. When the table's fails, the gate stays
+ * as it is. `resume` does not fail by the gate, and leaves a guest paused that its user has paused.
+ *
+ * From then on the gate also knows who has the guest: `brant_gate_start` and `brant_gate_resume` refuse
+ * what must not run here. One gate a guest and one guest a gate: a second one is BRANT_E_EXISTS. Call it
+ * before the first migration, save or restore of the guest is made.
+ */
+int32_t brant_guest_use_gate(struct brant_guest *guest,
+                             struct brant_gate *gate,
+                             struct brant_error **error);
+
+/**
+ * Opens the gate for a guest that begins here, or that was reclaimed (`brant_guest_reclaim`). A pause of
+ * the user's stays. With a guest (`brant_guest_use_gate`) this says brant_guest_runs_here too, whose
+ * errors it has. BRANT_E_CANCELLED when the guest has shut down.
+ */
+int32_t brant_gate_start(struct brant_gate *gate,
+                         struct brant_error **error);
+
+/**
+ * Pauses the guest for its user, and returns when every vCPU is out of KVM_RUN with nothing pending and
+ * every device thread is outside. First the vCPUs are waited for, then the devices, because a vCPU in
+ * the middle of an exit may need one. A guest that is paused already is fine.
+ *
+ * BRANT_E_TIMEOUT after `timeout_ms` (BRANT_NO_LIMIT: never): the message names the vCPUs or devices
+ * that did not come, and the guest runs on as if nothing had been asked. BRANT_E_CALLBACK on a vCPU's
+ * thread and inside a device, which would have to stand still for it. BRANT_E_CANCELLED when the guest
+ * has shut down, also meanwhile; BRANT_E_STATE when it was resumed meanwhile, or when the signal has no
+ * handler any more.
+ */
+int32_t brant_gate_pause(struct brant_gate *gate,
+                         uint64_t timeout_ms,
+                         struct brant_error **error);
+
+/**
+ * Takes the user's pause back. A guest that a migration or a save has paused stays paused until that
+ * lets it go. A guest that is not paused is fine. BRANT_E_STATE when the guest was handed over or given
+ * up: it stays paused. BRANT_E_CANCELLED when it has shut down.
+ */
+int32_t brant_gate_resume(struct brant_gate *gate,
+                          struct brant_error **error);
+
+/**
+ * Says that the guest has shut down, on any thread. All functions that wait at this gate return
+ * BRANT_E_CANCELLED, vCPUs are taken out of KVM_RUN, and a migration that pauses the guest fails by
+ * that. Does not wait for the threads: join them. There is no way back; a guest that starts again needs
+ * a new gate.
+ */
+int32_t brant_gate_shut_down(struct brant_gate *gate,
+                             struct brant_error **error);
+
+/** Puts into `*holds` who holds the guest still: 0, or a sum of BRANT_HELD_*. */
+int32_t brant_gate_get_holds(const struct brant_gate *gate,
+                             uint32_t *holds,
+                             struct brant_error **error);
+
+/**
+ * Makes the thread of vCPU `vcpu` come by the VMM's code soon, for a request of the VMM's (an interrupt
+ * to inject): set the request first. `brant_gate_vcpu_run` returns with KVM_EXIT_INTR,
+ * `brant_gate_vcpu_idle` returns. Never waits; any thread, also in a callback. BRANT_E_NOT_FOUND for a
+ * number that is not at the gate.
+ */
+int32_t brant_gate_kick_vcpu(struct brant_gate *gate,
+                             uint32_t vcpu,
+                             struct brant_error **error);
+
+/**
+ * Adds a vCPU, on its own thread, before it runs; also while the guest is paused. `number` is the VMM's
+ * own, unique at the gate. `vcpu_fd` is what KVM_CREATE_VCPU returned; brant keeps a duplicate and maps
+ * the first page of its kvm_run. -1 for a vCPU of something else than KVM's, and for no
+ * `brant_gate_vcpu_run`. The gate's signal is unblocked on this thread.
+ *
+ * BRANT_E_EXISTS for a number that is in use, BRANT_E_STATE when the signal has no handler or is
+ * ignored, BRANT_E_INVALID for a descriptor of no vCPU, BRANT_E_CANCELLED when the guest has shut down.
+ */
+int32_t brant_gate_add_vcpu(struct brant_gate *gate,
+                            uint32_t number,
+                            int32_t vcpu_fd,
+                            struct brant_gate_vcpu **vcpu,
+                            struct brant_error **error);
+
+/**
+ * Removes a vCPU; NULL is fine. No pause waits for it any more, wherever it was: call it when its
+ * thread has left KVM_RUN for good. Any thread, once.
+ */
+void brant_gate_vcpu_free(struct brant_gate_vcpu *vcpu);
+
+/**
+ * Calls KVM_RUN once, when the guest may run, and returns 0 when kvm_run has an exit to handle. Waits
+ * while the guest is paused. After a signal, and when there is nothing to handle, `exit_reason` is
+ * KVM_EXIT_INTR (a stale reason never stands there): look for requests of the VMM's own, and call this
+ * again. Handle the exit before the next call: the next KVM_RUN completes it, also during a pause.
+ *
+ * BRANT_E_CANCELLED when the guest has shut down: end the thread. BRANT_E_STATE on another thread, and
+ * for a vCPU without a descriptor. BRANT_E_KERNEL (or a code that fits the errno better) when KVM_RUN
+ * fails with something else than EINTR and EAGAIN.
+ */
+int32_t brant_gate_vcpu_run(struct brant_gate_vcpu *vcpu,
+                            struct brant_error **error);
+
+/**
+ * For a VMM that calls KVM_RUN itself, in place of `brant_gate_vcpu_run`: returns 0 when KVM_RUN may be
+ * called; call it at once. Waits while the guest is paused and this vCPU owes no retirement of an exit.
+ * BRANT_E_CANCELLED when the guest has shut down.
+ */
+int32_t brant_gate_vcpu_enter(struct brant_gate_vcpu *vcpu,
+                              struct brant_error **error);
+
+/**
+ * After KVM_RUN that followed `brant_gate_vcpu_enter`, before anything else. `interrupted` is not 0 when
+ * KVM_RUN failed with EINTR, and only then: an EINTR says that nothing is pending any more, so the vCPU
+ * may stand still, and this call waits while the guest is paused. There is no exit to handle after an
+ * EINTR, whatever `exit_reason` says. After EAGAIN `interrupted` is 0, and there is none either.
+ * BRANT_E_CANCELLED when the guest has shut down.
+ */
+int32_t brant_gate_vcpu_left(struct brant_gate_vcpu *vcpu,
+                             int32_t interrupted,
+                             struct brant_error **error);
+
+/**
+ * Waits, for a vCPU with nothing to do (KVM_EXIT_HLT without an interrupt controller in the kernel),
+ * until `brant_gate_kick_vcpu`, a pause, or `timeout_ms` (BRANT_NO_LIMIT: no end); 0 in each case. The
+ * next call is `brant_gate_vcpu_run`. BRANT_E_CANCELLED when the guest has shut down.
+ */
+int32_t brant_gate_vcpu_idle(struct brant_gate_vcpu *vcpu,
+                             uint64_t timeout_ms,
+                             struct brant_error **error);
+
+/**
+ * Adds a device under a `name` of 1 to 128 bytes without control characters, unique at the gate. A
+ * pause that waits in vain names it.
+ */
+int32_t brant_gate_add_device(struct brant_gate *gate,
+                              const char *name,
+                              struct brant_gate_device **device,
+                              struct brant_error **error);
+
+/** Removes a device; NULL is fine. No thread is inside. */
+void brant_gate_device_free(struct brant_gate_device *device);
+
+/**
+ * The calling thread comes in: until it has left, no pause returns. Waits while the devices have to
+ * stand still, at most `timeout_ms` (BRANT_NO_LIMIT; 0 for a thread that must not wait). A thread that
+ * is inside of any device of the gate comes in without waiting; it leaves as often as it came. Costs an
+ * atomic addition while nobody pauses. BRANT_E_PENDING when the time is up, BRANT_E_CANCELLED when the
+ * guest has shut down.
+ */
+int32_t brant_gate_device_enter(struct brant_gate_device *device,
+                                uint64_t timeout_ms,
+                                struct brant_error **error);
+
+/**
+ * The calling thread leaves, after the mark of its last write. BRANT_E_STATE when it is not inside.
+ */
+int32_t brant_gate_device_leave(struct brant_gate_device *device,
+                                struct brant_error **error);
 
 /* ---------------------------------------------------------------------------------------------
  * The state of KVM's vCPUs and VMs
@@ -2071,6 +2394,16 @@ void brant_tracker_mark_block(const struct brant_tracker *tracker,
                               uint32_t block,
                               uint64_t offset,
                               uint64_t length);
+
+/**
+ * `brant_tracker_mark` for `length` bytes at an address of this process, as device code has them (a
+ * buffer, the parts of an iovec). Marks every block that has some of these bytes, and so each guest
+ * address that shows them. Bytes that are in no block are ignored, and counted as one stray mark. A
+ * block that was mapped a second time is known by the address that it was added with.
+ */
+void brant_tracker_mark_host(const struct brant_tracker *tracker,
+                             const void *host,
+                             uint64_t length);
 
 /**
  * Running totals. The totals of pages found, pending and put back are those of the VMM as a
@@ -3045,16 +3378,40 @@ int32_t brant_outgoing_get_forecast(const struct brant_outgoing *outgoing,
                                     struct brant_error **error);
 
 /**
+ * Room for every text of `brant_outgoing_get_stats_json` and `brant_incoming_get_stats_json` of the
+ * library with this header, the NUL included. A later library may have more figures: `needed` tells.
+ */
+#define BRANT_STATS_JSON_SIZE 8192
+
+/**
+ * Room for every text of `brant_outgoing_get_line` and `brant_incoming_get_line`, the NUL included.
+ */
+#define BRANT_LINE_SIZE 256
+
+/**
  * The figures of brant_stats as one JSON object, by the same names. An unknown figure is null, and
  * "state" is the name of the state. "forecast" is an object with the fields of brant_forecast, or
  * null as long as there is none. The text in `buffer` is NUL-terminated and cut to `capacity`
- * bytes; `*needed` (may be NULL) gets the bytes that the whole text takes.
+ * bytes, of which BRANT_STATS_JSON_SIZE are enough; `*needed` (may be NULL) gets the bytes that the
+ * whole text takes.
  */
 int32_t brant_outgoing_get_stats_json(const struct brant_outgoing *outgoing,
                                       char *buffer,
                                       size_t capacity,
                                       size_t *needed,
                                       struct brant_error **error);
+
+/**
+ * The figures as one line for a person, such as "copying, pass 3, 87.1 %, 1.2 GB/s, guest writes 310
+ * MB/s, 2.1 GB to send, downtime would be 120 ms of 300 ms, about 12 s left", or "completed, 100.0 %,
+ * 988 kB in 90 s, downtime 45 ms of 300 ms allowed". What is unknown is left out. The words may change
+ * in any version; figures for programs are in `brant_outgoing_get_stats`. The text in `buffer` is
+ * NUL-terminated and cut to `capacity` bytes; BRANT_LINE_SIZE is always enough.
+ */
+int32_t brant_outgoing_get_line(const struct brant_outgoing *outgoing,
+                                char *buffer,
+                                size_t capacity,
+                                struct brant_error **error);
 
 /**
  * An eventfd that becomes readable when the figures have changed, for poll; reading it resets it.
@@ -3404,6 +3761,12 @@ int32_t brant_incoming_get_stats_json(const struct brant_incoming *incoming,
                                       size_t capacity,
                                       size_t *needed,
                                       struct brant_error **error);
+
+/** As `brant_outgoing_get_line`. */
+int32_t brant_incoming_get_line(const struct brant_incoming *incoming,
+                                char *buffer,
+                                size_t capacity,
+                                struct brant_error **error);
 
 /** As `brant_outgoing_event_fd`. */
 int32_t brant_incoming_event_fd(const struct brant_incoming *incoming);

@@ -29,7 +29,8 @@ def for_c(path):
     """What the header says to a C compiler, without comments and preprocessor lines."""
     text = without_comments(read(path))
     text = re.sub(r"^#ifdef __cplusplus$.*?^#(else|endif)\b", "", text, flags=re.M | re.S)
-    return re.sub(r"^[ \t]*#[^\n]*", " ", text, flags=re.M)
+    # A line of the preprocessor goes on behind a backslash.
+    return re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", " ", text, flags=re.M)
 
 
 def header_functions(path=HEADER):

@@ -132,6 +132,7 @@ static void args_fill(struct args *a)
     a->brant_rate_params.size = sizeof a->brant_rate_params;
     a->brant_dirty_rate.size = sizeof a->brant_dirty_rate;
     a->brant_forecast.size = sizeof a->brant_forecast;
+    a->brant_gate_config = (brant_gate_config){ .size = sizeof(brant_gate_config) };
     a->brant_image_save_params.size = sizeof a->brant_image_save_params;
     a->brant_image_restore_params.size = sizeof a->brant_image_restore_params;
     a->brant_image_stats.size = sizeof a->brant_image_stats;

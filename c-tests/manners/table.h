@@ -67,6 +67,7 @@ struct args {
     brant_rate_params brant_rate_params;
     brant_dirty_rate brant_dirty_rate;
     brant_forecast brant_forecast;
+    brant_gate_config brant_gate_config;
     brant_image_save_params brant_image_save_params;
     brant_image_restore_params brant_image_restore_params;
     brant_image_stats brant_image_stats;
@@ -134,6 +135,9 @@ struct world {
     brant_image_chain *chain;
     brant_bitmap *bitmap, *other_bitmap;
     brant_blocker *blocker;
+    brant_gate *gate;
+    brant_gate_vcpu *gate_vcpu;
+    brant_gate_device *gate_device;
     brant_error *error;
     brant_reason *reason;
     brant_saver *saver;

@@ -47,6 +47,17 @@ static void guest_make(brant_guest **guest, char *host, struct side_of *side)
 
 static int descriptors_before, threads_before;
 
+/* An open gate with a vCPU of this thread, which is not KVM's, and a device. */
+static void make_gate(struct world *w)
+{
+    brant_gate_config config = { .size = sizeof config, .flags = BRANT_GATE_INSTALL_HANDLER };
+
+    MUST(brant_gate_new(&config, &w->gate, NULL));
+    MUST(brant_gate_start(w->gate, NULL));
+    MUST(brant_gate_add_vcpu(w->gate, 7, -1, &w->gate_vcpu, NULL));
+    MUST(brant_gate_add_device(w->gate, "disk", &w->gate_device, NULL));
+}
+
 /* Begins a world in this state; FRESH enters no state. */
 static void world_begin(struct world *w, enum state state)
 {
@@ -85,6 +96,7 @@ static void world_begin(struct world *w, enum state state)
     brant_blocker_free(w->blocker);
     /* A blocker of a guest that does not migrate. */
     w->blocker = NULL;
+    make_gate(w);
     brant_tracker_start(NULL, 0, &w->error);
 }
 
@@ -159,6 +171,9 @@ static void world_end(struct world *w)
     if (brant_image_save_free(w->save) || brant_image_restore_free(w->restore))
         wrong("a save or a restore cannot be freed");
     brant_blocker_free(w->blocker);
+    brant_gate_device_free(w->gate_device);
+    brant_gate_vcpu_free(w->gate_vcpu);
+    brant_gate_free(w->gate);
     brant_rate_free(w->rate);
     brant_tracker_free(w->tracker);
     brant_consumer_free(w->consumer);

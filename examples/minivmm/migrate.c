@@ -13,7 +13,6 @@
 
 #include <inttypes.h>
 #include <poll.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +20,8 @@
 
 #define STATE_VERSION 1u
 #define MACHINE_VERSION 3u
+
+_Static_assert(sizeof(((struct mg_result *)0)->json) >= BRANT_STATS_JSON_SIZE, "room for all figures");
 
 /* What both sides must know of the machine besides its memory, as it is sent. */
 struct task {
@@ -240,18 +241,12 @@ static int why(struct migration *g, brant_reason *reason)
 	return -1;
 }
 
-/* ... or in these words. */
-__attribute__((format(printf, 2, 3))) static int refuse(brant_reason *reason, const char *format, ...)
-{
-	char text[200];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
-	brant_reason_set(reason, text);
-	return -1;
-}
+/* ... or ends it in these words. */
+#define REFUSE(...)                                     \
+	do {                                            \
+		BRANT_REASON_SETF(reason, __VA_ARGS__); \
+		return -1;                              \
+	} while (0)
 
 static int32_t op_pause(void *opaque, brant_reason *reason)
 {
@@ -289,7 +284,7 @@ static int32_t op_load(void *opaque, const brant_state_blob *blob, brant_reason 
 
 	if (strcmp(blob->name, "vcpu") != 0 || blob->version != STATE_VERSION ||
 	    blob->instance >= mv_vcpu_count(g->machine))
-		return refuse(reason, "blob `%s` %" PRIu32 " version %" PRIu32 " is not known here", blob->name, blob->instance,
+		REFUSE("blob `%s` %" PRIu32 " version %" PRIu32 " is not known here", blob->name, blob->instance,
 			      blob->version);
 	return mv_load_vcpu(g->machine, blob->instance, blob->data, blob->length) ? why(g, reason) : 0;
 }
@@ -310,15 +305,17 @@ static int32_t op_early_load(void *opaque, const brant_state_blob *blob, brant_r
 	struct task come, *here = &g->task;
 
 	if (strcmp(blob->name, "machine") != 0 || blob->version != MACHINE_VERSION || blob->length != sizeof(come))
-		return refuse(reason, "the source is no minivmm of this version");
+		REFUSE("the source is no minivmm of this version");
 	memcpy(&come, blob->data, sizeof(come));
 	if (come.vcpus != here->vcpus || come.kvm != here->kvm)
-		return refuse(reason, "the source is a %s guest of %" PRIu32 " vCPUs, the destination a %s guest of %" PRIu32,
+		REFUSE("the source is a %s guest of %" PRIu32 " vCPUs, the destination a %s guest of %" PRIu32,
 			      kinds[come.kvm != 0], come.vcpus, kinds[here->kvm], here->vcpus);
 	if (come.workload > GV_MIXED || !(come.rate >= 0) || come.device_mib > 4096 || come.device_rate > 1024)
-		return refuse(reason, "the source's guest does what this minivmm does not know");
+		REFUSE("the source's guest does what this minivmm does not know");
 	*here = come;
-	return make_device(g) ? refuse(reason, "%s", g->error) : 0;
+	if (make_device(g))
+		REFUSE("%s", g->error);
+	return 0;
 }
 
 /* When this has returned, the guest no longer belongs to this side. A VMM with disks releases their locks here. */

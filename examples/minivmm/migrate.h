@@ -106,7 +106,7 @@ struct mg_result {
 	/* Source: what was promised of downtime_ms, and its parts. */
 	double promised_ms;
 	struct mg_part parts[MG_PARTS];
-	char json[4096];
+	char json[8192];
 };
 
 struct migration;

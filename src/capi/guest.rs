@@ -3,6 +3,7 @@
 use super::error::{brant_error, invalid};
 use super::ops::{brant_ops, Ops};
 use super::structs::{duplicated, handle, put, put_optional, read, sized, text};
+use crate::error::Result;
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, BlockId, Memory, SlotDescription};
 use crate::migrate::Blockers;
 use crate::units::Bytes;
@@ -160,6 +161,51 @@ pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
     })
 }
 
+/// Adds the block that the structure describes.
+///
+/// # Safety
+/// The name is null or a string, the descriptor is open during the call, and the memory is as the
+/// structure says.
+unsafe fn add_block(guest: &brant_guest, b: &brant_ram_block) -> Result<BlockId> {
+    // SAFETY: null or a string by contract.
+    let name = unsafe { text(b.name, "brant_ram_block.name") }?;
+    if b.flags & !(BRANT_RAM_ROM | BRANT_RAM_ZEROED | BRANT_RAM_FILE) != 0 {
+        return Err(invalid(format!(
+            "block `{name}`: flags are BRANT_RAM_ROM, BRANT_RAM_ZEROED and BRANT_RAM_FILE; \
+             found {:#x}",
+            b.flags
+        )));
+    }
+    let of_file = b.flags & BRANT_RAM_FILE != 0;
+    if !of_file && !matches!(b.fd, 0 | -1) {
+        return Err(invalid(format!(
+            "block `{name}`: fd is {}, and flags lack BRANT_RAM_FILE, which says that the \
+             block is mapped from its file; without that flag fd is 0 or -1",
+            b.fd
+        )));
+    }
+    let file = match of_file {
+        false => None,
+        true => Some(BackingFile {
+            // SAFETY: open during the call by contract.
+            fd: unsafe { duplicated(b.fd, "brant_ram_block.fd") }?,
+            offset: b.fd_offset,
+        }),
+    };
+    guest.memory.add_block(BlockDescription {
+        name: name.to_owned(),
+        // SAFETY: by contract of the C interface, as the structure says.
+        host: unsafe { crate::memory::HostMemory::new(b.host.cast()) },
+        length: Bytes(b.length),
+        page_size: Bytes(if b.page_size == 0 { 4096 } else { b.page_size }),
+        file,
+        flags: BlockFlags {
+            rom: b.flags & BRANT_RAM_ROM != 0,
+            zeroed: b.flags & BRANT_RAM_ZEROED != 0,
+        },
+    })
+}
+
 /// Adds a block, one of at most 4096. `*id` (may be NULL) gets its number. Every other call and
 /// every taken run names the block by this number. No other block of the guest ever gets the same
 /// number, even after this block was removed. The name of a block is for the other side of a
@@ -187,43 +233,40 @@ pub unsafe extern "C" fn brant_guest_add_block(
         let b = unsafe { read(block) }?;
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
-        // SAFETY: null or a string by contract.
-        let name = unsafe { text(b.name, "brant_ram_block.name") }?;
-        if b.flags & !(BRANT_RAM_ROM | BRANT_RAM_ZEROED | BRANT_RAM_FILE) != 0 {
-            return Err(invalid(format!(
-                "block `{name}`: flags are BRANT_RAM_ROM, BRANT_RAM_ZEROED and BRANT_RAM_FILE; \
-                 found {:#x}",
-                b.flags
-            )));
+        // SAFETY: what the structure names, by contract.
+        let made = unsafe { add_block(guest, &b) }?;
+        // SAFETY: null or a place by contract.
+        unsafe { put_optional(id, made.0) };
+        Ok(())
+    })
+}
+
+/// Adds a block, and all of it as one slot: `brant_guest_add_block` and `brant_guest_add_slot` in one
+/// call. `guest_address` is where the guest sees the first byte, `slot` KVM's number of the slot (with no
+/// KVM_MEM_* flags), or BRANT_NO_SLOT. `*id` (may be NULL) gets the block's number. When the slot cannot
+/// be added, the block is not there either.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_add_ram(
+    guest: *mut brant_guest,
+    block: *const brant_ram_block,
+    guest_address: u64,
+    slot: u32,
+    id: *mut u32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or a structure by contract.
+        let b = unsafe { read(block) }?;
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: what the structure names, by contract.
+        let made = unsafe { add_block(guest, &b) }?;
+        let whole = SlotDescription::new(made, GuestAddress(guest_address), Bytes(b.length));
+        if let Err(e) = guest.memory.add_slot(&SlotDescription { slot, ..whole }) {
+            // Nobody else knows its number. If it cannot be removed, it is a block without a slot.
+            let _ = guest.memory.remove_block(made);
+            return Err(e);
         }
-        let of_file = b.flags & BRANT_RAM_FILE != 0;
-        if !of_file && !matches!(b.fd, 0 | -1) {
-            return Err(invalid(format!(
-                "block `{name}`: fd is {}, and flags lack BRANT_RAM_FILE, which says that the \
-                 block is mapped from its file; without that flag fd is 0 or -1",
-                b.fd
-            )));
-        }
-        let file = match of_file {
-            false => None,
-            true => Some(BackingFile {
-                // SAFETY: open during the call by contract.
-                fd: unsafe { duplicated(b.fd, "brant_ram_block.fd") }?,
-                offset: b.fd_offset,
-            }),
-        };
-        let made = guest.memory.add_block(BlockDescription {
-            name: name.to_owned(),
-            // SAFETY: by contract of the C interface, as the structure says.
-            host: unsafe { crate::memory::HostMemory::new(b.host.cast()) },
-            length: Bytes(b.length),
-            page_size: Bytes(if b.page_size == 0 { 4096 } else { b.page_size }),
-            file,
-            flags: BlockFlags {
-                rom: b.flags & BRANT_RAM_ROM != 0,
-                zeroed: b.flags & BRANT_RAM_ZEROED != 0,
-            },
-        })?;
         // SAFETY: null or a place by contract.
         unsafe { put_optional(id, made.0) };
         Ok(())

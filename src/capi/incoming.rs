@@ -287,6 +287,22 @@ pub unsafe extern "C" fn brant_incoming_get_stats_json(
     })
 }
 
+/// As `brant_outgoing_get_line`.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_get_line(
+    incoming: *const brant_incoming,
+    buffer: *mut c_char,
+    capacity: usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let line = unsafe { handle(incoming, "incoming") }?.incoming.line();
+        // SAFETY: the caller's contract.
+        unsafe { put_text(&line, buffer, capacity, std::ptr::null_mut()) }
+    })
+}
+
 /// As `brant_outgoing_event_fd`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_event_fd(incoming: *const brant_incoming) -> i32 {

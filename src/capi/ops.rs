@@ -3,10 +3,12 @@
 use super::error::{brant_error, invalid};
 use super::structs::{handle, read, sized, text};
 use crate::error::{Error, Kind, Result};
-use crate::vmm::{Event, MappedBlock, Role, StateBlob, StateSink, Vmm};
+use crate::gate::Gate;
+use crate::vmm::{Event, MappedBlock, Role, StateBlob, StateSink, States, Vmm};
 use std::cell::RefCell;
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
 
 /// Where a callback that fails says why: `brant_reason_set`.
 ///
@@ -445,6 +447,10 @@ pub(super) fn call_back(
 pub(super) struct Ops {
     table: brant_ops,
     opaque: *mut c_void,
+    /// Carries out four of the operations, beside the table's.
+    gate: OnceLock<Arc<Gate>>,
+    /// State that needs no operation.
+    states: States,
 }
 
 // SAFETY: the VMM gave table and opaque for use on brant's threads; that is the contract of
@@ -466,7 +472,44 @@ impl Ops {
             // SAFETY: the caller's contract.
             unsafe { read(table) }?
         };
-        Ok(Ops { table, opaque })
+        let gate = OnceLock::new();
+        Ok(Ops {
+            table,
+            opaque,
+            gate,
+            states: States::default(),
+        })
+    }
+
+    /// State that is saved and loaded beside the table's operations.
+    pub(super) fn states(&self) -> &States {
+        &self.states
+    }
+
+    pub(super) fn has_gate(&self) -> bool {
+        self.gate.get().is_some()
+    }
+
+    /// Lets the gate carry out `pause`, `resume`, `run` and `kick`.
+    pub(super) fn use_gate(&self, gate: &Arc<Gate>) {
+        // Only the first one counts, for which the caller has looked.
+        let _ = self.gate.set(Arc::clone(gate));
+    }
+
+    /// What the gate does, after the table's operation when that comes first. `otherwise` without a gate
+    /// and without an operation.
+    fn by_gate(
+        &self,
+        table: Option<Result<()>>,
+        gate: impl FnOnce(&Gate) -> Result<()>,
+        otherwise: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        match (table, self.gate.get()) {
+            (Some(Err(e)), _) => Err(e),
+            (_, Some(of)) => gate(of),
+            (Some(Ok(())), None) => Ok(()),
+            (None, None) => otherwise(),
+        }
     }
 
     /// The operations that `what` cannot do without, each with whether the table has it.
@@ -484,15 +527,15 @@ impl Ops {
         Self::require(
             "a migration from here",
             &[
-                ("pause", self.table.pause.is_some()),
-                ("resume", self.table.resume.is_some()),
+                ("pause", self.table.pause.is_some() || self.has_gate()),
+                ("resume", self.table.resume.is_some() || self.has_gate()),
             ],
         )
     }
 
     /// Whether a migration to here can be made.
     pub(super) fn check_destination(&self) -> Result<()> {
-        let run = ("run", self.table.run.is_some());
+        let run = ("run", self.table.run.is_some() || self.has_gate());
         Self::require("a migration to here", &[run])
     }
 
@@ -573,6 +616,14 @@ macro_rules! plain {
     };
 }
 
+/// The answer of the table's operation, if it has one.
+macro_rules! own {
+    ($self:ident, $name:ident) => {
+        // SAFETY: the VMM's function, called as the table says.
+        ($self.table.$name).map(|f| $self.call(|opaque, reason| unsafe { f(opaque, reason) }))
+    };
+}
+
 fn has_none(what: &str) -> Result<()> {
     Err(Error::new(
         Kind::Vmm,
@@ -582,25 +633,33 @@ fn has_none(what: &str) -> Result<()> {
 
 impl Vmm for Ops {
     fn pause(&self) -> Result<()> {
-        plain!(self, pause, has_none("pause"))
+        let gate = self.gate.get();
+        gate.map_or(Ok(()), |gate| gate.on_pause())?;
+        let otherwise = || gate.map_or_else(|| has_none("pause"), |_| Ok(()));
+        plain!(self, pause, otherwise())
     }
     fn resume(&self) -> Result<()> {
-        plain!(self, resume, has_none("resume"))
+        let gate = |gate: &Gate| {
+            gate.on_resume();
+            Ok(())
+        };
+        self.by_gate(own!(self, resume), gate, || has_none("resume"))
     }
     fn loaded(&self) -> Result<()> {
+        self.states.loaded()?;
         plain!(self, loaded, Ok(()))
     }
     fn release(&self) -> Result<()> {
         plain!(self, release, Ok(()))
     }
     fn run(&self) -> Result<()> {
-        plain!(self, run, has_none("run"))
+        self.by_gate(own!(self, run), Gate::on_run, || has_none("run"))
     }
     fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
-        match self.table.save {
-            Some(f) => self.with_saver(sink, f),
-            None => Ok(()),
+        if let Some(f) = self.table.save {
+            self.with_saver(sink, f)?;
         }
+        self.states.save(sink)
     }
     fn early_save(&self, sink: &mut dyn StateSink) -> Result<()> {
         match self.table.early_save {
@@ -609,6 +668,9 @@ impl Vmm for Ops {
         }
     }
     fn load(&self, blob: &StateBlob<'_>) -> Result<()> {
+        if self.states.load(blob)? {
+            return Ok(());
+        }
         match self.table.load {
             Some(f) => self.with_state(blob, f),
             None => Err(Error::new(
@@ -647,7 +709,7 @@ impl Vmm for Ops {
         }
     }
     fn kick(&self) -> Result<()> {
-        plain!(self, kick, Ok(()))
+        self.by_gate(own!(self, kick), Gate::on_kick, || Ok(()))
     }
     fn throttle(&self, vcpu: Option<u32>, percent: u8) -> Result<()> {
         match self.table.throttle {

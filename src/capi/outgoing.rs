@@ -327,10 +327,18 @@ pub unsafe extern "C" fn brant_outgoing_get_forecast(
     })
 }
 
+/// Room for every text of `brant_outgoing_get_stats_json` and `brant_incoming_get_stats_json` of the
+/// library with this header, the NUL included. A later library may have more figures: `needed` tells.
+pub const BRANT_STATS_JSON_SIZE: u32 = 8192;
+
+/// Room for every text of `brant_outgoing_get_line` and `brant_incoming_get_line`, the NUL included.
+pub const BRANT_LINE_SIZE: u32 = 256;
+
 /// The figures of brant_stats as one JSON object, by the same names. An unknown figure is null, and
 /// "state" is the name of the state. "forecast" is an object with the fields of brant_forecast, or
 /// null as long as there is none. The text in `buffer` is NUL-terminated and cut to `capacity`
-/// bytes; `*needed` (may be NULL) gets the bytes that the whole text takes.
+/// bytes, of which BRANT_STATS_JSON_SIZE are enough; `*needed` (may be NULL) gets the bytes that the
+/// whole text takes.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_get_stats_json(
     outgoing: *const brant_outgoing,
@@ -346,6 +354,26 @@ pub unsafe extern "C" fn brant_outgoing_get_stats_json(
             .stats_json()?;
         // SAFETY: the caller's contract.
         unsafe { put_text(&json, buffer, capacity, needed) }
+    })
+}
+
+/// The figures as one line for a person, such as "copying, pass 3, 87.1 %, 1.2 GB/s, guest writes 310
+/// MB/s, 2.1 GB to send, downtime would be 120 ms of 300 ms, about 12 s left", or "completed, 100.0 %,
+/// 988 kB in 90 s, downtime 45 ms of 300 ms allowed". What is unknown is left out. The words may change
+/// in any version; figures for programs are in `brant_outgoing_get_stats`. The text in `buffer` is
+/// NUL-terminated and cut to `capacity` bytes; BRANT_LINE_SIZE is always enough.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_get_line(
+    outgoing: *const brant_outgoing,
+    buffer: *mut c_char,
+    capacity: usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let line = unsafe { handle(outgoing, "outgoing") }?.outgoing.line();
+        // SAFETY: the caller's contract.
+        unsafe { put_text(&line, buffer, capacity, std::ptr::null_mut()) }
     })
 }
 

@@ -10,6 +10,7 @@ use crate::dirty::tracker::{Clearing, Tracker};
 use crate::memory::BlockId;
 use crate::migrate::Blockers;
 use crate::units::{Bytes, Pages};
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 use vm_memory::GuestAddress;
 
@@ -233,6 +234,24 @@ pub unsafe extern "C" fn brant_tracker_mark_block(
         // SAFETY: null or ours by contract.
         if let Some(t) = unsafe { tracker.as_ref() } {
             t.tracker.mark_block(BlockId(block), Bytes(offset), length);
+        }
+    })
+}
+
+/// `brant_tracker_mark` for `length` bytes at an address of this process, as device code has them (a
+/// buffer, the parts of an iovec). Marks every block that has some of these bytes, and so each guest
+/// address that shows them. Bytes that are in no block are ignored, and counted as one stray mark. A
+/// block that was mapped a second time is known by the address that it was added with.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_mark_host(
+    tracker: *const brant_tracker,
+    host: *const c_void,
+    length: u64,
+) {
+    boundary!(or(), {
+        // SAFETY: null or ours by contract.
+        if let Some(t) = unsafe { tracker.as_ref() } {
+            t.tracker.mark_host(host.cast(), length);
         }
     })
 }

@@ -9,18 +9,40 @@
 //! The signal is the VMM's too. A gate sends one signal to threads that are in `KVM_RUN`, and needs a
 //! handler for it that does nothing. It installs one only when it is told to ([`Config::install_handler`]).
 //!
+//! A device, and who holds the guest:
+//!
+//! ```
+//! # fn main() -> brant::Result<()> {
+//! use brant::gate::{Config, Device, Gate, Holder, Holds, Inside};
+//! use std::time::Duration;
+//!
+//! let gate = Gate::new(Config { install_handler: true, ..Config::default() })?;
+//! let disk: Device = gate.add_device("disk")?;
+//! gate.start()?;
+//! let inside: Inside<'_> = disk.enter(None)?;
+//! // A request writes guest memory, and marks it.
+//! drop(inside);
+//! gate.pause(Duration::from_secs(1))?;
+//! let holds: Holds = gate.holds();
+//! assert!(holds.by(Holder::User) && !holds.is_open());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A vCPU:
+//!
 //! ```no_run
 //! # fn main() -> brant::Result<()> {
 //! # let vcpu_fd: std::os::fd::BorrowedFd<'static> = todo();
 //! # fn todo() -> std::os::fd::BorrowedFd<'static> { loop {} }
 //! # fn handle_exit() -> bool { true }
-//! use brant::gate::{Config, Gate};
+//! use brant::gate::{Config, Gate, Vcpu};
 //! use std::time::Duration;
 //!
 //! let gate = Gate::new(Config { install_handler: true, ..Config::default() })?;
 //! let at = gate.clone();
 //! let thread = std::thread::spawn(move || -> brant::Result<()> {
-//!     let vcpu = at.add_vcpu(0, Some(vcpu_fd))?;
+//!     let vcpu: Vcpu = at.add_vcpu(0, Some(vcpu_fd))?;
 //!     loop {
 //!         vcpu.run()?; // waits here while the guest is paused
 //!         if !handle_exit() {

@@ -76,15 +76,15 @@ pub struct BlockPart {
 
 /// Bytes of this process that belong to one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HostPart {
+pub(crate) struct HostPart {
     /// The block.
-    pub block: BlockId,
+    pub(crate) block: BlockId,
     /// Where in the block they begin.
-    pub offset: Bytes,
+    pub(crate) offset: Bytes,
     /// Where in this process they begin.
-    pub host: u64,
+    pub(crate) host: u64,
     /// How many.
-    pub length: u64,
+    pub(crate) length: u64,
 }
 
 impl Map {
@@ -175,7 +175,7 @@ impl Map {
 
     /// Of the bytes of this process from `host` to `end`, those that the first of their blocks has.
     /// Allocates nothing.
-    pub fn host_part(&self, host: u64, end: u64) -> Option<HostPart> {
+    pub(crate) fn host_part(&self, host: u64, end: u64) -> Option<HostPart> {
         let block = self.hosts.next_reaching(None, &end, host)?;
         let start = block.host() as u64;
         let (from, to) = (start.max(host), (start + block.length().0).min(end));

@@ -46,7 +46,7 @@ pub use address::HostMemory;
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
 pub(crate) use hidden_holes::HiddenHoles;
 pub(crate) use holds::Holder;
-pub use map::{BlockPart, HostPart, Map, MapObserver, Memory};
+pub use map::{BlockPart, Map, MapObserver, Memory};
 pub(crate) use needed::NeedsContents;
 pub(crate) use ownership::KeepsWaiting;
 pub use ownership::{Ownership, Whose};

@@ -100,8 +100,9 @@ pub(super) fn line(stats: &Stats, forecast: Option<&Forecast>) -> String {
     if is_copying && stats.pass > 0 {
         parts.push(format!("pass {}", stats.pass));
     }
-    let percent = f64::from(stats.progress.min(10_000)) / 100.0;
-    parts.push(format!("{percent:.1} %"));
+    // Never rounded up: 100 % is the end.
+    let tenths = stats.progress.min(10_000) / 10;
+    parts.push(format!("{}.{} %", tenths / 10, tenths % 10));
     if is_copying {
         copying(stats, forecast, &mut parts);
     } else if stats.state == State::Destination(destination::State::Receiving) {

@@ -321,6 +321,7 @@ fn the_sections_of_the_header_go_from_the_guest_over_its_migration_to_bitmaps() 
         "Errors",
         "The guest",
         "Operations",
+        "The gate",
         "The state of KVM's vCPUs and VMs",
         "Devices whose state is streamed",
         "The tracker",

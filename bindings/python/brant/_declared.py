@@ -82,6 +82,11 @@ CONSTANTS: Dict[str, int] = {
     "BRANT_ROLE_DIGEST": 10,
     "BRANT_ROLE_WATCH": 11,
     "BRANT_ALL_VCPUS": 4294967295,
+    "BRANT_GATE_INSTALL_HANDLER": 1,
+    "BRANT_HELD_BEFORE_START": 1,
+    "BRANT_HELD_BY_USER": 2,
+    "BRANT_HELD_BY_MIGRATION": 4,
+    "BRANT_HELD_SHUT_DOWN": 8,
     "BRANT_LEFT_UNKNOWN": 18446744073709551615,
     "BRANT_VHOST_USER_SAVE": 0,
     "BRANT_VHOST_USER_LOAD": 1,
@@ -101,6 +106,8 @@ CONSTANTS: Dict[str, int] = {
     "BRANT_NO_BLOCK": 4294967295,
     "BRANT_RESOLVE_RESUME": 1,
     "BRANT_RESOLVE_DESTROY": 2,
+    "BRANT_STATS_JSON_SIZE": 8192,
+    "BRANT_LINE_SIZE": 256,
     "BRANT_SLOWING_OFF": 0,
     "BRANT_SLOWING_ALL": 1,
     "BRANT_SLOWING_WRITERS": 2,
@@ -274,6 +281,15 @@ class brant_ops(Structure):
             "map_block",
             CFUNCTYPE(c_int32, c_void_p, c_char_p, c_int32, c_uint64, c_uint64, POINTER(c_void_p), c_void_p),
         ),
+    ]
+
+
+class brant_gate_config(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("wait_ms", c_uint64),
+        ("signal", c_int32),
+        ("flags", c_uint32),
     ]
 
 
@@ -848,6 +864,7 @@ STRUCTURES: Tuple[type, ...] = (
     brant_state_blob,
     brant_event,
     brant_ops,
+    brant_gate_config,
     brant_device_left,
     brant_device,
     brant_vfio_device,
@@ -938,6 +955,17 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
         [
             c_void_p,
             POINTER(brant_ram_block),
+            POINTER(c_uint32),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_guest_add_ram": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(brant_ram_block),
+            c_uint64,
+            c_uint32,
             POINTER(c_uint32),
             POINTER(c_void_p),
         ],
@@ -1099,6 +1127,170 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
             c_uint32,
             c_void_p,
             c_size_t,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_guest_add_state": (
+        c_int32,
+        [
+            c_void_p,
+            c_char_p,
+            c_uint32,
+            c_uint32,
+            c_void_p,
+            c_size_t,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_guest_remove_state": (
+        c_int32,
+        [
+            c_void_p,
+            c_char_p,
+            c_uint32,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_new": (
+        c_int32,
+        [
+            POINTER(brant_gate_config),
+            POINTER(c_void_p),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_free": (
+        None,
+        [
+            c_void_p,
+        ],
+    ),
+    "brant_guest_use_gate": (
+        c_int32,
+        [
+            c_void_p,
+            c_void_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_start": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_pause": (
+        c_int32,
+        [
+            c_void_p,
+            c_uint64,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_resume": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_shut_down": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_get_holds": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(c_uint32),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_kick_vcpu": (
+        c_int32,
+        [
+            c_void_p,
+            c_uint32,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_add_vcpu": (
+        c_int32,
+        [
+            c_void_p,
+            c_uint32,
+            c_int32,
+            POINTER(c_void_p),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_vcpu_free": (
+        None,
+        [
+            c_void_p,
+        ],
+    ),
+    "brant_gate_vcpu_run": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_vcpu_enter": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_vcpu_left": (
+        c_int32,
+        [
+            c_void_p,
+            c_int32,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_vcpu_idle": (
+        c_int32,
+        [
+            c_void_p,
+            c_uint64,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_add_device": (
+        c_int32,
+        [
+            c_void_p,
+            c_char_p,
+            POINTER(c_void_p),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_device_free": (
+        None,
+        [
+            c_void_p,
+        ],
+    ),
+    "brant_gate_device_enter": (
+        c_int32,
+        [
+            c_void_p,
+            c_uint64,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_gate_device_leave": (
+        c_int32,
+        [
+            c_void_p,
             POINTER(c_void_p),
         ],
     ),
@@ -1302,6 +1494,14 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
             c_void_p,
             c_uint32,
             c_uint64,
+            c_uint64,
+        ],
+    ),
+    "brant_tracker_mark_host": (
+        None,
+        [
+            c_void_p,
+            c_void_p,
             c_uint64,
         ],
     ),
@@ -1625,6 +1825,15 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
             POINTER(c_void_p),
         ],
     ),
+    "brant_outgoing_get_line": (
+        c_int32,
+        [
+            c_void_p,
+            c_char_p,
+            c_size_t,
+            POINTER(c_void_p),
+        ],
+    ),
     "brant_outgoing_event_fd": (
         c_int32,
         [
@@ -1767,6 +1976,15 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
             c_char_p,
             c_size_t,
             POINTER(c_size_t),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_incoming_get_line": (
+        c_int32,
+        [
+            c_void_p,
+            c_char_p,
+            c_size_t,
             POINTER(c_void_p),
         ],
     ),

@@ -1,6 +1,7 @@
 //! A panic below any export comes back as the value that the function returns when it fails. The
 //! exports are read from the header. Only tests use this file.
 
+mod gate;
 mod guest;
 mod images;
 mod migration;
@@ -43,7 +44,8 @@ type Call = unsafe fn(*mut *mut brant_error) -> Answer;
 /// about them.
 type Export = (&'static str, Call, Option<&'static str>);
 
-const EXPORTS: [&[Export]; 5] = [
+const EXPORTS: [&[Export]; 6] = [
+    gate::CALLS,
     guest::CALLS,
     images::CALLS,
     migration::CALLS,

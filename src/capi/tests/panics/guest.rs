@@ -6,11 +6,38 @@ use crate::capi::blocker::*;
 use crate::capi::device::*;
 use crate::capi::guest::*;
 use crate::capi::owner::*;
+use crate::capi::state::*;
 use crate::capi::vfio_device::*;
 use crate::capi::vhost_user::*;
 use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
+    (
+        "brant_guest_add_ram",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_guest_add_ram(null_mut(), null(), 0, 0, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_add_state",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe {
+                brant_guest_add_state(null_mut(), null(), 0, 0, null_mut(), 0, e)
+            })
+        },
+        None,
+    ),
+    (
+        "brant_guest_remove_state",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_guest_remove_state(null_mut(), null(), 0, e) })
+        },
+        None,
+    ),
     (
         "brant_guest_add_device",
         |e| {

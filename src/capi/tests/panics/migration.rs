@@ -11,6 +11,22 @@ use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
     (
+        "brant_outgoing_get_line",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_outgoing_get_line(null(), null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_get_line",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_incoming_get_line(null(), null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
         "brant_incoming_get_missing",
         |e| {
             // SAFETY: every pointer is null, except that for the error.

@@ -15,6 +15,15 @@ use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
     (
+        "brant_tracker_mark_host",
+        |_| {
+            // SAFETY: every pointer is null.
+            unsafe { brant_tracker_mark_host(null(), null(), 1) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
         "brant_kvm_enable_ring",
         |e| {
             // SAFETY: every pointer is null, except that for the error.
