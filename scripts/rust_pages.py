@@ -15,7 +15,7 @@ KINDS = "struct", "enum", "trait", "union"
 # one. The list only gets shorter.
 BARE = {
     "device::vfio::Abilities", "device::vhost_user::VhostUserDevice", "dirty::kvm::log::KvmLog",
-    "migrate::steering::forecast::Outlook", "snapshot::Chain",
+    "migrate::steering::forecast::Outlook",
 }
 
 

@@ -39,6 +39,55 @@ const RUNS: usize = 256;
 ///
 /// The chain follows all writes from the first image until it is dropped and no save of it is in
 /// progress. Logs are on for that long. A clone is the same chain.
+///
+/// ```
+/// use brant::dirty::tracker::{Clearing, Tracker};
+/// use brant::dirty::WriteMarks;
+/// use brant::memory::{Memory, NO_SLOT};
+/// use brant::migrate::Blockers;
+/// use brant::snapshot::{merge, Chain, Restore, RestoreParams, Save, SaveParams};
+/// use brant::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+/// use brant::vmm::Vmm;
+/// use std::sync::Arc;
+///
+/// struct Nothing;
+/// impl Vmm for Nothing {
+///     fn pause(&self) -> brant::Result<()> { Ok(()) }
+///     fn resume(&self) -> brant::Result<()> { Ok(()) }
+///     fn run(&self) -> brant::Result<()> { Ok(()) }
+/// }
+///
+/// # fn main() -> brant::Result<()> {
+/// # let directory = tempfile::tempdir()?;
+/// # let image = |name: &str| directory.path().join(name);
+/// let ranges = [(GuestAddress(0), 1 << 20)];
+/// let ram = GuestMemoryMmap::<WriteMarks>::from_ranges(&ranges)?;
+/// let memory = Arc::new(Memory::new()?);
+/// memory.add_guest_memory(&ram, NO_SLOT)?;
+/// let tracker = Tracker::new(memory, Clearing::default())?;
+/// WriteMarks::connect(&ram, &tracker);
+///
+/// let chain = Chain::new(tracker);
+/// for (page, name) in (0..).zip(["first", "second", "third"]) {
+///     ram.write_obj(7u8, GuestAddress(page * 4096))?;
+///     let (vmm, params) = (Arc::new(Nothing), SaveParams::default());
+///     let save = Save::in_chain(&chain, Blockers::new(), vmm, params)?;
+///     save.start(image(name))?;
+///     save.wait(None)?;
+///     assert_eq!(save.stats().data_pages, 1); // the one that was written since
+/// }
+/// merge(image("third"), image("whole"))?;
+///
+/// let there = GuestMemoryMmap::<()>::from_ranges(&ranges)?;
+/// let memory = Arc::new(Memory::new()?);
+/// memory.add_guest_memory(&there, NO_SLOT)?;
+/// let restore = Restore::new(memory, Arc::new(Nothing), RestoreParams::default())?;
+/// restore.start(image("whole"))?; // or `image("third")`, with those before beside it
+/// restore.wait(None)?;
+/// assert_eq!(there.read_obj::<u8>(GuestAddress(2 * 4096))?, 7);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Chain {
     linked: Arc<Linked>,
