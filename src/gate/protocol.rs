@@ -208,6 +208,12 @@ fn late(what: &str, length: Duration, missing: &str) -> Error {
     )
 }
 
+impl Default for Protocol {
+    fn default() -> Self {
+        Protocol::new()
+    }
+}
+
 impl Protocol {
     pub fn new() -> Self {
         Protocol {

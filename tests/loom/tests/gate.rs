@@ -58,7 +58,10 @@ impl Kernel {
     /// Whether it was interrupted.
     fn run(&self, guest: Guest) -> bool {
         let mut cpu = self.cpu.lock().unwrap();
-        *cpu = Cpu { in_kernel: true, signalled: false };
+        *cpu = Cpu {
+            in_kernel: true,
+            signalled: false,
+        };
         // The kernel looks at immediate_exit when the call begins, and never again.
         let mut out = self.immediate_exit.load(Ordering::Relaxed);
         while !out && guest == Guest::Loops {
@@ -105,9 +108,15 @@ fn protocol() -> Arc<Protocol> {
 fn a_pause_takes_out_a_vcpu_that_is_about_to_enter() {
     check(3, || {
         let (protocol, kernel) = (protocol(), Kernel::new());
-        let vcpu = protocol.add_vcpu(0, Box::new(Signals(Arc::clone(&kernel)))).unwrap();
+        let vcpu = protocol
+            .add_vcpu(0, Box::new(Signals(Arc::clone(&kernel))))
+            .unwrap();
         let runs = Arc::new(AtomicU64::new(0));
-        let (p, k, r) = (Arc::clone(&protocol), Arc::clone(&kernel), Arc::clone(&runs));
+        let (p, k, r) = (
+            Arc::clone(&protocol),
+            Arc::clone(&kernel),
+            Arc::clone(&runs),
+        );
         let thread = thread::spawn(move || {
             // After the first exit the vCPU owes a retirement, and enters although it is asked.
             let mut guest = Guest::Exits;
@@ -136,9 +145,15 @@ fn a_pause_takes_out_a_vcpu_that_is_about_to_enter() {
 fn a_vcpu_stands_only_when_its_last_kvm_run_was_interrupted() {
     check(3, || {
         let (protocol, kernel) = (protocol(), Kernel::new());
-        let vcpu = protocol.add_vcpu(0, Box::new(Signals(Arc::clone(&kernel)))).unwrap();
+        let vcpu = protocol
+            .add_vcpu(0, Box::new(Signals(Arc::clone(&kernel))))
+            .unwrap();
         let pending = Arc::new(AtomicBool::new(false));
-        let (p, k, owes) = (Arc::clone(&protocol), Arc::clone(&kernel), Arc::clone(&pending));
+        let (p, k, owes) = (
+            Arc::clone(&protocol),
+            Arc::clone(&kernel),
+            Arc::clone(&pending),
+        );
         let thread = thread::spawn(move || loop {
             if p.enter(&vcpu).is_err() {
                 return;
@@ -150,7 +165,10 @@ fn a_vcpu_stands_only_when_its_last_kvm_run_was_interrupted() {
             }
         });
         protocol.hold(Holder::Migration, LONG).unwrap();
-        assert!(!pending.load(Ordering::Relaxed), "an exit is pending in a pause");
+        assert!(
+            !pending.load(Ordering::Relaxed),
+            "an exit is pending in a pause"
+        );
         protocol.shut_down();
         thread.join().unwrap();
     });
@@ -161,7 +179,9 @@ fn a_vcpu_stands_only_when_its_last_kvm_run_was_interrupted() {
 fn a_kick_takes_a_looping_vcpu_out_once() {
     check(2, || {
         let (protocol, kernel) = (protocol(), Kernel::new());
-        let vcpu = protocol.add_vcpu(0, Box::new(Signals(Arc::clone(&kernel)))).unwrap();
+        let vcpu = protocol
+            .add_vcpu(0, Box::new(Signals(Arc::clone(&kernel))))
+            .unwrap();
         let (p, k) = (Arc::clone(&protocol), Arc::clone(&kernel));
         let thread = thread::spawn(move || loop {
             if p.enter(&vcpu).is_err() {
