@@ -54,6 +54,8 @@ endif
 MACHINE_OBJECTS := $(filter %/machine.o %/kvm.o %/process.o %/digest.o %/blob.o,$(MINIVMM_OBJECTS))
 MACHINE := $(C)/libmachine.a
 MINIVMM := $(if $(wildcard examples/minivmm/main.c),$(BUILD)/minivmm)
+SERIALVMM_OBJECTS := $(patsubst examples/%.c,$(C)/%.o,$(wildcard examples/serialvmm/*.c))
+SERIALVMM := $(BUILD)/serialvmm
 
 TEST_SOURCES  := $(wildcard c-tests/*.c)
 TEST_PROGRAMS := $(TEST_SOURCES:c-tests/%.c=$(C)/tests/%)
@@ -81,8 +83,8 @@ reference: $(REFERENCE)/made
 deb: lib | deps
 	@scripts/deb $(DEB_FLAGS)
 
-## examples: the example VMM, build/minivmm
-examples: $(MINIVMM)
+## examples: the example VMMs, build/minivmm and build/serialvmm
+examples: $(MINIVMM) $(SERIALVMM)
 
 ## demo: migrate a running guest between two example VMMs (DEMO_FLAGS go to it)
 demo: $(BUILD)/minivmm
@@ -92,6 +94,11 @@ demo: $(BUILD)/minivmm
 WAYS ?=
 demo-all: $(BUILD)/minivmm
 	@scripts/demo-all $(WAYS)
+
+## demo-linux: a Linux guest moves back and forth between two processes, in an emulated machine (some minutes)
+.PHONY: demo-linux
+demo-linux: | deps
+	@scripts/test-stock-kvm --verbose linux
 
 ## test: everything that CI runs; the last line counts passed, failed, skipped
 test: | deps
@@ -260,6 +267,19 @@ $(C)/minivmm/guest/guest.elf: examples/minivmm/guest/guest.c examples/minivmm/gu
 $(C)/minivmm/guest/blob.o: examples/minivmm/guest/blob.S $(C)/minivmm/guest/guest.bin
 	$(CC) -c -Wa,-I,$(@D) $< -o $@
 
+$(C)/serialvmm/%.o: examples/serialvmm/%.c | deps
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -c $< -o $@
+
+# A program of the Linux guest's, where there is no library to link with.
+$(C)/serialvmm/check: examples/serialvmm/guest/check.c | deps
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 $(WARN) -O2 -static -o $@ $<
+
+$(BUILD)/serialvmm: $(SERIALVMM_OBJECTS) $(C)/libbrant.so
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(SERIALVMM_OBJECTS) -L$(C) -lbrant -lpthread $(rpath)
+
 $(BUILD)/minivmm: $(MINIVMM_OBJECTS) $(C)/libbrant.so
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(MINIVMM_OBJECTS) -L$(C) -lbrant -lpthread $(rpath)
@@ -358,4 +378,4 @@ clean:
 help:
 	@sed -n 's/^## \([a-z-]*\): /\1\t/p' $(firstword $(MAKEFILE_LIST)) | sort | expand -t 16
 
--include $(wildcard $(C)/*.d $(C)/minivmm/*.d $(C)/minivmm/guest/*.d $(C)/tests/*.d $(C)/baseline/*.d)
+-include $(wildcard $(C)/*.d $(C)/serialvmm/*.d $(C)/minivmm/*.d $(C)/minivmm/guest/*.d $(C)/tests/*.d $(C)/baseline/*.d)
