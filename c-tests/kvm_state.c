@@ -174,6 +174,10 @@ static struct vmm *vmm_new(bool chips)
     m->cpuid = must_alloc(1, sizeof *m->cpuid + CPUIDS * sizeof m->cpuid->entries[0]);
     m->cpuid->nent = CPUIDS;
     DO(kvm, KVM_GET_SUPPORTED_CPUID, m->cpuid);
+    /* Older kernels have the timer's deadline and do not list its bit. */
+    for (unsigned i = 0; i < m->cpuid->nent; i++)
+        if (m->cpuid->entries[i].function == 1 && DO(m->vm, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0)
+            m->cpuid->entries[i].ecx |= 1 << 24;
     DO(m->vcpu, KVM_SET_CPUID2, m->cpuid);
     must(brant_guest_new(&ops, m, &m->guest, &e));
     must(brant_guest_add_block(m->guest, &(brant_ram_block){ .size = sizeof(brant_ram_block), .name = "ram",

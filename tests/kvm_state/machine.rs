@@ -8,7 +8,7 @@ use brant::kvm_bindings::{
     kvm_dtable, kvm_pit_config, kvm_regs, kvm_segment, kvm_userspace_memory_region,
     KVM_MAX_CPUID_ENTRIES,
 };
-use brant::kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use brant::kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use brant::kvmstate::{load_vcpu, load_vm, save_vcpu, save_vm, Kernel, VCPU};
 use brant::vmm::{StateBlob, StateSink};
 use std::os::fd::AsRawFd;
@@ -170,7 +170,15 @@ impl Machine {
         // SAFETY: mapped for as long as the VM is used: the machine holds it.
         unsafe { vm.set_user_memory_region(region) }.unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
-        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+        let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+        if kvm.check_extension(Cap::TscDeadlineTimer) {
+            // Older kernels have the timer's deadline and do not list its bit.
+            let leaf = cpuid
+                .as_mut_slice()
+                .iter_mut()
+                .find(|leaf| leaf.function == 1);
+            leaf.unwrap().ecx |= 1 << 24;
+        }
         vcpu.set_cpuid2(&cpuid).unwrap();
         let kernel = Kernel::new(Some(kvm), &vm).unwrap();
         Machine {
