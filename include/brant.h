@@ -1556,9 +1556,10 @@ int32_t brant_gate_resume(struct brant_gate *gate,
 
 /**
  * Says that the guest has shut down, on any thread. All functions that wait at this gate return
- * BRANT_E_CANCELLED, vCPUs are taken out of KVM_RUN, and a migration that pauses the guest fails by
- * that. Does not wait for the threads: join them. There is no way back; a guest that starts again needs
- * a new gate.
+ * BRANT_E_CANCELLED, vCPUs are taken out of KVM_RUN, and a migration whose `pause` waits or comes later
+ * fails by that. A migration that has paused the guest already goes on: let `save` fail if the guest
+ * must not arrive. Does not wait for the threads: join them. There is no way back; a guest that starts
+ * again needs a new gate.
  */
 int32_t brant_gate_shut_down(struct brant_gate *gate,
                              struct brant_error **error);
@@ -3846,8 +3847,10 @@ int32_t brant_incoming_get_blocked(const struct brant_incoming *incoming,
  *
  * - in a thread: SIGBUS (SIGSEGV before Linux 6.6);
  * - in a system call: EFAULT;
- * - in KVM_RUN: EFAULT, or KVM_EXIT_MMIO at an address of RAM, as KVM inside a virtual machine does. A
- *   VMM treats such an exit as lost memory, and not as an access of a device.
+ * - in KVM_RUN: SIGBUS for the vCPU's thread, with KVM_RUN interrupted at each further entry, or EFAULT.
+ *   KVM inside a virtual machine returns KVM_EXIT_MMIO at an address of RAM too, and KVM_EXIT_SHUTDOWN
+ *   where the page held the guest's page tables. A VMM treats each as lost memory, and an MMIO there
+ *   not as an access of a device.
  *
  * Threads that wait for such a page are woken that way, so install a handler first. The pages count
  * as declared lost (brant_guest_mark_poisoned): a later migration of the guest does not read them.

@@ -239,9 +239,10 @@ pub unsafe extern "C" fn brant_gate_resume(
 }
 
 /// Says that the guest has shut down, on any thread. All functions that wait at this gate return
-/// BRANT_E_CANCELLED, vCPUs are taken out of KVM_RUN, and a migration that pauses the guest fails by
-/// that. Does not wait for the threads: join them. There is no way back; a guest that starts again needs
-/// a new gate.
+/// BRANT_E_CANCELLED, vCPUs are taken out of KVM_RUN, and a migration whose `pause` waits or comes later
+/// fails by that. A migration that has paused the guest already goes on: let `save` fail if the guest
+/// must not arrive. Does not wait for the threads: join them. There is no way back; a guest that starts
+/// again needs a new gate.
 #[no_mangle]
 pub unsafe extern "C" fn brant_gate_shut_down(
     gate: *mut brant_gate,

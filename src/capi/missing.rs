@@ -156,8 +156,10 @@ pub unsafe extern "C" fn brant_incoming_get_blocked(
 ///
 /// - in a thread: SIGBUS (SIGSEGV before Linux 6.6);
 /// - in a system call: EFAULT;
-/// - in KVM_RUN: EFAULT, or KVM_EXIT_MMIO at an address of RAM, as KVM inside a virtual machine does. A
-///   VMM treats such an exit as lost memory, and not as an access of a device.
+/// - in KVM_RUN: SIGBUS for the vCPU's thread, with KVM_RUN interrupted at each further entry, or EFAULT.
+///   KVM inside a virtual machine returns KVM_EXIT_MMIO at an address of RAM too, and KVM_EXIT_SHUTDOWN
+///   where the page held the guest's page tables. A VMM treats each as lost memory, and an MMIO there
+///   not as an access of a device.
 ///
 /// Threads that wait for such a page are woken that way, so install a handler first. The pages count
 /// as declared lost (brant_guest_mark_poisoned): a later migration of the guest does not read them.

@@ -71,6 +71,7 @@ struct Room {
     holds: Holds,
     /// How often a migration or a save has held the guest.
     migrations: u64,
+    /// No thread comes into a device: before the start, and in a pause from when all vCPUs stand.
     devices_closed: bool,
     vcpus: Vec<Arc<VcpuRecord>>,
     devices: Vec<Arc<DeviceRecord>>,
@@ -220,7 +221,8 @@ impl Protocol {
             lock: Mutex::new(Room {
                 holds: Holds::new(),
                 migrations: 0,
-                devices_closed: false,
+                // The guest has not started: nobody writes its memory, into which one may be arriving.
+                devices_closed: true,
                 vcpus: Vec::new(),
                 devices: Vec::new(),
             }),

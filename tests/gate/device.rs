@@ -124,3 +124,17 @@ fn a_device_thread_that_stays_inside_is_named_and_may_not_pause_itself() {
         assert_eq!(gate.add_device(wrong).unwrap_err().kind(), Kind::Invalid);
     }
 }
+
+/// At a destination the guest arrives in memory that its devices must not write yet.
+#[test]
+fn a_device_thread_waits_until_the_guest_has_started() {
+    let gate = Gate::new(config()).unwrap();
+    let device = gate.add_device("disk").unwrap();
+    assert_eq!(device.enter(Some(MS)).unwrap_err().kind(), Kind::Pending);
+    // A pause of the user's that comes and goes before does not let it in.
+    gate.pause(LONG).unwrap();
+    gate.resume().unwrap();
+    assert_eq!(device.enter(Some(MS)).unwrap_err().kind(), Kind::Pending);
+    gate.start().unwrap();
+    drop(device.enter(Some(LONG)).unwrap());
+}
