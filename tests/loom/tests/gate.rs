@@ -106,7 +106,7 @@ fn protocol() -> Arc<Protocol> {
 /// it, and enters again after the resume. If a kick could be lost, the model would stand for ever.
 #[test]
 fn a_pause_takes_out_a_vcpu_that_is_about_to_enter() {
-    check(3, || {
+    check(4, || {
         let (protocol, kernel) = (protocol(), Kernel::new());
         let vcpu = protocol
             .add_vcpu(0, Box::new(Signals(Arc::clone(&kernel))))
