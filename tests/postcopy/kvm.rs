@@ -78,7 +78,8 @@ fn a_guest_of_kvm_writes_on_while_its_pages_come_and_none_of_its_writes_is_lost(
     incoming.wait(Some(LONG)).unwrap();
     assert_eq!(outgoing.state(), SourceState::Completed);
     let stats = outgoing.stats();
-    assert!(stats.urgent_pages > 0, "{stats:?}");
+    // A page that was asked for may have been in a batch of the bulk already, and count there.
+    assert!(stats.requested_pages > 0, "{stats:?}");
     // It goes round once more, on memory that is whole.
     let wrote = there.work(0);
     while there.work(0) < wrote + 2 * REGION as u64 {
