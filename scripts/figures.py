@@ -85,6 +85,14 @@ GROUPS = [
                "much", "<=", 0.15),
         Figure(r"handover\.downtime_ratio$", "downtime of a hand-over on one host: 16 GiB of a memfd over 1 GiB, equally much of "
                "it touched", "<=", 1.2),
+        Figure(r"postcopy\.fault_p99$", "postcopy, nothing else on a loopback connection: the 99th percentile of the waits of a thread that touches "
+               "missing pages, over that of a round trip whose answer is a page, which is copied", "<=", 2),
+        Figure(r"postcopy\.fault_p50$", "the same, the medians"),
+        Figure(r"postcopy\.fault_p\d+/bulk$", "the same over a link of 100 MB/s, 1 ms and 256 KiB of buffer, on which four lanes "
+               "send the rest meanwhile; over a round trip on that link while it is idle"),
+        Figure(r"postcopy\.fault_p\d+/bulk_capped$", "the same with the four lanes capped at 80 MB/s"),
+        Figure(r"postcopy\.blackout/", "downtime of a switch to postcopy by guest and missing pages, scattered, over that of a "
+               "switchover with nothing to send"),
         Figure(r"postcopy\.description/", "missing pages written down or read, 1 % of 1 TiB, over one read of the bitmap"),
         Figure(r"standstill\.writes/", "downtime of a guest that writes so many pages a second, over the downtime limit",
                "<=", 0.3),

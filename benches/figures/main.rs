@@ -17,11 +17,14 @@ mod forecast;
 mod growth;
 mod hand_over;
 mod image;
+#[path = "../../tests/support/kinds.rs"]
+mod kinds;
 #[path = "../../tests/support/link.rs"]
 mod link;
 mod machine;
 mod pages;
 mod parts;
+mod postcopy;
 mod readable;
 mod report;
 mod restore;
@@ -45,7 +48,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 21] = [
+const PARTS: [Part; 23] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
@@ -95,6 +98,16 @@ const PARTS: [Part; 21] = [
         what: "the description of the pages that postcopy misses, beside a read of the bitmap",
         families: &["postcopy.description"],
         measure: description::measure,
+    },
+    Part {
+        what: "pages that a guest waits for behind a switch to postcopy, beside a round trip",
+        families: &["postcopy.fault_"],
+        measure: postcopy::faults,
+    },
+    Part {
+        what: "how long a guest stands still at the switch to postcopy",
+        families: &["postcopy.blackout"],
+        measure: postcopy::blackout,
     },
     Part {
         what: "guests that write 0.3 to 3 times what a link carries, under each policy",
