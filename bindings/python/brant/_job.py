@@ -76,8 +76,8 @@ class Job(_Closes):
                     raise why from failed
                 raise
 
-    def _state(self) -> str:
-        """The state that the figures name."""
+    def stats(self) -> Any:
+        """The figures as they are now, of the kind's own class."""
         raise NotImplementedError
 
     @property
@@ -89,7 +89,7 @@ class Job(_Closes):
             if why.code == constant("E_CALLBACK"):
                 return False
             # One that was never started, or one that has failed for a state.
-            return why.code != constant("E_STATE") or self._state() != "idle"
+            return why.code != constant("E_STATE") or self.stats().state != "idle"
 
     def _text(self, name: str, *arguments: Any) -> str:
         """The text of a function with a buffer, its capacity and the room that is needed."""
@@ -108,3 +108,13 @@ class Job(_Closes):
         trace: Any,
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        name = "<brant.%s" % type(self).__name__
+        if self.closed:
+            return name + ", closed>"
+        try:
+            now = self.stats()
+        except (BrantError, ValueError):
+            return name + ">"
+        return "%s: %s, %.2f %%>" % (name, now.state, now.progress / 100)

@@ -11,7 +11,6 @@ from . import _declared as declared
 from . import _native as native
 from ._convert import figures, structure
 from ._job import Job
-from ._native import BrantError
 from .figures import ImageStats, RestoreParams, SaveParams
 from .guest import Guest, _Closes, handle_of
 from .tracker import Tracker
@@ -30,19 +29,6 @@ class _Image(Job):
         now = native.sized(declared.brant_image_stats)
         self._call("get_stats", byref(now))
         return figures(ImageStats, now)
-
-    def _state(self) -> str:
-        return self.stats().state
-
-    def __repr__(self) -> str:
-        name = "<brant.%s" % type(self).__name__
-        if self.closed:
-            return name + ", closed>"
-        try:
-            now = self.stats()
-        except (BrantError, ValueError):
-            return name + ">"
-        return "%s: %s, %.2f %%>" % (name, now.state, now.progress / 100)
 
 
 class ImageChain(_Closes):

@@ -43,9 +43,6 @@ class _Migration(Job):
         self._call("get_stats", byref(now))
         return figures(Stats, now)
 
-    def _state(self) -> str:
-        return self.stats().state
-
     def lane_stats(self, channel: int = 0) -> LaneStats:
         """The figures of one channel, counted from 0."""
         now = native.sized(declared.brant_lane_stats)
@@ -57,16 +54,6 @@ class _Migration(Job):
         None, and "state" is a name with spaces, as in messages."""
         found: Dict[str, Any] = json.loads(self._text("get_stats_json"))
         return found
-
-    def __repr__(self) -> str:
-        name = "<brant.%s" % type(self).__name__
-        if self.closed:
-            return name + ", closed>"
-        try:
-            now = self.stats()
-        except (BrantError, ValueError):
-            return name + ">"
-        return "%s: %s, %.2f %%>" % (name, now.state, now.progress / 100)
 
 
 class Outgoing(_Migration):
