@@ -5,6 +5,7 @@
  */
 #include "vhost/protocol.h"
 #include <fcntl.h>
+#include <semaphore.h>
 
 enum { SET_DEVICE_STATE_FD = 42, CHECK_DEVICE_STATE = 43, LENGTH = 300000, NO_FD = 0x100 };
 
@@ -15,6 +16,9 @@ struct back_end {
     size_t length;
     /* What it says to CHECK_DEVICE_STATE. */
     atomic_bool fails;
+    /* It leaves SET_DEVICE_STATE_FD without a reply, and posts `asked`. */
+    atomic_bool silent;
+    sem_t asked;
     unsigned saved, loaded;
     pthread_t thread;
 };
@@ -54,6 +58,11 @@ static void *serve(void *arg)
         struct message answer = { .request = m.request, .flags = VERSION | REPLY, .size = 8 };
 
         memcpy(&transfer, &m.payload, sizeof transfer);
+        if (m.request == SET_DEVICE_STATE_FD && b->silent) {
+            close(fds[0]);
+            sem_post(&b->asked);
+            continue;
+        }
         answer.payload.number = m.request == SET_DEVICE_STATE_FD ? NO_FD : b->fails;
         if (message_send(b->socket, &answer, NULL, 0))
             break;
@@ -79,6 +88,7 @@ static void back_end_start(struct back_end *b, size_t length)
     b->socket = pair[1];
     b->state = must_alloc(1, LENGTH);
     b->length = length;
+    sem_init(&b->asked, 0, 0);
     if (pthread_create(&b->thread, NULL, serve, b))
         bail("no thread");
 }
@@ -87,6 +97,7 @@ static void back_end_end(struct back_end *b)
 {
     close(b->front);
     pthread_join(b->thread, NULL);
+    sem_destroy(&b->asked);
     free(b->state);
 }
 
@@ -189,13 +200,29 @@ static void host_free(struct host *host)
     back_end_end(&host->back_end);
 }
 
-static int32_t migrate(struct host *from, struct host *to, brant_error **error)
+static void sem_await(sem_t *sem)
 {
+    struct timespec limit;
+
+    clock_gettime(CLOCK_REALTIME, &limit);
+    limit.tv_sec += 60;
+    while (sem_timedwait(sem, &limit))
+        if (errno != EINTR)
+            bail("the back end was not asked for its state in a minute");
+}
+
+struct ended {
+    int32_t source, destination;
+};
+
+/* The side whose back end is silent, if any, cancels as soon as that was asked for its state. */
+static struct ended move(struct host *from, struct host *to, brant_error **error)
+{
+    struct ended ended;
     brant_tracker *tracker;
     brant_outgoing *out;
     brant_incoming *in;
     int pair[2];
-    int32_t code;
 
     make_socketpair(pair);
     must(brant_tracker_new(from->guest, NULL, &tracker, &e));
@@ -203,12 +230,25 @@ static int32_t migrate(struct host *from, struct host *to, brant_error **error)
     must(brant_incoming_start_fd(in, pair[1], &e));
     must(brant_outgoing_new(tracker, NULL, &out, &e));
     must(brant_outgoing_start_fd(out, pair[0], &e));
-    code = brant_outgoing_wait(out, 60000, error);
-    brant_incoming_wait(in, 60000, NULL);
+    if (from->back_end.silent) {
+        sem_await(&from->back_end.asked);
+        must(brant_outgoing_cancel(out, &e));
+    }
+    if (to->back_end.silent) {
+        sem_await(&to->back_end.asked);
+        must(brant_incoming_cancel(in, &e));
+    }
+    ended.source = brant_outgoing_wait(out, 60000, error);
+    ended.destination = brant_incoming_wait(in, 60000, NULL);
     brant_outgoing_free(out);
     brant_incoming_free(in);
     brant_tracker_free(tracker);
-    return code;
+    return ended;
+}
+
+static int32_t migrate(struct host *from, struct host *to, brant_error **error)
+{
+    return move(from, to, error).source;
 }
 
 static void a_back_end_s_state_arrives(void)
@@ -245,6 +285,26 @@ static void a_back_end_that_says_no_is_named(void)
     ok(to.runs == 0 && from.resumes == from.pauses, "and the guest runs on at the source");
     to.back_end.fails = false;
     equal(migrate(&from, &to, NULL), 0, "the next migration succeeds");
+    host_free(&from);
+    host_free(&to);
+}
+
+/* The reply would be waited for a minute: the callbacks say so. */
+static void a_message_without_a_reply_ends_with_a_cancel(bool at_source)
+{
+    const char *where = at_source ? "the source" : "the destination";
+    struct host from, to;
+    struct ended ended;
+
+    host_make(&from, LENGTH);
+    host_make(&to, 10);
+    (at_source ? &from : &to)->back_end.silent = true;
+    ended = move(&from, &to, NULL);
+    ok((at_source ? ended.source : ended.destination) == BRANT_E_CANCELLED,
+       "a cancel at %s ends a message to a back end that does not reply", where);
+    ok(ended.source < 0 && ended.destination < 0 && to.runs == 0 && from.pauses == 1 &&
+           from.resumes == 1,
+       "and the guest runs on at the source");
     host_free(&from);
     host_free(&to);
 }
@@ -305,11 +365,13 @@ static void no_vfio_device(void)
 
 int main(void)
 {
-    plan(15);
+    plan(19);
     /* As back ends do, which find a closed pipe by the error. */
     signal(SIGPIPE, SIG_IGN);
     a_back_end_s_state_arrives();
     a_back_end_that_says_no_is_named();
+    a_message_without_a_reply_ends_with_a_cancel(true);
+    a_message_without_a_reply_ends_with_a_cancel(false);
     wrong_arguments();
     no_vfio_device();
     return done();
