@@ -3,16 +3,20 @@
 
 mod background;
 mod copy;
+mod decided;
 mod devices;
+mod figures;
 mod hand_over;
 mod looking;
 mod negotiate;
 mod rest;
+mod standing;
 mod verify;
 
 use super::advance::Advance;
 use super::announced::Announced;
 use super::asking::Asked;
+use super::connect_to::ConnectTo;
 use super::course::Course;
 use super::devices::{self as streams, Streams};
 use super::lane::Lane;
@@ -24,79 +28,23 @@ use super::rates::Rates;
 use super::steer::Steer;
 use super::unread::Unread;
 use super::untouched::Untouched;
-use crate::channel::handed_in::handed_in;
-use crate::channel::{Channel, Endpoint, Io, Route};
+use crate::channel::{Io, Route};
 use crate::dirty::consumer::Consumer;
-use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::common::{Common, Migration};
 use crate::migrate::control::Blobs;
-use crate::migrate::params::PageChecksums;
-use crate::migrate::report::{LaneState, LaneStats, ZeroCopyState, RENEW};
-use crate::migrate::steering::budget::millis;
-use crate::migrate::steering::forecast::Forecast;
+use crate::migrate::report::RENEW;
 use crate::migrate::steering::operations::Measured;
-use crate::migrate::steering::{Moment, Operations, Verdict};
+use crate::migrate::steering::{Moment, Operations};
 use crate::migrate::switchover::source::{Action, Event, State};
-use crate::migrate::switchover::window::MARGIN;
 use crate::migrate::work::Work;
-use crate::runtime::{Cancel, Limit, Timeout};
+use crate::runtime::{Cancel, Limit};
 use crate::units::Pages;
 use crate::vmm::EventKind;
-use crate::walk::{self, Outlet, Put, Walk, BATCH_PAGES};
+use crate::walk::{Outlet, Put, Walk};
 use crate::wire::{self, HelloReply, Record, Token};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// The time between two looks at whether the removal of a block has ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
-
-/// Where an outgoing migration gets its connection.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum ConnectTo {
-    /// An endpoint to which brant connects.
-    Endpoint(Endpoint),
-    /// A connected stream socket that the VMM made, for one channel. The socket is brant's from
-    /// here on.
-    Connected(OwnedFd),
-    /// Connected stream sockets for [`Params::channels`](crate::migrate::Params::channels)
-    /// channels: one for each, channel 0 first; with
-    /// [`Params::postcopy`](crate::migrate::Params::postcopy) one more behind them. Messages call socket `n` of the list `fds[n]`.
-    ConnectedAll(Vec<OwnedFd>),
-}
-
-impl ConnectTo {
-    /// The way to the destination for `channels` channels, and for an `urgent` lane. Descriptors that
-    /// are no connections are refused, and so is another number of them.
-    pub(super) fn route(self, channels: u32, urgent: bool) -> Result<Route> {
-        let wanted = channels as usize + usize::from(urgent);
-        let count = match &self {
-            ConnectTo::Endpoint(_) => wanted,
-            ConnectTo::Connected(_) => 1,
-            ConnectTo::ConnectedAll(sockets) => sockets.len(),
-        };
-        if count != wanted {
-            let more = match urgent {
-                true => ", and one more for postcopy",
-                false => "",
-            };
-            return Err(Error::new(
-                Kind::Invalid,
-                format!(
-                    "expected a connected socket for each channel, {channels} by the parameters{more}; \
-                     found {count}"
-                ),
-            ));
-        }
-        Ok(match self {
-            ConnectTo::Endpoint(endpoint) => Route::Endpoint(endpoint),
-            ConnectTo::Connected(socket) => Route::Connected([Channel::from_fd(socket)?].into()),
-            ConnectTo::ConnectedAll(sockets) => Route::Connected(handed_in(sockets)?.into()),
-        })
-    }
-}
 
 /// What the migration's thread owns.
 pub(super) struct Driver {
@@ -515,223 +463,6 @@ impl Driver {
         })
     }
 
-    /// Brings the figures up to date and notifies the VMM: when `now` is set, or when the last time
-    /// is long enough ago.
-    fn renew(&mut self, now: bool) {
-        let Some(at) = self.common.renewed.due(now) else {
-            return;
-        };
-        let elapsed = at - self.common.begun;
-        let tracked = self.consumer.stats();
-        let remaining = self.consumer.to_read();
-        let stats = &mut self.common.stats;
-        stats.elapsed = elapsed;
-        if let Some(lanes) = &self.lanes {
-            stats.wire_bytes = self.sent_before + lanes.sent();
-            stats.unacknowledged_pages = lanes.unacknowledged();
-            let mut put = lanes.put();
-            put += self.before;
-            stats.data_pages = put.data_pages;
-            stats.zero_pages = put.zero_pages;
-            stats.hole_pages = put.hole_pages;
-            stats.ballooned_pages = put.ballooned_pages;
-            stats.poisoned_pages = put.poisoned_pages;
-            stats.compressed_pages = put.compressed_pages;
-            stats.compressed_bytes = put.compressed_bytes;
-            stats.delta_pages = put.delta_pages;
-            stats.delta_saved_bytes = put.delta_saved;
-            stats.delta_missed_pages = put.delta_misses;
-            stats.delta_overflowed_pages = put.delta_overflows;
-            stats.uneven = lanes.uneven();
-            let zero_copy = lanes.zero_copy();
-            stats.zero_copied_bytes = zero_copy.without.0;
-            stats.copied_anyway_bytes = zero_copy.anyway.0;
-            stats.zero_copy_refused = zero_copy.refused;
-            stats.encoded_pages = put.copied_pages;
-            let checksums = self.common.shared.params.page_checksums == PageChecksums::On;
-            stats.zero_copy = ZeroCopyState::of(&zero_copy, checksums, put.copied_pages > 0);
-            // In the first pass, pages may follow that are not worth compressing.
-            let for_good = match stats.zero_copy {
-                ZeroCopyState::Encoded => checksums || stats.pass > 1,
-                _ => true,
-            };
-            let off = stats.zero_copy.why_off();
-            let off = off.filter(|_| for_good && !self.told_copies);
-            self.told_copies |= off.is_some();
-            if let Some(why) = off {
-                let text = format!("pages are copied when they are sent: {why}");
-                self.common.vmm.event(EventKind::Warning, text);
-            }
-            let shared = &self.common.shared;
-            let over = self.ended;
-            shared
-                .handle
-                .publish_lanes(shared.params.channels, |stats| {
-                    lanes.fill(stats);
-                    if over {
-                        let closed = |lane: &mut LaneStats| lane.state = LaneState::Closed;
-                        stats.iter_mut().for_each(closed);
-                    }
-                });
-        }
-        let stats = &mut self.common.stats;
-        [stats.requests, stats.requested_pages] = self.counts.now();
-        // Of a session that was given up, the pages that did not go stay in the figures.
-        let state = self.common.shared.handle.state();
-        let interrupted = matches!(state, State::Interrupted | State::GivenUp);
-        if self.ended {
-            // As they were.
-        } else if self.rest.is_some() || interrupted {
-            let now = self.lanes.as_ref().map_or([0; 2], Lanes::arrived);
-            [stats.urgent_pages, stats.bulk_pages] = sum(self.arrived_before, now);
-            stats.missing_pages = remaining.0 + stats.unacknowledged_pages;
-            if self.recovering && now != [0; 2] {
-                stats.recoveries += 1;
-                self.recovering = false;
-            }
-        } else if !matches!(state, State::Unanswered) {
-            stats.missing_pages = 0;
-        }
-        stats.throughput = self.common.meter.rate(elapsed, stats.wire_bytes);
-        stats.total_bytes = self
-            .common
-            .shared
-            .guest
-            .tracker
-            .memory()
-            .with_map(|map| map.total().0);
-        if stats.pass == 0 {
-            // Before the first pass marks all of memory, nothing is pending although all memory
-            // remains.
-            stats.remaining_bytes = stats.total_bytes.saturating_sub(stats.shared_bytes);
-        } else if !self.ended {
-            stats.remaining_bytes = remaining.bytes().0;
-        }
-        let left = self.streams.left();
-        stats.device_left_bytes = left.running.saturating_add(left.stopped);
-        stats.device_running_bytes = self.streams.running();
-        stats.device_stopped_bytes = self.streams.stopped();
-        stats.device_time = self.streams.time;
-        stats.syncs = tracked.syncs;
-        stats.found_pages = tracked.found.0;
-        stats.clear_calls = tracked.clear_calls;
-        stats.longest_clear = tracked.longest_clear;
-        stats.put_back_pages = tracked.put_back.0;
-        stats.hinted_pages = tracked.hinted.0;
-        let facts = self.facts(Moment::Walking);
-        let measured = self.course.bandwidth.estimate();
-        let stats = &mut self.common.stats;
-        if let Some(measured) = measured {
-            stats.bandwidth = Some(measured as u64);
-        }
-        stats.dirty_pages_per_second = facts.dirty_rate.map(|rate| rate as u64);
-        stats.downtime_limit = Some(self.steer.limit());
-        stats.throttle = self.steer.throttle().into();
-        stats.limited_vcpus = self.steer.limited() as u64;
-        stats.stall = self.steer.stalled().map(|stalled| stalled.cause);
-        if self.ended {
-            self.common.shared.handle.publish(stats);
-            return;
-        }
-        stats.unacknowledged_bytes = facts.unacknowledged.0;
-        stats.round_trip = facts.round_trip;
-        // The cap of the switchover alone is no measure of the bandwidth: the link may be slower.
-        let link = measured.is_some() || facts.stated;
-        stats.switchover_bandwidth = facts.bandwidth.filter(|_| link).map(|used| used as u64);
-        if self.common.shared.guest.stood().is_none() {
-            let parts = facts.parts();
-            if stats.pass > 0 && (link || facts.last_pass.is_some()) {
-                stats.expected_downtime = facts.expected_downtime().or(stats.expected_downtime);
-            }
-            let fixed = parts.unwrap_or_default().fixed().total();
-            let limit = self.steer.limit();
-            stats.predict(limit.saturating_sub(fixed), facts.bandwidth);
-        }
-        self.look_ahead(&facts);
-        self.common.shared.handle.publish(&self.common.stats);
-    }
-
-    /// Ends the downtime: the paused guest runs again, or nobody knows when it will.
-    fn stood_until_now(&mut self) {
-        if let Some(stood) = self.common.shared.guest.stood() {
-            self.common.stats.downtime = Some(stood);
-        }
-    }
-
-    /// Harvests all logs of a guest that stands still.
-    fn sync_stopped(&self) -> Result<()> {
-        let cancel = &self.common.shared.handle.cancel;
-        self.consumer.sync_unless(When::Stopped, cancel).map(drop)
-    }
-
-    /// Whether a guest that stands still is switched over, or switched to postcopy.
-    fn may_switch(&mut self, moment: Moment) -> Result<bool> {
-        if !self.to_postcopy {
-            return self.judge(moment);
-        }
-        let against = self.against_switch(moment);
-        self.aborting = against.as_ref().map(|why| why.message().to_owned());
-        Ok(against.is_none())
-    }
-
-    /// Has the decider judge the pause. Returns whether the switchover goes on.
-    fn judge(&mut self, moment: Moment) -> Result<bool> {
-        let facts = self.facts(moment);
-        match self.steer.judge(&facts)? {
-            Verdict::GoThrough => Ok(true),
-            Verdict::GiveUp(error) => Err(error),
-            Verdict::Resume => {
-                let expected = facts.expected_downtime().unwrap_or_default();
-                self.aborting = Some(format!(
-                    "the downtime would have been {} ({} so far, then {})",
-                    millis(expected),
-                    millis(facts.stood),
-                    facts.parts().unwrap_or_default().describe()
-                ));
-                Ok(false)
-            }
-        }
-    }
-
-    /// The guest runs again after an aborted pause: forgets the pause and records its length.
-    fn pause_aborted(&mut self, why: &str) {
-        let guest = &self.common.shared.guest;
-        let stood = guest.paused_at().take().map(|at| at.elapsed());
-        let stood = stood.unwrap_or_default();
-        guest.pacer.end_override();
-        self.blobs = Blobs::default();
-        if std::mem::take(&mut self.to_postcopy) {
-            self.steer.drop_postcopy();
-        }
-        self.streams.go_on();
-        // Devices may have to be waited for again.
-        self.told_wait = false;
-        let stats = &mut self.common.stats;
-        stats.forget_pause(stood);
-        let text = format!("the pause was aborted after {}: {why}", millis(stood));
-        self.common.vmm.event(EventKind::Downtime, text);
-    }
-
-    /// Divides the downtime into its parts, and tells the VMM when it was longer than the limit. By
-    /// now nothing can be undone, because the destination was ready.
-    fn account_for(&mut self) {
-        let limit = self.steer.limit();
-        let stats = &mut self.common.stats;
-        stats.account_for(self.last_bytes);
-        let stood = stats.downtime.unwrap_or_default();
-        let Some(over) = stood.checked_sub(limit).filter(|over| !over.is_zero()) else {
-            return;
-        };
-        stats.overrun = over;
-        let text = format!(
-            "the guest stood still for {}, {} longer than the downtime limit: {}",
-            millis(stood),
-            millis(over),
-            stats.why_longer(limit)
-        );
-        self.common.vmm.event(EventKind::Downtime, text);
-    }
-
     /// What ends a wait for the destination: a cancel, or an error on another channel.
     fn stop(&self) -> Cancel {
         match &self.lanes {
@@ -763,94 +494,6 @@ impl Driver {
             io,
         };
         Ok((&mut self.walk, &self.consumer, sending))
-    }
-
-    fn report(&mut self) {
-        if self.common.shared.handle.state() == State::Completed {
-            self.common.stats.progress = self.ahead.done();
-            let stats = &self.common.stats;
-            let outcome = Forecast {
-                converges: true,
-                passes: stats.pass,
-                time: self.common.begun.elapsed(),
-                bytes: self.sent() as f64,
-                downtime: stats.downtime.unwrap_or_default(),
-                ..Forecast::default()
-            };
-            self.common.shared.guest.foresight.completed(outcome);
-            self.common.stats.time_left = Some(Duration::ZERO);
-            self.common.stats.remaining_bytes = 0;
-        } else {
-            self.common.stats.time_left = None;
-            let guest = &self.common.shared.guest;
-            guest.foresight.freeze(Instant::now(), guest.pacer.sent());
-        }
-        self.renew(true);
-    }
-
-    fn too_late(&self) -> Error {
-        Error::new(
-            Kind::Timeout,
-            format!(
-                "the destination was ready and the hand-over was not sent within the hand-over \
-                 timeout of {:?}: a later one would run nothing, so the guest stays here",
-                self.common.shared.params.handover_timeout
-            ),
-        )
-    }
-
-    /// The limits of a wait until the destination must have decided. No cancel ends it: the time
-    /// for one is over.
-    fn until_decided(&self) -> Io<'static> {
-        let left = self.common.until_decided();
-        let of = Timeout::new(
-            "the hand-over timeout and one second, counted from READY,",
-            self.common.shared.params.handover_timeout + MARGIN,
-        );
-        Io::patient(of).within(of.with_left(left))
-    }
-
-    /// Called between two steps of the switchover. Fails when somebody has cancelled or the time is
-    /// up.
-    fn check_gate(&self) -> Result<()> {
-        self.common.shared.handle.cancel.check("the switchover")?;
-        if self.switchover.expired() {
-            return Err(Error::new(
-                Kind::Timeout,
-                format!(
-                    "{} ran out while the guest stood still: it was {}",
-                    self.switchover,
-                    self.common.shared.handle.state().name()
-                ),
-            ));
-        }
-        Ok(())
-    }
-
-    /// Checks that no page is left to send. The guest stands still, but two things can have
-    /// happened since the last walk. The VMM may have added memory. And the VMM may be removing a
-    /// block, whose pages are set aside: when the block is gone, nobody needs them, but when the
-    /// removal is refused, the destination would lack them. So this waits for the removal to end.
-    fn check_all_sent(&self) -> Result<()> {
-        let memory = self.common.shared.guest.tracker.memory();
-        loop {
-            let left = self.consumer.pending();
-            if left.0 > 0 {
-                return Err(Error::new(
-                    Kind::State,
-                    format!(
-                        "memory was added after the last pages were sent: {left} pages would be \
-                         missing at the destination, so the guest stays here; add none between \
-                         `pause` and the migration's end"
-                    ),
-                ));
-            }
-            if self.consumer.pending_in(&memory.map()) == Some(Pages(0)) {
-                return Ok(());
-            }
-            self.check_gate()?;
-            std::thread::sleep(LOOK_AGAIN);
-        }
     }
 
     /// The limit of the whole migration: its switchover must have come by then.
@@ -899,128 +542,6 @@ impl Driver {
         );
         self.common.vmm.event(EventKind::Warning, text);
     }
-
-    /// Sends all pages that are left, the end marker and the device state. The guest stands still.
-    fn send_last(&mut self) -> Result<()> {
-        let begun = Instant::now();
-        let shared = Arc::clone(&self.common.shared);
-        let stop = self.stop();
-        let io = Io::until(&stop, shared.params.io())
-            .within(self.switchover)
-            .of("the last pages");
-        let before = self.pages_sent();
-        let bytes = self.sent();
-        self.walk.restart();
-        let mut batch_pages = BATCH_PAGES;
-        // Until two walks in a row find nothing: the first of them may have begun in the middle of
-        // memory.
-        loop {
-            self.check_gate()?;
-            match self.step(batch_pages, &io) {
-                Ok(Some(put)) => batch_pages = walk::next_size(&put, batch_pages),
-                Ok(None) => break,
-                Err(e) => return Err(self.explain(e)),
-            }
-        }
-        let result = self.send_end(bytes, &io).map_err(|e| self.explain(e));
-        self.common.stats.last_send = Some(begun.elapsed());
-        self.common.stats.last_pages = self.pages_sent() - before;
-        result
-    }
-
-    fn pages_sent(&self) -> u64 {
-        let put = self.lanes.as_ref().map(Lanes::put).unwrap_or_default();
-        put.data_pages + put.zero_pages
-    }
-
-    fn send_end(&mut self, before: u64, io: &Io<'_>) -> Result<()> {
-        self.lanes()?.end_urgent()?;
-        if self.streams.is_empty() {
-            self.sending(io)?.2.finish()?;
-            self.last_bytes = self.sent().saturating_sub(before);
-        } else {
-            self.end_running(io)?;
-            self.sending(io)?.2.end_pages()?;
-            self.last_bytes = self.sent().saturating_sub(before);
-            self.send_stopped(io)?;
-        }
-        // The destination needs the limit before its READY: from that record on it counts the time
-        // in which a hand-over counts.
-        let limit = self.common.shared.params.handover_timeout;
-        let lane = self.lanes.as_mut().ok_or_else(no_connection)?.first();
-        lane.send_state(&self.blobs, limit, &io.of("device state"))
-    }
-
-    fn await_ready(&mut self) -> Result<wire::Ready> {
-        // A block may still be removed, at both sides. The destination is not ready before it knows
-        // that each block which it lacks is gone at the source too.
-        let ready = self.hear_ready(|driver, io| {
-            let memory = driver.common.shared.guest.tracker.memory();
-            let news = driver.announced.news(memory, None)?;
-            let lanes = driver.lanes()?;
-            if !news.is_empty() {
-                // By then nothing about the block is on its way on any channel.
-                lanes.await_further(&io.of("an acknowledgement"))?;
-            }
-            lanes.first().say_encoded(&news, &io.of("BLOCK_REMOVED"))
-        })?;
-        // The last acknowledgements of the other channels may still be on their way.
-        let (stop, timeout) = (self.stop(), self.common.shared.params.switchover());
-        let io = Io::until(&stop, timeout).within(self.switchover);
-        let lanes = self.lanes()?;
-        lanes.await_further(&io.of("an acknowledgement"))?;
-        lanes.rejoin()?;
-        let left = lanes.unacknowledged();
-        if left > 0 {
-            return Err(Error::new(
-                Kind::Protocol,
-                format!("the destination is ready and has not acknowledged {left} pages"),
-            ));
-        }
-        self.open_window();
-        Ok(ready)
-    }
-
-    /// Waits for READY. `tell` says what the destination may have to know first; it is called again
-    /// when a block is being removed meanwhile.
-    fn hear_ready(
-        &mut self,
-        tell: impl Fn(&mut Driver, &Io<'_>) -> Result<()>,
-    ) -> Result<wire::Ready> {
-        let (stop, timeout) = (self.stop(), self.common.shared.params.switchover());
-        let io = Io::until(&stop, timeout)
-            .within(self.switchover)
-            .of("READY");
-        loop {
-            self.walk.removals().lower();
-            tell(self, &io)?;
-            let lane = self.lanes.as_mut().ok_or_else(no_connection)?.first();
-            match lane.hear_after_acknowledgements(self.walk.removals(), &io)? {
-                Some(Record::Ready(ready)) => return Ok(ready),
-                Some(other) => return Err(lane.unexpected(other.record_type(), "READY")),
-                None => {}
-            }
-        }
-    }
-
-    /// The window opens after the receipt of READY, so that the destination's window began earlier.
-    fn open_window(&mut self) {
-        let limit = self.common.shared.params.handover_timeout;
-        self.common.open_window(limit);
-    }
-
-    fn await_running(&mut self) -> Result<u64> {
-        let io = self.until_decided().of("RUNNING");
-        let lane = self.first()?;
-        match lane.hear(&io)? {
-            Record::Running(running) => Ok(running.run_micros),
-            other => Err(lane.unexpected(other.record_type(), "RUNNING")),
-        }
-    }
-}
-
-fn sum(one: [u64; 2], other: [u64; 2]) -> [u64; 2] {
-    [one[0] + other[0], one[1] + other[1]]
 }
 
 fn no_connection() -> Error {

@@ -7,6 +7,7 @@ mod announced;
 mod asking;
 mod assignment;
 mod balance;
+mod connect_to;
 mod course;
 mod decisions;
 mod deltas;
@@ -34,7 +35,7 @@ mod verify;
 mod waiting;
 mod worker;
 
-pub use driver::ConnectTo;
+pub use connect_to::ConnectTo;
 
 use crate::channel::Pacer;
 use crate::dirty::consumer::Consumer;

@@ -1,7 +1,8 @@
 //! Postcopy at the source: the switch, the pages that follow the guest, and recoveries. `docs/postcopy.md`
 //! tells what a VMM sees of it, `docs/wire.md` has the order of the records.
 
-use super::{no_connection, sum, Driver};
+use super::figures::sum;
+use super::{no_connection, Driver};
 use crate::channel::{Channel, Io, Route};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
