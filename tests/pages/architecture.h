@@ -1,0 +1,3 @@
+/* What the example of docs/architecture.md takes as given. */
+#include <stdint.h>
+struct brant_part;
