@@ -37,3 +37,4 @@ mod userfault;
 mod verify;
 mod vfio;
 mod vhost_user;
+mod wire_example;
