@@ -1,5 +1,7 @@
-"""The pages for people, as a part of the leg `lint`: links lead somewhere, examples in C compile, and
-the lists of modules and legs are whole.
+"""The pages for people, as a part of the leg `lint`: links lead somewhere, examples in C compile, the
+table of contents is whole, and tables that list what the header has leave nothing out.
+
+scripts/site makes a site of the same pages.
 """
 
 import glob
@@ -53,6 +55,19 @@ def links(tally):
             elif anchor and anchor not in anchors(abi.read(there)):
                 lost.append("%s: %s has no such heading" % (name, target))
     tally.check(not lost, "every link of %d pages leads somewhere" % len(names), "\n".join(lost))
+
+
+def contents(tally):
+    """Each page of docs/ stands once in the site's contents and in the index."""
+    pages = sorted(set(os.listdir(DOCS)) - {"SUMMARY.md"})
+    pages = [name for name in pages if name.endswith(".md")]
+    summary = [t for t in links_of(abi.read(os.path.join(DOCS, "SUMMARY.md"))) if "/" not in t]
+    lost = ["docs/SUMMARY.md has %s %d times" % (name, summary.count(name))
+            for name in pages if summary.count(name) != 1]
+    index = {t.partition("#")[0] for t in links_of(abi.read(os.path.join(DOCS, "README.md")))}
+    lost += ["docs/README.md does not name %s" % name for name in pages if name not in index | {"README.md"}]
+    tally.check(not lost, "each of %d pages of docs/ stands in its contents and in its index" % len(pages),
+                "\n".join(lost))
 
 
 def examples(text):
@@ -112,7 +127,51 @@ def source_maps(tally):
     tally.check(legs and not lost, "CONTRIBUTING.md says what each of %d legs checks" % len(legs), "\n".join(lost))
 
 
+def header_tables(tally):
+    """docs/operations.md has a row for each figure of a migration and each state, and none too many."""
+    page = abi.read(os.path.join(DOCS, "operations.md"))
+    fields = dict(abi.header_structs())
+    wrong = []
+    for structure, expected in (("brant_stats", fields["brant_stats"][1:]),
+                                ("brant_lane_stats", fields["brant_lane_stats"][1:])):
+        begin, end = "<!-- fields: %s -->" % structure, "<!-- end of %s -->" % structure
+        part = page.split(begin)[1].split(end)[0] if begin in page and end in page else ""
+        named = [name for cell in re.findall(r"^\| ([^|]+) \|", part, re.M) for name in re.findall(r"`(\w+)`", cell)]
+        wrong += ["docs/operations.md: %s.%s has %d rows" % (structure, name, named.count(name))
+                  for name in expected if name != "reserved" and named.count(name) != 1]
+        wrong += ["docs/operations.md: %s has no field %s" % (structure, name) for name in named if name not in expected]
+    states = [m for m in abi.header_macros() if re.match(r"BRANT_(SOURCE|DESTINATION|E)_", m)]
+    tables = "".join(re.findall(r"^<!-- (?:states|codes) -->$(.*?)^## ", page, re.M | re.S))
+    rows = re.findall(r"^\| `(BRANT_\w+)`", tables, re.M)
+    wrong += ["docs/operations.md: %s begins %d rows" % (name, rows.count(name)) for name in states if rows.count(name) != 1]
+    wrong += ["docs/operations.md: there is no %s" % name for name in rows if name not in states]
+    tally.check(not wrong, "docs/operations.md has a row for each figure, state and code of the header",
+                "\n".join(wrong))
+
+
+# What is planned and described, and what belongs to no program in C.
+NOT_IN_HEADER = {"BRANT_0", "BRANT_WRITE_SEEDS", "BRANT_E_UNTRUSTED", "brant_tls", "brant_part", "brant_transport", "brant_x_new", "brant_x_free",
+                 "brant_tracker_add_x", "brant_outgoing_start_transports", "brant_incoming_start_transports"}
+
+
+def names(tally):
+    """A function, type or constant that a page or a comment of the header names is in the header."""
+    known = set(re.findall(r"\b(?:brant|BRANT)_\w+", abi.without_comments(abi.read(abi.HEADER))))
+    # Names in the environment are the scripts' and the package's.
+    others = glob.glob(os.path.join(ROOT, "scripts", "*")) + glob.glob(os.path.join(ROOT, "bindings", "python", "brant", "*.py"))
+    environment = {name for path in others if os.path.isfile(path)
+                   for name in re.findall(r"\bBRANT_\w+", abi.read(path))}
+    lost = []
+    for name in ["include/brant.h", *run(["git", "ls-files", "*.md"]).out.split()]:
+        found = set(re.findall(r"\b(?:brant|BRANT)_\w*[a-zA-Z0-9]\b(?!_)", abi.read(os.path.join(ROOT, name))))
+        lost += ["%s names %s" % (name, word) for word in sorted(found - known - environment - NOT_IN_HEADER)]
+    tally.check(not lost, "each function, type and constant that a page names is in the header", "\n".join(lost))
+
+
 def check(tally):
     links(tally)
+    names(tally)
+    contents(tally)
     compiled(tally)
     source_maps(tally)
+    header_tables(tally)

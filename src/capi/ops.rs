@@ -71,7 +71,7 @@ pub const BRANT_EVENT_DOWNTIME: u32 = 8;
 /// Source: the migration has stalled, also without a policy. Either for `brant_policy.stall_ms` no pass
 /// left less than every pass before it: told at the end of a pass, when such a stall begins and when
 /// its cause changes. Or nothing has moved for so long in the middle of a pass: told then, once until
-/// something moves again, and `brant_outgoing_notify_fd` becomes readable. The message says for how long
+/// something moves again, and `brant_outgoing_event_fd` becomes readable. The message says for how long
 /// and why; `brant_stats.stall` is the cause. With `brant_params.zero_copy`, do not remove a block inside
 /// this event: the removal would wait for the link.
 pub const BRANT_EVENT_STALLED: u32 = 9;
