@@ -7,3 +7,6 @@ extern int vcpu_fd;
 extern struct kvm_run *run;
 void serial(struct kvm_run *run);
 void unexpected(struct kvm_run *run);
+void tell_user(const char *text);
+int user_gave_up(void);
+int runs_there(const char *endpoint);
