@@ -37,6 +37,8 @@ class Region:
         self.order = list(range(pages))
         if scattered:
             random.Random(seed).shuffle(self.order)
+        # Each sweep writes a value that the page does not hold yet, so that samples of contents change too.
+        self._first = fill[8] + 1
         self.rate = rate
         #: The part of its time that the thread sleeps, in percent: the operation ``throttle``.
         self.slowed = 0
@@ -78,7 +80,7 @@ class Region:
                 for _ in range(count):
                     page = order[at]
                     at = at + 1 if at + 1 < len(order) else 0
-                    memory[page * PAGE_SIZE + 8] = self.written & 255
+                    memory[page * PAGE_SIZE + 8] = (self._first + self.written // len(order)) & 255
                     self.written += 1
             took = time.perf_counter() - began
             asleep = took * self.slowed / max(1, 100 - self.slowed)

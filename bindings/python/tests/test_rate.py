@@ -94,3 +94,24 @@ def test_wrong_parameters_are_refused(busy):
     with brant.Rate(busy) as rate:
         with pytest.raises(brant.BrantError):
             rate.forecast(1 << 30)
+
+
+def test_the_region_of_the_command_line_changes_every_page_in_each_sweep():
+    """Otherwise samples of its contents see one sweep and no other."""
+    from brant.workload import Region
+
+    with Region(1 << 20, hot=1.0, rate=50000) as region:
+        pages = len(region.order)
+
+        def after(writes):
+            region.resume()
+            until = time.monotonic() + 30
+            while region.written < writes and time.monotonic() < until:
+                time.sleep(0.001)
+            region.pause()
+            return region.written, bytes(region.memory)
+
+        wrote, before = after(pages)
+        _, now = after(wrote + pages)
+        for at in range(0, len(now), PAGE):
+            assert before[at : at + PAGE] != now[at : at + PAGE], at // PAGE
