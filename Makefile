@@ -79,6 +79,11 @@ pc: $(C)/brant.pc $(C)/cmake/brantConfig.cmake $(C)/cmake/brantConfigVersion.cma
 ## reference: a manual page and an HTML page for each function and type, from the header, in target/c/reference
 reference: $(REFERENCE)/made
 
+## site: docs/ as a site, with the reference, in target/site/book (the first time cargo builds mdbook: some minutes)
+.PHONY: site
+site: reference
+	@scripts/site
+
 ## deb: Debian packages libbrant0 and libbrant-dev, in target/deb (DEB_FLAGS go to dpkg-deb)
 deb: lib | deps
 	@scripts/deb $(DEB_FLAGS)
