@@ -18,6 +18,8 @@ PROGRAM(image_end);
 PROGRAM(registers);
 PROGRAM(avx);
 PROGRAM(system);
+PROGRAM(clock);
+PROGRAM(nested);
 PROGRAM(self_ipi);
 PROGRAM(timer);
 PROGRAM(deadline);
@@ -27,7 +29,7 @@ PROGRAM(handler);
 
 enum {
     RAM = 2 << 20, GDT = 0x1000, TSS = 0x1100, IDT = 0x3000, TABLES = 0x8000, CODE = 0x10000,
-    INPUT = 0x20000, DUMP = 0x22000, STACK = 0x40000, SIGNAL = 0x3fe00000, CPUIDS = 256,
+    INPUT = 0x20000, DUMP = 0x22000, VMCB = 0x25000, STACK = 0x40000, SIGNAL = 0x3fe00000, CPUIDS = 256,
     HALTED = 3
 };
 
@@ -429,6 +431,73 @@ static void interrupts(void)
     }
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* A guest reads KVM's clock before its move and after it. */
+static void clocks(void)
+{
+    struct vmm *from = vmm_new(false), *to = vmm_new(false);
+    uint64_t began = now_ns(), took, went;
+
+    equal(moved(from, to, kvm_state_clock, false), 2, "a guest with KVM's clock runs on after its move");
+    took = now_ns() - began;
+    went = *word(to, DUMP + 0x68) - *word(to, DUMP + 0x60);
+    note("the guest's clock went on by %llu us, the test took %llu us", (unsigned long long)went / 1000,
+         (unsigned long long)took / 1000);
+    ok(went > 0 && went <= took + 5000000, "and its clock neither stands nor jumps");
+    ok(*word(to, DUMP + 0x70) & 2, "and says that the guest stood still");
+    vmm_free(from);
+    vmm_free(to);
+}
+
+/* A guest of the guest's own, which is running when the guest moves. */
+static void nested(void)
+{
+    struct vmm *from = vmm_new(false), *to = vmm_new(false);
+    static const struct { uint32_t at; uint64_t value; } vmcb[] = {
+        { 0x010, 3 },                              /* intercepts: VMRUN, VMMCALL */
+        { 0x058, 1 },                              /* ASID */
+        { 0x400, 0xffffffff0c930010 },             /* ES: selector, attributes, limit */
+        { 0x410, 0xffffffff0a9b0008 },             /* CS */
+        { 0x420, 0xffffffff0c930010 },             /* SS */
+        { 0x430, 0xffffffff0c930010 },             /* DS */
+        { 0x460, 55ull << 32 }, { 0x468, GDT },
+        { 0x480, 0xfffull << 32 }, { 0x488, IDT },
+        { 0x4d0, 0x1500 },                         /* EFER: SVME LMA LME */
+        { 0x548, 0x620 }, { 0x550, TABLES }, { 0x558, 0x80050033 },
+        { 0x560, 0x400 }, { 0x568, 0xffff0ff0 },   /* DR7, DR6 */
+        { 0x570, 2 }, { 0x5d8, STACK }, { 0x668, 0x0007040600070406ull },
+    };
+    uint64_t state[1100] = { 0 };
+    struct kvm_nested_state *head = (void *)state;
+    uint32_t features = 0;
+
+    for (unsigned i = 0; i < from->cpuid->nent; i++)
+        if (from->cpuid->entries[i].function == 0x80000001)
+            features = from->cpuid->entries[i].ecx;
+    if (DO(from->vm, KVM_CHECK_EXTENSION, KVM_CAP_NESTED_STATE) == 0 || !(features & 4)) {
+        skip("this KVM has no KVM_CAP_NESTED_STATE with SVM", "a guest of the guest's runs on after the move");
+        skip("as above", "and its exit comes to the guest");
+    } else {
+        for (unsigned i = 0; i < sizeof vmcb / sizeof vmcb[0]; i++)
+            *word(from, VMCB + vmcb[i].at) = vmcb[i].value;
+        equal(moved(from, to, kvm_state_nested, false), 2, "a guest of the guest's runs on after the move");
+        head->size = sizeof state;
+        DO(from->vcpu, KVM_GET_NESTED_STATE, state);
+        ok((head->flags & KVM_STATE_NESTED_GUEST_MODE) && *word(to, DUMP + 0x60) == 0x81,
+           "and its exit comes to the guest");
+        note("flags %#x, exit %#llx", head->flags, (unsigned long long)*word(to, DUMP + 0x60));
+    }
+    vmm_free(from);
+    vmm_free(to);
+}
+
 static void halted(void)
 {
     struct vmm *from = vmm_new(true), *to = vmm_new(true);
@@ -479,17 +548,56 @@ static void refused(void)
     vmm_free(to);
 }
 
+/* Each descriptor in the place of each other one, and closed. */
+static void descriptors(void)
+{
+    struct vmm *m = vmm_new(true);
+    int closed = dup(m->vcpu);
+    const struct { int kvm, vm, vcpu; const char *said; } of[] = {
+        { m->vm, m->vm, m->vcpu, "kvm_fd: expected a descriptor of /dev/kvm, found the descriptor of a VM" },
+        { m->vcpu, m->vm, m->vcpu, "kvm_fd: expected a descriptor of /dev/kvm, found the descriptor of a vCPU" },
+        { closed, m->vm, m->vcpu, "kvm_fd: expected a descriptor of /dev/kvm, found no open descriptor" },
+        { kvm, kvm, m->vcpu, "vm_fd: expected the descriptor that KVM_CREATE_VM returned, found /dev/kvm itself" },
+        { kvm, m->vcpu, m->vcpu, "vm_fd: expected the descriptor that KVM_CREATE_VM returned, found the descriptor of a vCPU" },
+        { -1, closed, m->vcpu, "vm_fd: expected the descriptor that KVM_CREATE_VM returned, found no open descriptor" },
+        { -1, -1, m->vcpu, "vm_fd is -1" },
+        { kvm, m->vm, kvm, "vcpu_fd: expected the descriptor that KVM_CREATE_VCPU returned, found /dev/kvm itself" },
+        { kvm, m->vm, m->vm, "vcpu_fd: expected the descriptor that KVM_CREATE_VCPU returned, found the descriptor of a VM" },
+        { kvm, m->vm, closed, "vcpu_fd: expected the descriptor that KVM_CREATE_VCPU returned, found no open descriptor" },
+        { kvm, m->vm, m->vcpu, "state `kvm-vcpu`: it is cut short" },
+    };
+    const brant_state_blob blob = { .size = sizeof blob, .name = "kvm-vcpu", .version = 2 };
+    unsigned said = 0, count = sizeof of / sizeof of[0];
+
+    close(closed);
+    for (unsigned i = 0; i < count; i++) {
+        brant_error *error = NULL;
+        int32_t status = brant_kvm_vcpu_load(of[i].kvm, of[i].vm, of[i].vcpu, &blob, &error);
+        bool good = status == BRANT_E_INVALID && strstr(brant_error_message(error), of[i].said);
+
+        said += good;
+        if (!good)
+            note("%u: %d: %s", i, status, error ? brant_error_message(error) : "nothing");
+        brant_error_free(error);
+    }
+    equal(said, count, "each descriptor that is another one or closed is named, with what it has to be");
+    vmm_free(m);
+}
+
 int main(void)
 {
     kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (kvm < 0)
         skip_all("there is no /dev/kvm");
-    plan(20);
+    plan(26);
     level_3_registers();
     avx();
     level_0_registers();
     interrupts();
+    clocks();
+    nested();
     halted();
     refused();
+    descriptors();
     return done();
 }

@@ -5,6 +5,7 @@ use super::ops::{brant_saver, brant_state_blob, saving};
 use super::structs::{handle, lent, read, text};
 use crate::error::Result;
 use crate::kvmstate::{self, Kernel};
+use crate::sys::kvm_kind::{expect, Role};
 use crate::vmm::StateBlob;
 use kvm_bindings::kvm_cpuid_entry2;
 use std::ffi::c_void;
@@ -26,6 +27,18 @@ unsafe fn kernel(kvm_fd: i32, vm_fd: i32) -> Result<Kernel> {
     // SAFETY: the caller's contract.
     let vm: BorrowedFd<'_> = unsafe { lent(vm_fd, "vm_fd") }?;
     Kernel::new(kvm.as_ref(), &vm)
+}
+
+/// The descriptor of a vCPU. It is asked for before [`kernel`], whose new descriptors can take the number of one
+/// that is closed.
+///
+/// # Safety
+/// Nobody closes the descriptor as long as `'a`.
+unsafe fn vcpu<'a>(vcpu_fd: i32) -> Result<BorrowedFd<'a>> {
+    // SAFETY: the caller's contract.
+    let fd = unsafe { lent(vcpu_fd, "vcpu_fd") }?;
+    expect(fd, Role::Vcpu)?;
+    Ok(fd)
 }
 
 /// Runs `load` with a blob of C's.
@@ -90,8 +103,10 @@ unsafe fn entries<'a>(cpuid: *const c_void) -> Result<&'a [kvm_cpuid_entry2]> {
 /// KVM_CREATE_VM and KVM_CREATE_VCPU returned. All three stay the VMM's. No vCPU of the VM runs, and pending
 /// I/O is retired (`brant_ops`). The vCPU can run on afterwards.
 ///
-/// BRANT_E_INVALID for a descriptor of another kind; the message says which. When this fails, `save`
-/// counts as failed, as with brant_saver_put. Threads: that of `save`.
+/// BRANT_E_INVALID for a descriptor that is closed, of another kind, of another process's VM, or of a vCPU that shows
+/// to be another VM's (no in-kernel local APIC where the VM has in-kernel interrupt controllers); the message names the
+/// argument, and says what was expected and found. When this fails, `save` counts as failed, as with
+/// brant_saver_put. Threads: that of `save`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_kvm_vcpu_save(
     kvm_fd: i32,
@@ -106,14 +121,16 @@ pub unsafe extern "C" fn brant_kvm_vcpu_save(
         let saver = unsafe { handle(saver, "saver") }?;
         saving(saver, |sink| {
             // SAFETY: open during the call by contract.
-            let (kernel, fd) = unsafe { (kernel(kvm_fd, vm_fd)?, lent(vcpu_fd, "vcpu_fd")?) };
+            let (fd, kernel) = unsafe { (self::vcpu(vcpu_fd)?, kernel(kvm_fd, vm_fd)?) };
             kvmstate::save_vcpu(&kernel, &fd, vcpu, sink)
         })
     })
 }
 
 /// Loads a blob of brant_kvm_vcpu_save into a vCPU. To be called in `load` (`brant_ops`) for the vCPU
-/// with the number `blob->instance`. Before, the VMM has set its CPUID (KVM_SET_CPUID2) to that of the
+/// with the number `blob->instance`. The vCPU has to be the one of the same number for KVM too: KVM_CREATE_VCPU was
+/// given the same number at both sides, on x86-64 that of the APIC. The blob has it, and brant compares it where
+/// both kernels tell it (Linux 5.14). brant_kvm_vcpu_load_renumbered is for a VMM with other numbers here. Before, the VMM has set its CPUID (KVM_SET_CPUID2) to that of the
 /// source; brant compares both and changes nothing. If the source has in-kernel interrupt controllers,
 /// the VMM has made them here (KVM_CREATE_IRQCHIP). The vCPU does not run. The guest's TSC goes on by the time that has passed since `save`
 /// by the two hosts' clocks (CLOCK_REALTIME), at most 60 seconds. At its next entry the guest hears that it
@@ -121,8 +138,8 @@ pub unsafe extern "C" fn brant_kvm_vcpu_save(
 ///
 /// All that can be checked is checked before the first register is written. BRANT_E_UNSUPPORTED: this
 /// kernel or this vCPU cannot take the state, and the message names CPUID bits, MSR, size or capability.
-/// BRANT_E_VERSION: the blob's format is of another version. BRANT_E_INVALID: a damaged blob or one of another
-/// name, or a descriptor of another kind. After BRANT_E_KERNEL the vCPU may have a part of the state and must
+/// BRANT_E_VERSION: the blob's format is of another version. BRANT_E_INVALID: a damaged blob (it has a checksum), one of
+/// another name, instance or vCPU, or a descriptor as with brant_kvm_vcpu_save. After BRANT_E_KERNEL the vCPU may have a part of the state and must
 /// not run. Descriptors as with brant_kvm_vcpu_save. Any thread, one call at a time for a vCPU.
 #[no_mangle]
 pub unsafe extern "C" fn brant_kvm_vcpu_load(
@@ -136,8 +153,33 @@ pub unsafe extern "C" fn brant_kvm_vcpu_load(
         // SAFETY: null or a structure by contract; descriptors open during the call.
         unsafe {
             loading(blob, |blob| {
-                let fd = lent(vcpu_fd, "vcpu_fd")?;
+                let fd = vcpu(vcpu_fd)?;
                 kvmstate::load_vcpu(&kernel(kvm_fd, vm_fd)?, &fd, blob)
+            })
+        }
+    })
+}
+
+/// As brant_kvm_vcpu_load, for a VMM that gives its vCPUs other numbers than the source did: the blob is of the
+/// vCPU for which the source gave `number` to KVM_CREATE_VCPU, whatever the number of `vcpu_fd` is. The state of
+/// any other vCPU is BRANT_E_INVALID. The guest finds the APIC's number of the source in its local APIC, so its
+/// CPUID has to say that one too. When the in-kernel local APIC is in x2APIC mode, KVM itself refuses any number
+/// but the vCPU's own. Threads and errors as with brant_kvm_vcpu_load.
+#[no_mangle]
+pub unsafe extern "C" fn brant_kvm_vcpu_load_renumbered(
+    kvm_fd: i32,
+    vm_fd: i32,
+    vcpu_fd: i32,
+    number: u32,
+    blob: *const brant_state_blob,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or a structure by contract; descriptors open during the call.
+        unsafe {
+            loading(blob, |blob| {
+                let fd = vcpu(vcpu_fd)?;
+                kvmstate::load_renumbered_vcpu(&kernel(kvm_fd, vm_fd)?, &fd, number, blob)
             })
         }
     })
@@ -146,7 +188,7 @@ pub unsafe extern "C" fn brant_kvm_vcpu_load(
 /// Tells the guest of a vCPU, at its next entry, that it stood still (KVM_KVMCLOCK_CTRL), so that its
 /// watchdogs do not take the pause for a hang. Call it in `resume` for each vCPU before it runs;
 /// brant_kvm_vcpu_load does it too. Nothing happens for a guest without KVM's clock. BRANT_E_INVALID if
-/// `vcpu_fd` is not what KVM_CREATE_VCPU returned. Any thread; waits while the vCPU runs.
+/// `vcpu_fd` is not what KVM_CREATE_VCPU returned; the message says what it is. Any thread; waits while the vCPU runs.
 #[no_mangle]
 pub unsafe extern "C" fn brant_kvm_vcpu_stood_still(
     vcpu_fd: i32,

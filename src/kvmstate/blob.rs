@@ -1,13 +1,15 @@
 //! The format of a blob of KVM state: a header, and sections of 64-bit words. Knows no kernel.
 //!
 //! ```text
-//! header   magic (8 bytes) | architecture u32, number of sections u32 | CPU vendor (12 bytes, 4 of 0)
+//! header   magic (8 bytes) | architecture u32, number of sections u32 | CPU vendor (12 bytes)
+//!          | checksum u32 | instance u32, KVM's number of the vCPU u32
 //! section  identifier u32, length in words u32 | words
 //! ```
 //!
-//! All of it is little-endian. The blob's version travels beside it
-//! ([`StateBlob::version`](crate::vmm::StateBlob::version)). A reader knows every section of its version, so
-//! an unknown one is an error: state that is left out would be lost.
+//! All of it is little-endian. The checksum is the CRC-32 (of gzip and PNG) of the whole blob, with 0 in its own
+//! place: it finds each blob in which up to 32 bits in a row are others than they were. The blob's name and version
+//! travel beside it ([`StateBlob`]); so does its instance, which has to be that of the header. A reader
+//! knows every section of its version, so an unknown one is an error: state that is left out would be lost.
 
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -16,7 +18,12 @@ use std::fmt;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"brantKVM");
 const X86_64: u32 = 1;
-const HEADER_WORDS: usize = 4;
+const HEADER_WORDS: usize = 5;
+/// The word whose upper half is the checksum.
+const SUM_AT: usize = 3;
+const OWNER_AT: usize = 4;
+/// KVM's number of a vCPU when there is none, or when the kernel did not tell it.
+const NO_NUMBER: u32 = u32::MAX;
 /// A blob has at most so many bytes; the largest extended state of a processor has 11 KiB.
 const BYTES_MAX: usize = 1 << 20;
 
@@ -35,6 +42,15 @@ impl fmt::Display for Vendor {
     }
 }
 
+/// Whose state is in a blob.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owner {
+    /// As in [`StateBlob::instance`].
+    pub instance: u32,
+    /// What `KVM_CREATE_VCPU` was given; `None` for a VM, or when the kernel does not tell.
+    pub number: Option<u32>,
+}
+
 /// A section's identifier and its name in messages.
 pub(super) type Known = (u32, &'static str);
 
@@ -43,10 +59,22 @@ pub(super) struct Writer {
     words: Vec<u64>,
     sections: u32,
     vendor: Vendor,
+    owner: Owner,
+}
+
+/// The checksum of a blob: of its bytes, with 0 where the checksum stands.
+fn checksum(bytes: &[u8]) -> u32 {
+    let at = 8 * SUM_AT + 4;
+    let (before, rest) = bytes.split_at(at.min(bytes.len()));
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(before);
+    sum.update(&[0; 4]);
+    sum.update(rest.get(4..).unwrap_or_default());
+    sum.finalize()
 }
 
 impl Writer {
-    pub(super) fn new(vendor: Vendor) -> Result<Writer> {
+    pub(super) fn new(vendor: Vendor, owner: Owner) -> Result<Writer> {
         let mut words = Vec::new();
         fallible::reserve(&mut words, 1024, "KVM state")?;
         words.resize(HEADER_WORDS, 0);
@@ -54,6 +82,7 @@ impl Writer {
             words,
             sections: 0,
             vendor,
+            owner,
         })
     }
 
@@ -72,12 +101,16 @@ impl Writer {
         self.words[0] = MAGIC;
         self.words[1] = u64::from(X86_64) | u64::from(self.sections) << 32;
         self.words[2] = a | b << 32;
-        self.words[3] = c;
+        self.words[SUM_AT] = c;
+        let number = self.owner.number.unwrap_or(NO_NUMBER);
+        self.words[OWNER_AT] = u64::from(self.owner.instance) | u64::from(number) << 32;
         let mut bytes = Vec::new();
         fallible::reserve(&mut bytes, 8 * self.words.len(), "KVM state")?;
         for word in self.words {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
+        let sum = checksum(&bytes);
+        bytes[8 * SUM_AT + 4..8 * SUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
         Ok(bytes)
     }
 }
@@ -86,6 +119,8 @@ impl Writer {
 #[derive(Debug)]
 pub(super) struct Blob {
     pub(super) vendor: Vendor,
+    /// KVM's number of the vCPU whose state this is.
+    pub(super) number: Option<u32>,
     /// For messages.
     name: String,
     sections: Vec<(Known, Vec<u64>)>,
@@ -138,14 +173,29 @@ impl Blob {
         };
         if header[0] != MAGIC {
             return Err(bad(format!(
-                "this is no KVM state of brant's ({:#x})",
+                "this is no KVM state of brant's: expected {MAGIC:#x} at its beginning, found {:#x}",
                 header[0]
+            )));
+        }
+        let (vendor, expected) = halves(header[SUM_AT]);
+        let found = checksum(bytes);
+        if found != expected {
+            return Err(bad(format!(
+                "it was changed after it was saved: expected the checksum {expected:#010x}, which it \
+                 has itself, found {found:#010x}"
             )));
         }
         let (architecture, count) = halves(header[1]);
         if architecture != X86_64 {
             return Err(bad(format!(
                 "expected the state of architecture {X86_64} (x86-64), found {architecture}"
+            )));
+        }
+        let (instance, number) = halves(header[OWNER_AT]);
+        if instance != blob.instance {
+            return Err(bad(format!(
+                "expected the state that was saved as instance {}, found that of instance {instance}",
+                blob.instance
             )));
         }
         let mut sections: Vec<(Known, Vec<u64>)> = Vec::new();
@@ -181,7 +231,8 @@ impl Blob {
         }
         let (a, b) = halves(header[2]);
         Ok(Blob {
-            vendor: Vendor([a, b, header[3] as u32]),
+            vendor: Vendor([a, b, vendor]),
+            number: (number != NO_NUMBER).then_some(number),
             name: what,
             sections,
         })
@@ -249,6 +300,10 @@ mod tests {
 
     const ONE: Known = (1, "one");
     const TWO: Known = (2, "two");
+    const OWNER: Owner = Owner {
+        instance: 3,
+        number: Some(5),
+    };
 
     fn read(data: &[u8], version: u32, known: &[Known]) -> Result<Blob> {
         let blob = StateBlob {
@@ -261,7 +316,7 @@ mod tests {
     }
 
     fn sample() -> Vec<u8> {
-        let mut writer = Writer::new(Vendor([1, 2, 3])).unwrap();
+        let mut writer = Writer::new(Vendor([1, 2, 3]), OWNER).unwrap();
         writer.put(ONE, &[7, 8]).unwrap();
         writer.put(TWO, &[]).unwrap();
         writer.finish().unwrap()
@@ -271,6 +326,7 @@ mod tests {
     fn what_was_written_is_read() {
         let blob = read(&sample(), 1, &[ONE, TWO]).unwrap();
         assert_eq!(blob.vendor, Vendor([1, 2, 3]));
+        assert_eq!(blob.number, Some(5));
         assert_eq!(blob.sized(ONE, 2).unwrap(), [7, 8]);
         assert_eq!(blob.find(TWO), Some(&[][..]));
         let wrong = blob.sized(ONE, 3).unwrap_err();
@@ -295,20 +351,60 @@ mod tests {
         );
         let newer = read(&whole, 2, &[ONE, TWO]).unwrap_err();
         assert_eq!(newer.kind(), Kind::Version);
-        let mut twice = Writer::new(Vendor::default()).unwrap();
+        let mut twice = Writer::new(Vendor::default(), OWNER).unwrap();
         twice.put(ONE, &[1]).unwrap();
         twice.put(ONE, &[1]).unwrap();
         assert!(read(&twice.finish().unwrap(), 1, &[ONE]).is_err());
     }
 
+    #[test]
+    fn every_flipped_bit_is_refused_with_what_was_expected_and_found() {
+        let whole = sample();
+        for bit in 0..8 * whole.len() {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let error = read(&flipped, 1, &[ONE, TWO]).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid, "bit {bit}");
+            let text = error.message();
+            assert!(
+                text.contains("expected") && text.contains("found"),
+                "bit {bit}: {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_blob_under_another_instance_is_refused() {
+        let blob = StateBlob {
+            name: "kvm-x",
+            instance: 2,
+            version: 1,
+            data: &sample(),
+        };
+        let error = Blob::read(&blob, "kvm-x", 1, &[ONE, TWO]).unwrap_err();
+        let expected = "state `kvm-x` 2: expected the state that was saved as instance 2, found that of instance 3";
+        assert_eq!(error.message(), expected);
+    }
+
+    /// The checksum of what a test has changed.
+    fn seal(bytes: &mut [u8]) {
+        let sum = checksum(bytes);
+        if let Some(place) = bytes.get_mut(8 * SUM_AT + 4..8 * SUM_AT + 8) {
+            place.copy_from_slice(&sum.to_le_bytes());
+        }
+    }
+
     proptest::proptest! {
         #[test]
-        fn no_bytes_make_a_reader_panic(at in 0..64usize, value: u8, length in 0..128usize) {
+        fn no_bytes_make_a_reader_panic(at in 0..72usize, value: u8, length in 0..128usize, sealed: bool) {
             let mut bytes = sample();
             if let Some(byte) = bytes.get_mut(at) {
                 *byte = value;
             }
             bytes.truncate(length);
+            if sealed {
+                seal(&mut bytes);
+            }
             let _ = read(&bytes, 1, &[ONE, TWO]);
         }
     }

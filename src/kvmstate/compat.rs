@@ -4,7 +4,7 @@
 //! The source says what its VM has, without a call on a vCPU: such a call waits until the vCPU comes out of
 //! the guest. So CPUID comes from the VMM, which has set it.
 
-use super::blob::{Blob, Known, Writer};
+use super::blob::{Blob, Known, Owner, Writer};
 use super::cpuid::{self, CPUID};
 use super::host::Kernel;
 use super::msrs;
@@ -19,7 +19,7 @@ use std::os::fd::AsFd;
 /// The name of the blob about compatibility.
 pub const COMPAT: &str = "kvm-compat";
 /// The version of its format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const MSR_LIST: Known = (20, "list of MSRs");
 const HAS: Known = (21, "capabilities");
@@ -45,12 +45,11 @@ fn leaves(cpuid: &[kvm_cpuid_entry2]) -> Vec<Leaf> {
 
 fn has(kernel: &Kernel) -> Result<[u64; HAS_WORDS]> {
     let (caps, vm) = (&kernel.caps, kernel.vm.fd());
-    let mut chip = vec![0; sys::GET_IRQCHIP.words()];
     let bits = [
         caps.xsave,
         caps.xcrs,
         caps.debugregs,
-        sys::fill_if_there(vm, sys::GET_IRQCHIP, &mut chip)?,
+        kernel.has_irqchip()?,
         sys::get_if_there(vm, sys::GET_PIT2)?.is_some(),
     ];
     let flags = bits
@@ -74,7 +73,7 @@ pub fn save_compat(
     sink: &mut dyn StateSink,
 ) -> Result<()> {
     let cpuid = leaves(cpuid);
-    let mut blob = Writer::new(cpuid::vendor(&cpuid))?;
+    let mut blob = Writer::new(cpuid::vendor(&cpuid), Owner::default())?;
     blob.put(CPUID, &cpuid::words(&cpuid))?;
     let list: Vec<u64> = kernel.msrs.iter().copied().map(u64::from).collect();
     blob.put(MSR_LIST, &list)?;

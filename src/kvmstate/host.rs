@@ -2,7 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::sys::kvm::{Vm as _, VmFd};
-use crate::sys::kvm_state::{self, AsKvmFd};
+use crate::sys::kvm_kind::{expect, Role};
+use crate::sys::kvm_state::{self as sys, AsKvmFd};
 use crate::sys::{file, kvm_machine};
 use kvm_bindings::{
     KVM_CAP_DEBUGREGS, KVM_CAP_NESTED_STATE, KVM_CAP_SREGS2, KVM_CAP_TSC_CONTROL, KVM_CAP_XCRS,
@@ -45,8 +46,11 @@ impl Kernel {
     /// so ask for those first.
     ///
     /// # Errors
-    /// [`Kind::Invalid`](crate::error::Kind::Invalid) for a descriptor of another kind.
+    /// [`Kind::Invalid`](crate::error::Kind::Invalid) for a descriptor that is closed, of another kind or of
+    /// another process's VM. The message calls `kvm` kvm_fd and `vm` vm_fd, as the C functions do.
     pub fn new(kvm: Option<&impl AsKvmFd>, vm: &impl AsKvmFd) -> Result<Kernel> {
+        // Before a new descriptor can take the number of one that is closed.
+        expect(vm.kvm_fd(), Role::Vm)?;
         let kvm = kvm_machine::kvm(kvm.map(AsKvmFd::kvm_fd))?;
         let vm = file::duplicate(vm.kvm_fd())
             .map_err(|e| Error::os("duplicating the VM descriptor", e))?;
@@ -59,14 +63,20 @@ impl Kernel {
             debugregs: has(KVM_CAP_DEBUGREGS),
             tsc_control: has(KVM_CAP_TSC_CONTROL),
             nested_bytes: vm.check_extension(KVM_CAP_NESTED_STATE) as usize,
-            xsave_bytes: kvm_state::xsave_bytes(&vm),
+            xsave_bytes: sys::xsave_bytes(&vm),
         };
-        let msrs = kvm_state::msr_list(kvm.as_fd())?;
+        let msrs = sys::msr_list(kvm.as_fd())?;
         Ok(Kernel {
             vm,
             kvm,
             caps,
             msrs,
         })
+    }
+
+    /// Whether the VM's interrupt controllers are the kernel's, all of them.
+    pub(super) fn has_irqchip(&self) -> Result<bool> {
+        let mut chip = vec![0; sys::GET_IRQCHIP.words()];
+        sys::fill_if_there(self.vm.fd(), sys::GET_IRQCHIP, &mut chip)
     }
 }

@@ -41,5 +41,5 @@ pub use crate::sys::kvm_state::AsKvmFd;
 pub use compat::{check_compat, save_compat, COMPAT};
 pub use host::Kernel;
 pub use time::GONE_MAX;
-pub use vcpu::{load_vcpu, save_vcpu, stood_still, VCPU};
+pub use vcpu::{load_renumbered_vcpu, load_vcpu, save_vcpu, stood_still, VCPU};
 pub use vm::{load_vm, save_vm, VM};

@@ -1,13 +1,14 @@
 //! Saving and loading one vCPU: which calls, in which order, and why in that order. `docs/kvm-state.md`
 //! says the same to a reader who does not know the code.
 
-use super::blob::{Blob, Known, Writer};
+use super::blob::{Blob, Known, Owner, Writer};
 use super::cpuid::{self, CPUID};
 use super::host::Kernel;
 use super::msrs::{self, Groups, MSRS};
 use super::time;
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::sys::clock::realtime;
+use crate::sys::kvm_kind::{expect, vcpu_number, Role};
 use crate::sys::kvm_state::{self as sys, AsKvmFd, Msr, Request};
 use crate::vmm::{StateBlob, StateSink};
 use kvm_bindings::{
@@ -21,7 +22,7 @@ use std::time::Duration;
 /// The name of a vCPU's blob. Its instance is the VMM's number of the vCPU.
 pub const VCPU: &str = "kvm-vcpu";
 /// The version of its format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const MP_STATE: Known = (1, "mp_state");
 const SREGS2: Known = (2, "sregs2");
@@ -54,14 +55,16 @@ const _: () = assert!(INTERRUPTS_AT == offset_of!(kvm_sregs2, flags) / 8);
 /// vCPU of the VM runs either. The vCPU can run on afterwards.
 ///
 /// # Errors
-/// [`Kind::Invalid`] for a descriptor of another kind, [`Kind::Kernel`] for a call that failed.
+/// [`Kind::Invalid`] for a descriptor that is closed, of another kind or of another VM (as far as that shows); the
+/// message calls `vcpu` vcpu_fd, as the C functions do. [`Kind::Kernel`] for a call that failed.
 pub fn save_vcpu(
     kernel: &Kernel,
     vcpu: &impl AsKvmFd,
     number: u32,
     sink: &mut dyn StateSink,
 ) -> Result<()> {
-    let data = saved(kernel, vcpu.kvm_fd()).map_err(|e| e.context(format!("vCPU {number}")))?;
+    let data =
+        saved(kernel, vcpu.kvm_fd(), number).map_err(|e| e.context(format!("vCPU {number}")))?;
     sink.put(&StateBlob {
         name: VCPU,
         instance: number,
@@ -70,12 +73,17 @@ pub fn save_vcpu(
     })
 }
 
-fn saved(kernel: &Kernel, vcpu: BorrowedFd<'_>) -> Result<Vec<u8>> {
+fn saved(kernel: &Kernel, vcpu: BorrowedFd<'_>, instance: u32) -> Result<Vec<u8>> {
+    expect(vcpu, Role::Vcpu)?;
     let caps = &kernel.caps;
     // First, because KVM takes INIT and SIPI when it is asked for this, and they change registers.
     let mp_state = sys::get(vcpu, sys::GET_MP_STATE)?;
     let cpuid = sys::cpuid(vcpu, sys::GET_CPUID2)?;
-    let mut blob = Writer::new(cpuid::vendor(&cpuid))?;
+    let owner = Owner {
+        instance,
+        number: vcpu_number(vcpu),
+    };
+    let mut blob = Writer::new(cpuid::vendor(&cpuid), owner)?;
     blob.put(CPUID, &cpuid::words(&cpuid))?;
     blob.put(MP_STATE, &mp_state)?;
     match caps.sregs2 {
@@ -106,11 +114,23 @@ fn saved(kernel: &Kernel, vcpu: BorrowedFd<'_>) -> Result<Vec<u8>> {
         .filter(|i| msrs::is_state(*i))
         .collect();
     blob.put(MSRS, &msrs::words(&sys::get_msrs(vcpu, &state)?))?;
-    if let Some(lapic) = sys::get_if_there(vcpu, sys::GET_LAPIC)? {
+    if let Some(lapic) = lapic(kernel, vcpu)? {
         blob.put(LAPIC, &lapic)?;
     }
     blob.put(EVENTS, &sys::get(vcpu, sys::GET_VCPU_EVENTS)?)?;
     blob.finish()
+}
+
+/// The local APIC, unless it is the VMM's own.
+fn lapic(kernel: &Kernel, vcpu: BorrowedFd<'_>) -> Result<Option<Vec<u64>>> {
+    let lapic = sys::get_if_there(vcpu, sys::GET_LAPIC)?;
+    // KVM refuses KVM_CREATE_IRQCHIP once a VM has vCPUs.
+    if lapic.is_none() && kernel.has_irqchip()? {
+        let why = "vcpu_fd: expected a vCPU of the VM of vm_fd, which has its interrupt controllers in the \
+                   kernel; found a vCPU of another VM, without a local APIC in the kernel";
+        return Err(Error::new(Kind::Invalid, why));
+    }
+    Ok(lapic)
 }
 
 /// The time-stamp counter and the time of day at the same moment: the closest of a few tries.
@@ -147,15 +167,54 @@ struct Plan<'a> {
 /// checked is checked before the first register is written. When it fails later the vCPU must not run:
 /// load again, or make another one.
 ///
+/// The vCPU has the number that it had at the source (what `KVM_CREATE_VCPU` was given, on x86 the number
+/// of its APIC). Whether it has is checked where both kernels tell the number (Linux 5.14). A VMM that gives its
+/// vCPUs other numbers calls [`load_renumbered_vcpu`].
+///
 /// # Errors
 /// - [`Kind::Unsupported`]: this kernel, or this vCPU with its CPUID, cannot take the state. The
 ///   message names the register or the capability.
 /// - [`Kind::Version`]: a blob of another version.
-/// - [`Kind::Invalid`]: no such blob, a damaged one, or a descriptor of another kind.
+/// - [`Kind::Invalid`]: no such blob, a damaged one, one of another vCPU, or a descriptor as with
+///   [`save_vcpu`].
 /// - [`Kind::Kernel`]: a call failed.
 pub fn load_vcpu(kernel: &Kernel, vcpu: &impl AsKvmFd, blob: &StateBlob<'_>) -> Result<()> {
-    let vcpu = vcpu.kvm_fd();
+    load_into(kernel, vcpu.kvm_fd(), blob, None)
+}
+
+/// As [`load_vcpu`], for a vCPU that has another number here than at the source, where `KVM_CREATE_VCPU` was
+/// given `number`. The guest reads its APIC's number in the state that is loaded, and in the CPUID that the VMM
+/// has set. With an in-kernel local APIC in x2APIC mode, KVM refuses a number that is not the vCPU's own.
+///
+/// # Errors
+/// As [`load_vcpu`]; [`Kind::Invalid`] also for the state of a vCPU that had another number than `number`.
+pub fn load_renumbered_vcpu(
+    kernel: &Kernel,
+    vcpu: &impl AsKvmFd,
+    number: u32,
+    blob: &StateBlob<'_>,
+) -> Result<()> {
+    load_into(kernel, vcpu.kvm_fd(), blob, Some(number))
+}
+
+fn load_into(
+    kernel: &Kernel,
+    vcpu: BorrowedFd<'_>,
+    blob: &StateBlob<'_>,
+    renumbered: Option<u32>,
+) -> Result<()> {
+    expect(vcpu, Role::Vcpu)?;
     let blob = Blob::read(blob, VCPU, VERSION, KNOWN)?;
+    let expected = renumbered.or_else(|| vcpu_number(vcpu));
+    if let (Some(expected), Some(found)) = (expected, blob.number) {
+        if expected != found {
+            let why = format_args!(
+                "expected the state of vCPU {expected} (the number that KVM_CREATE_VCPU was given), found \
+                 that of vCPU {found}; brant_kvm_vcpu_load_renumbered is for a VMM that gives other numbers"
+            );
+            return Err(blob.refuse(Kind::Invalid, why));
+        }
+    }
     let plan = checked(kernel, vcpu, &blob)?;
     load(kernel, vcpu, &plan).map_err(|e| blob.about(e))
 }
@@ -186,8 +245,8 @@ fn checked<'a>(kernel: &Kernel, vcpu: BorrowedFd<'_>, blob: &'a Blob) -> Result<
             simple.push((request, words));
         }
     }
+    let lapic_here = self::lapic(kernel, vcpu)?;
     let lapic = blob.find_sized(LAPIC, sys::SET_LAPIC.words())?;
-    let lapic_here = sys::get_if_there(vcpu, sys::GET_LAPIC).map_err(|e| blob.about(e))?;
     match (lapic, lapic_here) {
         (Some(_), None) => return unsupported(
             "the local APIC is the kernel's at the source, and this VM has none: the VMM calls \
@@ -424,7 +483,11 @@ fn load_tsc(vcpu: BorrowedFd<'_>, plan: &Plan<'_>) -> Result<()> {
 /// watchdogs do not take the pause for a hang. Loading does this too. At the source, call it in
 /// [`Vmm::resume`](crate::vmm::Vmm::resume) for each vCPU that does not run yet. Nothing happens for a
 /// guest that does not use KVM's clock.
+///
+/// # Errors
+/// [`Kind::Invalid`] for a descriptor as with [`save_vcpu`].
 pub fn stood_still(vcpu: &impl AsKvmFd) -> Result<()> {
+    expect(vcpu.kvm_fd(), Role::Vcpu)?;
     sys::clock_stopped(vcpu.kvm_fd())?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Saving and loading what belongs to a VM and not to one of its vCPUs: the in-kernel interrupt
 //! controllers, the in-kernel timer (PIT), and KVM's clock.
 
-use super::blob::{Blob, Known, Vendor, Writer};
+use super::blob::{Blob, Known, Owner, Vendor, Writer};
 use super::host::Kernel;
 use super::time;
 use crate::error::{Kind, Result};
@@ -14,7 +14,7 @@ use std::time::Duration;
 /// The name of a VM's blob.
 pub const VM: &str = "kvm-vm";
 /// The version of its format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const CHIPS: [Known; 3] = [(1, "PIC, master"), (2, "PIC, slave"), (3, "I/O APIC")];
 const PIT: Known = (4, "PIT");
@@ -31,7 +31,7 @@ const CLOCK_WORDS: usize = 2;
 /// As [`save_vcpu`](super::save_vcpu).
 pub fn save_vm(kernel: &Kernel, sink: &mut dyn StateSink) -> Result<()> {
     let vm = kernel.vm.fd();
-    let mut blob = Writer::new(Vendor::default())?;
+    let mut blob = Writer::new(Vendor::default(), Owner::default())?;
     for (number, section) in CHIPS.iter().enumerate() {
         if let Some(chip) = chip(vm, number as u64)? {
             blob.put(*section, &chip)?;

@@ -10,7 +10,8 @@
 //! Nothing in this file knows of dirty logs. It makes the machine, lets it write, and removes it
 //! when it is dropped.
 
-use super::kvm::{UserMemoryRegion, Vm, VmFd, KVM_GET_API_VERSION, MEM_LOG_DIRTY_PAGES};
+use super::kvm::{UserMemoryRegion, Vm, VmFd, MEM_LOG_DIRTY_PAGES};
+use super::kvm_kind::{expect, Role};
 use super::kvm_ring::RingMap;
 use super::{file, kernel};
 use crate::error::{Error, Kind, Result};
@@ -34,8 +35,6 @@ const KVM_SET_REGS: u64 = 0x4090_ae82;
 const KVM_GET_SREGS: u64 = 0x8138_ae83;
 const KVM_SET_SREGS: u64 = 0x4138_ae84;
 const KVM_SET_CPUID2: u64 = 0x4008_ae90;
-/// The only version that exists.
-const API_VERSION: i32 = 12;
 
 /// Guest addresses: descriptors, page tables, code and mailbox, each a page.
 const DESCRIPTORS: u64 = 0x1000;
@@ -197,24 +196,8 @@ pub fn kvm(fd: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
             .map(OwnedFd::from)
             .map_err(|e| Error::os("opening /dev/kvm", e));
     };
-    let kvm = file::duplicate(fd).map_err(|e| match e.raw_os_error() {
-        Some(libc::EBADF) => Error::new(
-            Kind::Invalid,
-            format!("expected a descriptor of /dev/kvm: {e}"),
-        ),
-        _ => Error::os("duplicating the descriptor of /dev/kvm", e),
-    })?;
-    match call(kvm.as_fd(), "KVM_GET_API_VERSION", KVM_GET_API_VERSION) {
-        Ok(API_VERSION) => Ok(kvm),
-        Ok(other) => Err(Error::new(
-            Kind::Invalid,
-            format!("/dev/kvm: expected API version {API_VERSION}, found {other}"),
-        )),
-        Err(e) => Err(Error::new(
-            Kind::Invalid,
-            format!("expected a descriptor of /dev/kvm: {e}"),
-        )),
-    }
+    expect(fd, Role::Kvm)?;
+    file::duplicate(fd).map_err(|e| Error::os("duplicating the descriptor of /dev/kvm", e))
 }
 
 fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {

@@ -7,9 +7,9 @@
 //!
 //! The functions check that the kernel gets a buffer as large as it will use, and nothing else.
 
-use super::fd::what_is;
 use super::kernel;
-use super::kvm::{Vm, VmFd, KVM_CHECK_EXTENSION, KVM_GET_API_VERSION};
+use super::kvm::{Vm, VmFd};
+use super::kvm_kind::found;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_run, KVM_CAP_XSAVE2};
@@ -164,23 +164,6 @@ unsafe fn call(fd: BorrowedFd<'_>, request: Request, argument: u64) -> io::Resul
     }
 }
 
-const KVM_ITSELF: &str = "/dev/kvm itself";
-
-/// What a descriptor is, as far as KVM's descriptors go.
-fn kind_of(fd: BorrowedFd<'_>) -> &'static str {
-    let works = |number: u64, argument: u64| {
-        // SAFETY: takes a number and touches no memory.
-        (unsafe { kernel::ioctl(fd.as_raw_fd(), number as _, argument) }) >= 0
-    };
-    if works(KVM_GET_API_VERSION, 0) {
-        KVM_ITSELF
-    } else if works(KVM_CHECK_EXTENSION, 0) {
-        "the descriptor of a VM"
-    } else {
-        what_is(fd)
-    }
-}
-
 /// Makes an error of the system's. A call that this kind of descriptor does not have says what was
 /// expected.
 fn refused(fd: BorrowedFd<'_>, request: Request, error: io::Error) -> Error {
@@ -192,11 +175,7 @@ fn refused(fd: BorrowedFd<'_>, request: Request, error: io::Error) -> Error {
     };
     let name = request.name;
     let found = match error.raw_os_error() {
-        Some(libc::EBADF) => "no open descriptor",
-        Some(libc::ENOTTY) => kind_of(fd),
-        // What /dev/kvm says of a call that it does not have.
-        Some(libc::EINVAL) if kind_of(fd) == KVM_ITSELF && expected != "/dev/kvm" => KVM_ITSELF,
-        Some(libc::EIO) => "one of another process's VM",
+        Some(libc::EBADF | libc::ENOTTY | libc::EIO) => found(fd),
         _ => return Error::os(name, error),
     };
     let text = format_args!("{name}: expected {expected}, found {found}");

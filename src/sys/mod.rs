@@ -20,6 +20,8 @@ pub mod iommufd;
 pub(crate) mod kernel;
 pub mod kvm;
 #[cfg(target_arch = "x86_64")]
+pub mod kvm_kind;
+#[cfg(target_arch = "x86_64")]
 pub mod kvm_machine;
 pub mod kvm_ring;
 #[cfg(target_arch = "x86_64")]

@@ -153,6 +153,22 @@ pub fn kvm() -> Option<Kvm> {
     }
 }
 
+/// A vCPU that has what KVM supports.
+pub fn new_vcpu(kvm: &Kvm, vm: &VmFd, number: u64) -> VcpuFd {
+    let vcpu = vm.create_vcpu(number).unwrap();
+    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+    if kvm.check_extension(Cap::TscDeadlineTimer) {
+        // Older kernels have the timer's deadline and do not list its bit.
+        let leaf = cpuid
+            .as_mut_slice()
+            .iter_mut()
+            .find(|leaf| leaf.function == 1);
+        leaf.unwrap().ecx |= 1 << 24;
+    }
+    vcpu.set_cpuid2(&cpuid).unwrap();
+    vcpu
+}
+
 impl Machine {
     pub fn new(kvm: &Kvm, ram: &Arc<Ram>, chips: Chips) -> Machine {
         let vm = kvm.create_vm().unwrap();
@@ -169,17 +185,7 @@ impl Machine {
         };
         // SAFETY: mapped for as long as the VM is used: the machine holds it.
         unsafe { vm.set_user_memory_region(region) }.unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
-        let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
-        if kvm.check_extension(Cap::TscDeadlineTimer) {
-            // Older kernels have the timer's deadline and do not list its bit.
-            let leaf = cpuid
-                .as_mut_slice()
-                .iter_mut()
-                .find(|leaf| leaf.function == 1);
-            leaf.unwrap().ecx |= 1 << 24;
-        }
-        vcpu.set_cpuid2(&cpuid).unwrap();
+        let vcpu = new_vcpu(kvm, &vm, 0);
         let kernel = Kernel::new(Some(kvm), &vm).unwrap();
         Machine {
             kernel,

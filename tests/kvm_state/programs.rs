@@ -24,6 +24,8 @@ pub enum Program {
     System,
     /// Level 3: the TSC.
     Tsc,
+    /// Level 0: KVM's clock.
+    Clock,
     /// Level 0: sends itself interrupt 0x40 and takes it after the signal.
     SelfIpi,
     /// Level 0: the local APIC's timer fires interrupt 0x41, once.
@@ -66,6 +68,7 @@ labels! {
     Avx kvm_state_avx 3;
     System kvm_state_system 0;
     Tsc kvm_state_tsc 3;
+    Clock kvm_state_clock 0;
     SelfIpi kvm_state_self_ipi 0;
     Timer kvm_state_timer 0;
     Deadline kvm_state_deadline 0;

@@ -1,12 +1,17 @@
 //! What a destination cannot take is refused with its name, before anything is written.
 
-use super::machine::{kvm, Chips, Machine, Ram, Saved};
+use super::machine::{kvm, new_vcpu, Chips, Machine, Ram, Saved};
 use super::programs::Program;
 use crate::support::random::Random;
-use brant::error::Kind;
+use brant::error::{Error, Kind};
 use brant::kvm_bindings::{kvm_cpuid_entry2, CpuId, KVM_MAX_CPUID_ENTRIES};
-use brant::kvmstate::{check_compat, save_compat, save_vcpu, Kernel, COMPAT, VCPU, VM};
+use brant::kvm_ioctls::VcpuFd;
+use brant::kvmstate::{
+    check_compat, load_renumbered_vcpu, load_vcpu, save_compat, save_vcpu, stood_still, Kernel,
+    COMPAT, VCPU, VM,
+};
 use brant::vmm::StateBlob;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// A machine whose guest has run, its state, and a machine that has none of it.
 fn machines() -> Option<(Machine, Saved, Machine)> {
@@ -32,7 +37,7 @@ fn state(machine: &Machine) -> String {
 fn section(saved: &Saved, name: &str, id: u32) -> (usize, Vec<u64>) {
     let data = &saved.0.iter().find(|blob| blob.0 == name).unwrap().3;
     let word = |at: usize| u64::from_le_bytes(data[8 * at..8 * at + 8].try_into().unwrap());
-    let mut at = 4;
+    let mut at = 5;
     while word(at) as u32 != id {
         at += 1 + (word(at) >> 32) as usize;
     }
@@ -45,7 +50,16 @@ fn with(saved: &Saved, name: &str, at: usize, value: u64) -> Saved {
     let mut changed = saved.clone();
     let blob = changed.0.iter_mut().find(|blob| blob.0 == name).unwrap();
     blob.3[8 * at..8 * at + 8].copy_from_slice(&value.to_le_bytes());
+    seal(&mut blob.3);
     changed
+}
+
+/// Puts the checksum into the upper half of the fourth word: it is counted with 0 there.
+fn seal(data: &mut [u8]) {
+    const AT: std::ops::Range<usize> = 28..32;
+    data[AT].fill(0);
+    let sum = crc32fast::hash(data);
+    data[AT].copy_from_slice(&sum.to_le_bytes());
 }
 
 fn refused(machine: &Machine, saved: &Saved, kind: Kind, word: &str) {
@@ -103,6 +117,7 @@ fn a_larger_extended_state_is_refused() {
     data.splice(end..end, [0; 4096]);
     let head = 7 | (xsave.len() as u64 + 512) << 32;
     data[8 * (at - 1)..8 * at].copy_from_slice(&head.to_le_bytes());
+    seal(data);
     refused(&there, &larger, Kind::Unsupported, "xsave");
 }
 
@@ -116,8 +131,12 @@ fn damaged_and_newer_blobs_are_refused_and_nothing_is_loaded() {
         newer.0.iter_mut().find(|b| b.0 == blob).unwrap().2 += 1;
         let mut alone = newer.clone();
         alone.0.retain(|b| b.0 == blob);
-        refused(&there, &alone, Kind::Version, "expected version 1, found 2");
+        refused(&there, &alone, Kind::Version, "expected version 2, found 3");
         let length = saved.0.iter().find(|b| b.0 == blob).unwrap().3.len();
+        let mut older = newer.clone();
+        older.0.iter_mut().find(|b| b.0 == blob).unwrap().2 = 1;
+        older.0.retain(|b| b.0 == blob);
+        refused(&there, &older, Kind::Version, "expected version 2, found 1");
         for cut in (0..length).step_by(61).chain([length - 8]) {
             let mut short = saved.clone();
             short.0.retain(|b| b.0 == blob);
@@ -135,34 +154,123 @@ fn damaged_and_newer_blobs_are_refused_and_nothing_is_loaded() {
         let data = &mut damaged.0[blob].3;
         let at = random.below(data.len());
         data[at] = random.below(256) as u8;
+        seal(data);
         let _ = there.load(&damaged);
     }
     there.load(&saved).unwrap();
 }
 
 #[test]
+fn a_bit_that_was_flipped_in_any_byte_is_found_and_nothing_is_loaded() {
+    let Some((_, saved, there)) = machines() else {
+        return;
+    };
+    let before = state(&there);
+    let seed = u64::from(std::process::id());
+    println!("seed {seed}");
+    let mut random = Random(seed);
+    for blob in 0..saved.0.len() {
+        let mut alone = Saved(vec![saved.0[blob].clone()]);
+        for at in 0..alone.0[0].3.len() {
+            let bit = 1 << random.below(8);
+            alone.0[0].3[at] ^= bit;
+            let error = there.load(&alone).unwrap_err();
+            alone.0[0].3[at] ^= bit;
+            assert_eq!(error.kind(), Kind::Invalid, "byte {at}: {error}");
+            let text = error.message();
+            assert!(
+                text.contains("expected") && text.contains("found"),
+                "{text}"
+            );
+        }
+    }
+    assert_eq!(state(&there), before);
+    there.load(&saved).unwrap();
+}
+
+#[test]
+fn the_state_of_a_vcpu_goes_into_the_vcpu_of_the_same_number_only() {
+    let Some(kvm) = kvm() else { return };
+    let machine = Machine::new(&kvm, &Ram::new(), Chips::None);
+    let second = new_vcpu(&kvm, &machine.vm, 1);
+    let mut saved = Saved::default();
+    save_vcpu(&machine.kernel, &machine.vcpu, 7, &mut saved).unwrap();
+    let load = |saved: &Saved, vcpu: &VcpuFd| saved.each(|b| load_vcpu(&machine.kernel, vcpu, b));
+    let error = load(&saved, &second).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid);
+    let said = "expected the state of vCPU 1 (the number that KVM_CREATE_VCPU was given), found that of vCPU 0";
+    assert!(error.message().contains(said), "{error}");
+    load(&saved, &machine.vcpu).unwrap();
+    // A VMM that gives other numbers says which vCPU of the source it means.
+    let as_number =
+        |number| saved.each(|b| load_renumbered_vcpu(&machine.kernel, &second, number, b));
+    as_number(0).unwrap();
+    let error = as_number(2).unwrap_err();
+    assert!(
+        error.message().contains("expected the state of vCPU 2"),
+        "{error}"
+    );
+    // The instance is the VMM's own number.
+    saved.0[0].1 = 6;
+    let error = load(&saved, &machine.vcpu).unwrap_err();
+    assert!(
+        error
+            .message()
+            .contains("instance 6, found that of instance 7"),
+        "{error}"
+    );
+}
+
+#[test]
 fn descriptors_of_another_kind_are_named() {
     let Some(kvm) = kvm() else { return };
-    let ram = Ram::new();
-    let machine = Machine::new(&kvm, &ram, Chips::None);
+    let machine = Machine::new(&kvm, &Ram::new(), Chips::None);
     let mut saved = Saved::default();
-    let vm = save_vcpu(&machine.kernel, &machine.vm, 0, &mut saved).unwrap_err();
-    assert_eq!(vm.kind(), Kind::Invalid);
-    assert!(
-        vm.message().contains("found the descriptor of a VM"),
-        "{vm}"
+    let mut save = |fd: &dyn AsRawFd| {
+        // SAFETY: open as long as its owner.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+        save_vcpu(&machine.kernel, &fd, 0, &mut saved).unwrap_err()
+    };
+    let is = |error: &Error, said: &str| {
+        assert_eq!(error.kind(), Kind::Invalid, "{error}");
+        assert!(error.message().contains(said), "{error}");
+    };
+    is(&save(&machine.vm), "vcpu_fd: expected the descriptor that KVM_CREATE_VCPU returned, found the descriptor of a VM");
+    is(&save(&kvm), "found /dev/kvm itself");
+    is(&stood_still(&kvm).unwrap_err(), "vcpu_fd: expected");
+    is(
+        &stood_still(&machine.vm).unwrap_err(),
+        "found the descriptor of a VM",
     );
-    let sys = save_vcpu(&machine.kernel, &kvm, 0, &mut saved).unwrap_err();
-    assert!(sys.message().contains("found /dev/kvm itself"), "{sys}");
-    let vcpu = Kernel::new(Some(&kvm), &machine.vcpu).unwrap_err();
-    assert_eq!(vcpu.kind(), Kind::Invalid);
-    assert_eq!(
-        Kernel::new(Some(&machine.vm), &machine.vm)
-            .unwrap_err()
-            .kind(),
-        Kind::Invalid
+    is(&Kernel::new(Some(&kvm), &machine.vcpu).unwrap_err(), "vm_fd: expected the descriptor that KVM_CREATE_VM returned, found the descriptor of a vCPU");
+    is(
+        &Kernel::new(Some(&kvm), &kvm).unwrap_err(),
+        "vm_fd: expected",
+    );
+    is(
+        &Kernel::new(Some(&machine.vm), &machine.vm).unwrap_err(),
+        "kvm_fd: expected a descriptor of /dev/kvm, found the descriptor of a VM",
     );
     assert!(saved.0.is_empty());
+}
+
+#[test]
+fn a_vcpu_of_another_vm_is_found_where_the_vms_have_other_controllers() {
+    let Some(kvm) = kvm() else { return };
+    let ram = Ram::new();
+    let (with, without) = (
+        Machine::new(&kvm, &ram, Chips::Kernel),
+        Machine::new(&kvm, &ram, Chips::None),
+    );
+    let mut saved = Saved::default();
+    let error = save_vcpu(&with.kernel, &without.vcpu, 0, &mut saved).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid);
+    assert!(
+        error
+            .message()
+            .contains("vcpu_fd: expected a vCPU of the VM of vm_fd"),
+        "{error}"
+    );
 }
 
 fn supported() -> Option<(Machine, Vec<kvm_cpuid_entry2>)> {

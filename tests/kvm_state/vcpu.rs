@@ -4,6 +4,7 @@
 use super::machine::{kvm, Chips, Machine, Ram};
 use super::programs::{Program, DUMP, INPUT};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Runs `program` to its first signal in one machine, moves the vCPU, and runs on in the other one.
 fn moved(chips: Chips, program: Program, input: &[u64]) -> Option<(Arc<Ram>, u8)> {
@@ -98,6 +99,41 @@ fn the_tsc_at_level_3_does_not_go_back() {
     assert_eq!(signal, 2);
     assert!(after > before, "the TSC went from {before} to {after}");
     println!("TSC: {} cycles", after - before);
+}
+
+#[test]
+fn kvms_clock_neither_stands_nor_goes_back_nor_jumps_while_the_guest_moves() {
+    const STILL: Duration = Duration::from_millis(50);
+    /// The clocks of the day and of the machine differ by less.
+    const CLOSE: Duration = Duration::from_millis(5);
+    let Some(kvm) = kvm() else { return };
+    let ram = Ram::new();
+    let (mut here, mut there) = (
+        Machine::new(&kvm, &ram, Chips::None),
+        Machine::new(&kvm, &ram, Chips::None),
+    );
+    here.begin(Program::Clock);
+    let first = Instant::now();
+    assert_eq!(here.run(), 1);
+    let stood = Instant::now();
+    let saved = here.save();
+    while stood.elapsed() < STILL {
+        std::hint::spin_loop();
+    }
+    there.load(&saved).unwrap();
+    let (least, again) = (stood.elapsed(), Instant::now());
+    assert_eq!(there.run(), 2);
+    let most = first.elapsed();
+    let (before, after) = (ram.get(DUMP + 0x60), ram.get(DUMP + 0x68));
+    assert!(after > before, "the clock went from {before} to {after}");
+    let went = Duration::from_nanos(after - before);
+    println!(
+        "the clock went on by {went:?}; {least:?} to {most:?}, {:?} in the guest",
+        again.elapsed()
+    );
+    assert!(went + CLOSE >= least && went <= most + CLOSE, "{went:?}");
+    // PVCLOCK_GUEST_STOPPED.
+    assert_eq!(ram.get(DUMP + 0x70) & 2, 2, "the guest hears that it stood");
 }
 
 #[test]

@@ -58,6 +58,14 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_kvm_vcpu_load_renumbered",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_kvm_vcpu_load_renumbered(-1, -1, -1, 0, null(), e) })
+        },
+        None,
+    ),
+    (
         "brant_kvm_vcpu_stood_still",
         |e| {
             // SAFETY: every pointer is null, except that for the error.
