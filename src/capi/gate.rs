@@ -16,7 +16,7 @@ use std::time::Duration;
 /// A thread that writes guest memory otherwise calls `brant_gate_device_enter` before it takes its next
 /// request, and `brant_gate_device_leave` after the mark of its last write. `brant_guest_use_gate` lets
 /// migrations pause, resume, run and kick by the gate; the VMM's own pauses are `brant_gate_pause` and
-/// `brant_gate_resume`. Both may hold the guest at the same time: it runs when neither does.
+/// `brant_gate_resume`. All of them may hold the guest at the same time: it runs when nobody does.
 ///
 /// A new gate is shut, because its guest has not started. Threads may be made before: they wait.
 /// `brant_gate_start` opens it for a guest that begins here, and `run` of a migration for a guest that
@@ -72,7 +72,7 @@ sized!(brant_gate_config);
 
 /// In the answer of `brant_gate_get_holds`: the guest has not been started here.
 pub const BRANT_HELD_BEFORE_START: u32 = 1;
-/// In the answer of `brant_gate_get_holds`: by `brant_gate_pause`.
+/// In the answer of `brant_gate_get_holds`: by one `brant_gate_pause` or several.
 pub const BRANT_HELD_BY_USER: u32 = 2;
 /// In the answer of `brant_gate_get_holds`: by `pause` of a migration or a save. After a hand-over this
 /// stays.
@@ -201,15 +201,18 @@ pub unsafe extern "C" fn brant_gate_start(
     })
 }
 
-/// Pauses the guest for its user, and returns when every vCPU is out of KVM_RUN with nothing pending and
+/// Pauses the guest for a user of the VMM's, and returns when every vCPU is out of KVM_RUN with nothing pending and
 /// every device thread is outside. First the vCPUs are waited for, then the devices, because a vCPU in
 /// the middle of an exit may need one. A guest that is paused already is fine.
+///
+/// Pauses are counted: each that returned 0 is taken back by one `brant_gate_resume`. So a snapshot of the VMM's that
+/// pauses and resumes does not wake a guest that its operator has paused. After an error there is nothing to take back.
 ///
 /// BRANT_E_TIMEOUT after `timeout_ms` (BRANT_NO_LIMIT: never): the message names the vCPUs or devices
 /// that did not come, and the guest runs on as if nothing had been asked. BRANT_E_CALLBACK on a vCPU's
 /// thread and inside a device, which would have to stand still for it. BRANT_E_CANCELLED when the guest
-/// has shut down, also meanwhile; BRANT_E_STATE when it was resumed meanwhile, or when the signal has no
-/// handler any more.
+/// has shut down, also meanwhile; BRANT_E_STATE when a resume has taken this pause back meanwhile, or when the signal has
+/// no handler any more.
 #[no_mangle]
 pub unsafe extern "C" fn brant_gate_pause(
     gate: *mut brant_gate,
@@ -224,8 +227,8 @@ pub unsafe extern "C" fn brant_gate_pause(
     })
 }
 
-/// Takes the user's pause back. A guest that a migration or a save has paused stays paused until that
-/// lets it go. A guest that is not paused is fine. BRANT_E_STATE when the guest was handed over or given
+/// Takes one `brant_gate_pause` back. A guest that another user, a migration or a save has paused stays paused until
+/// that lets it go. A guest that no user has paused is fine. BRANT_E_STATE when the guest was handed over or given
 /// up: it stays paused. BRANT_E_CANCELLED when it has shut down.
 #[no_mangle]
 pub unsafe extern "C" fn brant_gate_resume(

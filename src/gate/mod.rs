@@ -230,19 +230,22 @@ impl Gate {
         self.protocol.start(Some(seen))
     }
 
-    /// Pauses the guest for its user. Returns when it stands still. Fine when it is paused already.
+    /// Pauses the guest for a user of the VMM's. Returns when it stands still. Each pause that succeeds is taken
+    /// back by one [`Gate::resume`]: of two users, each has its own, and the guest runs when both have
+    /// taken theirs back.
     ///
     /// # Errors
-    /// `Timeout` with the names of those who did not come in time: the guest runs on, as if nothing had
-    /// been asked. `Callback` on a thread of this gate that would have to stand still for it. `Cancelled`
-    /// when the guest has shut down, `State` when it was resumed meanwhile.
+    /// After an error there is nothing to take back. `Timeout` with the names of those who did not come in time:
+    /// the guest runs on, as if nothing had been asked. `Callback` on a thread of this gate that would have to stand still for it. `Cancelled`
+    /// when the guest has shut down, `State` when a resume has taken this pause back meanwhile.
     pub fn pause(&self, wait: Duration) -> Result<()> {
         self.check_caller()?;
         self.check_signal_if_used()?;
         self.protocol.hold(Holder::User, wait)
     }
 
-    /// Takes the user's pause back. The guest stays paused while a migration or a save needs it so.
+    /// Takes one user's pause back. The guest stays paused while another user, a migration or a save needs it
+    /// so. Fine when no user has paused it.
     ///
     /// # Errors
     /// `State` when the guest was handed over, or may not run here for another reason: it stays paused.

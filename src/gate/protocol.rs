@@ -254,13 +254,13 @@ impl Protocol {
     /// Holds the guest, and returns when everything stands.
     ///
     /// # Errors
-    /// `Timeout` with the names of those who did not come. The guest then runs on, unless `holder` or
-    /// somebody else held it before. `Cancelled` when the guest has shut down, `State` when the hold was
-    /// lifted meanwhile.
+    /// `Timeout` with the names of those who did not come. This hold is taken back then, and the guest runs
+    /// on unless somebody holds it. `Cancelled` when the guest has shut down, `State` when the hold was lifted meanwhile.
     pub fn hold(&self, holder: Holder, length: Duration) -> Result<()> {
         let deadline = Deadline::after(length);
         let mut room = self.room();
-        let before = room.holds.by(holder);
+        // A user's hold is one more. Another holder that has the guest already keeps it, whatever comes.
+        let before = holder != Holder::User && room.holds.by(holder);
         if !room.holds.is_shut_down() {
             room.holds.take(holder);
             room.migrations += u64::from(holder == Holder::Migration);
@@ -294,7 +294,7 @@ impl Protocol {
         }
     }
 
-    /// Lifts a hold. The guest runs on when it was the last one.
+    /// Lifts one hold. The guest runs on when it was the last one.
     pub fn lift(&self, holder: Holder) -> Result<()> {
         let mut room = self.room();
         if room.holds.is_shut_down() {
@@ -307,7 +307,7 @@ impl Protocol {
         Ok(())
     }
 
-    /// The guest runs here: lifts all holds but the user's. `seen` is the number of migrations for which
+    /// The guest runs here: lifts all holds but the users'. `seen` is the number of migrations for which
     /// the caller knows that they are over; `None` for all.
     pub fn start(&self, seen: Option<u64>) -> Result<()> {
         let mut room = self.room();

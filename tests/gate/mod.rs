@@ -74,6 +74,8 @@ fn a_guest_that_loops_without_an_exit_is_paused_and_runs_on() {
         machine.gate.pause(LONG).unwrap();
         machine.gate.pause(LONG).unwrap();
         machine.gate.resume().unwrap();
+        assert!(machine.gate.holds().by(Holder::User));
+        machine.gate.resume().unwrap();
         machine.gate.on_kick().unwrap();
     }
     machine.gate.kick_vcpu(0).unwrap();
@@ -184,6 +186,40 @@ fn a_pause_names_who_did_not_come_and_the_gate_works_afterwards() {
 }
 
 #[test]
+fn each_user_takes_its_own_pause_back_and_one_that_failed_is_none() {
+    let gate = Gate::new(config()).unwrap();
+    gate.start().unwrap();
+    let (operator, snapshot) = (&gate, &gate);
+    snapshot.pause(LONG).unwrap();
+    operator.pause(LONG).unwrap();
+    snapshot.resume().unwrap();
+    assert!(gate.holds().by(Holder::User), "its operator has paused it");
+    operator.resume().unwrap();
+    assert!(gate.holds().is_open());
+    // A pause that ran out of time leaves the pause of another user alone.
+    let device = gate.add_device("disk").unwrap();
+    operator.pause(LONG).unwrap();
+    operator.resume().unwrap();
+    let inside = device.enter(None).unwrap();
+    let at = Arc::clone(&gate);
+    let late = std::thread::spawn(move || at.pause(5 * MS)).join().unwrap();
+    assert_eq!(late.unwrap_err().kind(), Kind::Timeout);
+    assert!(gate.holds().is_open());
+    drop(inside);
+    // A pause that waits and is taken back says so.
+    let busy = slow(&gate, 1, false);
+    let at = Arc::clone(&gate);
+    let waits = std::thread::spawn(move || at.pause(LONG));
+    while !gate.holds().by(Holder::User) {
+        std::thread::yield_now();
+    }
+    gate.resume().unwrap();
+    assert_eq!(waits.join().unwrap().unwrap_err().kind(), Kind::State);
+    assert_eq!(gate.holds().user_pauses(), 0);
+    busy.end();
+}
+
+#[test]
 fn a_thread_that_ended_without_leaving_is_named() {
     let gate = Gate::new(config()).unwrap();
     gate.start().unwrap();
@@ -256,6 +292,11 @@ fn a_vcpu_that_comes_during_a_pause_waits_and_one_that_goes_is_not_waited_for() 
         "entered during a pause"
     );
     gate.pause(LONG).unwrap();
+    gate.resume().unwrap();
+    assert!(
+        has_entered.recv_timeout(20 * MS).is_err(),
+        "one of two pauses was taken back"
+    );
     gate.resume().unwrap();
     has_entered.recv_timeout(LONG).unwrap();
     comes.join().unwrap();

@@ -226,6 +226,38 @@ fn no_device_thread_is_inside_during_a_pause() {
     });
 }
 
+/// Two users of the VMM's pause and resume as they like: the guest stands from each one's pause to its resume.
+#[test]
+fn a_user_resumes_its_own_pause_and_nobody_elses() {
+    check(2, || {
+        let protocol = protocol();
+        let device = protocol.add_device("disk".into()).unwrap();
+        let writes = Arc::new(AtomicU64::new(0));
+        let (p, w) = (Arc::clone(&protocol), Arc::clone(&writes));
+        let thread = thread::spawn(move || {
+            p.come_in(&device, Deadline::never()).unwrap();
+            w.fetch_add(1, Ordering::Relaxed);
+            w.fetch_add(1, Ordering::Relaxed);
+            p.go_out(&device);
+        });
+        let user = |p: &Protocol, w: &AtomicU64| {
+            p.hold(Holder::User, LONG).unwrap();
+            let seen = w.load(Ordering::Relaxed);
+            assert_eq!(seen % 2, 0, "between a write and its mark");
+            thread::yield_now();
+            assert_eq!(w.load(Ordering::Relaxed), seen, "wrote during a pause");
+            p.lift(Holder::User).unwrap();
+        };
+        let (p, w) = (Arc::clone(&protocol), Arc::clone(&writes));
+        let other = thread::spawn(move || user(&p, &w));
+        user(&protocol, &writes);
+        other.join().unwrap();
+        assert!(protocol.holds().is_open());
+        thread.join().unwrap();
+        assert_eq!(writes.load(Ordering::Relaxed), 2);
+    });
+}
+
 /// A pause and a shutdown at the same time both end, and nobody comes in afterwards.
 #[test]
 fn a_shut_down_ends_a_pause_that_waits() {
