@@ -1428,7 +1428,7 @@ int32_t brant_guest_remove_state(struct brant_guest *guest,
  * A thread that writes guest memory otherwise calls `brant_gate_device_enter` before it takes its next
  * request, and `brant_gate_device_leave` after the mark of its last write. `brant_guest_use_gate` lets
  * migrations pause, resume, run and kick by the gate; the VMM's own pauses are `brant_gate_pause` and
- * `brant_gate_resume`. Both may hold the guest at the same time: it runs when neither does.
+ * `brant_gate_resume`. All of them may hold the guest at the same time: it runs when nobody does.
  *
  * A new gate is shut, because its guest has not started. Threads may be made before: they wait.
  * `brant_gate_start` opens it for a guest that begins here, and `run` of a migration for a guest that
@@ -1483,7 +1483,7 @@ typedef struct brant_gate_config {
 
 /** In the answer of `brant_gate_get_holds`: the guest has not been started here. */
 #define BRANT_HELD_BEFORE_START 1
-/** In the answer of `brant_gate_get_holds`: by `brant_gate_pause`. */
+/** In the answer of `brant_gate_get_holds`: by one `brant_gate_pause` or several. */
 #define BRANT_HELD_BY_USER 2
 /**
  * In the answer of `brant_gate_get_holds`: by `pause` of a migration or a save. After a hand-over this
@@ -1532,23 +1532,26 @@ int32_t brant_gate_start(struct brant_gate *gate,
                          struct brant_error **error);
 
 /**
- * Pauses the guest for its user, and returns when every vCPU is out of KVM_RUN with nothing pending and
+ * Pauses the guest for a user of the VMM's, and returns when every vCPU is out of KVM_RUN with nothing pending and
  * every device thread is outside. First the vCPUs are waited for, then the devices, because a vCPU in
  * the middle of an exit may need one. A guest that is paused already is fine.
+ *
+ * Pauses are counted: each that returned 0 is taken back by one `brant_gate_resume`. So a snapshot of the VMM's that
+ * pauses and resumes does not wake a guest that its operator has paused. After an error there is nothing to take back.
  *
  * BRANT_E_TIMEOUT after `timeout_ms` (BRANT_NO_LIMIT: never): the message names the vCPUs or devices
  * that did not come, and the guest runs on as if nothing had been asked. BRANT_E_CALLBACK on a vCPU's
  * thread and inside a device, which would have to stand still for it. BRANT_E_CANCELLED when the guest
- * has shut down, also meanwhile; BRANT_E_STATE when it was resumed meanwhile, or when the signal has no
- * handler any more.
+ * has shut down, also meanwhile; BRANT_E_STATE when a resume has taken this pause back meanwhile, or when the signal has
+ * no handler any more.
  */
 int32_t brant_gate_pause(struct brant_gate *gate,
                          uint64_t timeout_ms,
                          struct brant_error **error);
 
 /**
- * Takes the user's pause back. A guest that a migration or a save has paused stays paused until that
- * lets it go. A guest that is not paused is fine. BRANT_E_STATE when the guest was handed over or given
+ * Takes one `brant_gate_pause` back. A guest that another user, a migration or a save has paused stays paused until
+ * that lets it go. A guest that no user has paused is fine. BRANT_E_STATE when the guest was handed over or given
  * up: it stays paused. BRANT_E_CANCELLED when it has shut down.
  */
 int32_t brant_gate_resume(struct brant_gate *gate,
@@ -1690,8 +1693,10 @@ int32_t brant_gate_device_leave(struct brant_gate_device *device,
  * KVM_CREATE_VM and KVM_CREATE_VCPU returned. All three stay the VMM's. No vCPU of the VM runs, and pending
  * I/O is retired (`brant_ops`). The vCPU can run on afterwards.
  *
- * BRANT_E_INVALID for a descriptor of another kind; the message says which. When this fails, `save`
- * counts as failed, as with brant_saver_put. Threads: that of `save`.
+ * BRANT_E_INVALID for a descriptor that is closed, of another kind, of another process's VM, or of a vCPU that shows
+ * to be another VM's (no in-kernel local APIC where the VM has in-kernel interrupt controllers); the message names the
+ * argument, and says what was expected and found. When this fails, `save` counts as failed, as with
+ * brant_saver_put. Threads: that of `save`.
  */
 int32_t brant_kvm_vcpu_save(int32_t kvm_fd,
                             int32_t vm_fd,
@@ -1702,7 +1707,9 @@ int32_t brant_kvm_vcpu_save(int32_t kvm_fd,
 
 /**
  * Loads a blob of brant_kvm_vcpu_save into a vCPU. To be called in `load` (`brant_ops`) for the vCPU
- * with the number `blob->instance`. Before, the VMM has set its CPUID (KVM_SET_CPUID2) to that of the
+ * with the number `blob->instance`. The vCPU has to be the one of the same number for KVM too: KVM_CREATE_VCPU was
+ * given the same number at both sides, on x86-64 that of the APIC. The blob has it, and brant compares it where
+ * both kernels tell it (Linux 5.14). brant_kvm_vcpu_load_renumbered is for a VMM with other numbers here. Before, the VMM has set its CPUID (KVM_SET_CPUID2) to that of the
  * source; brant compares both and changes nothing. If the source has in-kernel interrupt controllers,
  * the VMM has made them here (KVM_CREATE_IRQCHIP). The vCPU does not run. The guest's TSC goes on by the time that has passed since `save`
  * by the two hosts' clocks (CLOCK_REALTIME), at most 60 seconds. At its next entry the guest hears that it
@@ -1710,8 +1717,8 @@ int32_t brant_kvm_vcpu_save(int32_t kvm_fd,
  *
  * All that can be checked is checked before the first register is written. BRANT_E_UNSUPPORTED: this
  * kernel or this vCPU cannot take the state, and the message names CPUID bits, MSR, size or capability.
- * BRANT_E_VERSION: the blob's format is of another version. BRANT_E_INVALID: a damaged blob or one of another
- * name, or a descriptor of another kind. After BRANT_E_KERNEL the vCPU may have a part of the state and must
+ * BRANT_E_VERSION: the blob's format is of another version. BRANT_E_INVALID: a damaged blob (it has a checksum), one of
+ * another name, instance or vCPU, or a descriptor as with brant_kvm_vcpu_save. After BRANT_E_KERNEL the vCPU may have a part of the state and must
  * not run. Descriptors as with brant_kvm_vcpu_save. Any thread, one call at a time for a vCPU.
  */
 int32_t brant_kvm_vcpu_load(int32_t kvm_fd,
@@ -1721,10 +1728,24 @@ int32_t brant_kvm_vcpu_load(int32_t kvm_fd,
                             struct brant_error **error);
 
 /**
+ * As brant_kvm_vcpu_load, for a VMM that gives its vCPUs other numbers than the source did: the blob is of the
+ * vCPU for which the source gave `number` to KVM_CREATE_VCPU, whatever the number of `vcpu_fd` is. The state of
+ * any other vCPU is BRANT_E_INVALID. The guest finds the APIC's number of the source in its local APIC, so its
+ * CPUID has to say that one too. When the in-kernel local APIC is in x2APIC mode, KVM itself refuses any number
+ * but the vCPU's own. Threads and errors as with brant_kvm_vcpu_load.
+ */
+int32_t brant_kvm_vcpu_load_renumbered(int32_t kvm_fd,
+                                       int32_t vm_fd,
+                                       int32_t vcpu_fd,
+                                       uint32_t number,
+                                       const struct brant_state_blob *blob,
+                                       struct brant_error **error);
+
+/**
  * Tells the guest of a vCPU, at its next entry, that it stood still (KVM_KVMCLOCK_CTRL), so that its
  * watchdogs do not take the pause for a hang. Call it in `resume` for each vCPU before it runs;
  * brant_kvm_vcpu_load does it too. Nothing happens for a guest without KVM's clock. BRANT_E_INVALID if
- * `vcpu_fd` is not what KVM_CREATE_VCPU returned. Any thread; waits while the vCPU runs.
+ * `vcpu_fd` is not what KVM_CREATE_VCPU returned; the message says what it is. Any thread; waits while the vCPU runs.
  */
 int32_t brant_kvm_vcpu_stood_still(int32_t vcpu_fd,
                                    struct brant_error **error);

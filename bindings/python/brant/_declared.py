@@ -1315,6 +1315,17 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
             POINTER(c_void_p),
         ],
     ),
+    "brant_kvm_vcpu_load_renumbered": (
+        c_int32,
+        [
+            c_int32,
+            c_int32,
+            c_int32,
+            c_uint32,
+            POINTER(brant_state_blob),
+            POINTER(c_void_p),
+        ],
+    ),
     "brant_kvm_vcpu_stood_still": (
         c_int32,
         [
