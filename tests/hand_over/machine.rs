@@ -5,6 +5,7 @@
 use brant::dirty::kvm::{ring, Request, Rings};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::error::{Error, Kind, Result};
+use brant::gate::{Config, Gate};
 use brant::kvm_bindings::{kvm_regs, kvm_sregs, kvm_userspace_memory_region};
 use brant::kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use brant::memory::{BackingFile, BlockDescription, HostMemory, Memory, SlotDescription};
@@ -14,7 +15,7 @@ use brant::vmm::{Event, MappedBlock, StateBlob, StateSink, Vmm};
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
 /// Counts in `ebx`, at 0x5000 of the first block and at the same place of the second.
@@ -79,19 +80,77 @@ impl Drop for Mapping {
 /// What a test does in an operation, or when a state is entered.
 type Hook = Box<dyn Fn() + Send + Sync>;
 
-pub struct Machine {
-    vm: VmFd,
-    vcpu: Mutex<VcpuFd>,
-    blocks: Mutex<HashMap<&'static str, Mapping>>,
-    pub memory: Arc<Memory>,
-    runs: AtomicBool,
+/// The vCPU, which its thread shares with the machine.
+struct Cpu {
+    /// Locked by the thread while it is in `KVM_RUN`, and free while it stands at the gate.
+    fd: Mutex<VcpuFd>,
     /// The guest has found a difference.
     wrong: AtomicBool,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    tracker: OnceLock<Arc<Tracker>>,
     rings: OnceLock<Rings>,
+}
+
+/// What the guest wants from the VMM.
+enum Wants {
+    Nothing,
+    RingEmptied,
+    End,
+}
+
+impl Cpu {
+    /// Enters the guest once; whether it was interrupted, and what it wants.
+    fn once(&self) -> (bool, Wants) {
+        match self.fd.lock().unwrap().run() {
+            Ok(VcpuExit::IoOut(0x80, _)) => (false, Wants::Nothing),
+            Ok(VcpuExit::Hlt) => {
+                self.wrong.store(true, Ordering::SeqCst);
+                (false, Wants::End)
+            }
+            Ok(VcpuExit::Unsupported(DIRTY_RING_FULL)) => (false, Wants::RingEmptied),
+            Err(e) if e.errno() == libc::EINTR => (true, Wants::Nothing),
+            Err(e) if e.errno() == libc::EAGAIN => (false, Wants::Nothing),
+            other => panic!("the guest ended: {other:?}"),
+        }
+    }
+
+    /// The vCPU's thread.
+    fn serve(&self, gate: &Gate) {
+        let raw = self.fd.lock().unwrap().as_raw_fd();
+        // SAFETY: open as long as this.
+        let fd = unsafe { BorrowedFd::borrow_raw(raw) };
+        let vcpu = gate.add_vcpu(0, Some(fd)).unwrap();
+        while vcpu.enter().is_ok() {
+            let (interrupted, wants) = self.once();
+            if vcpu.left(interrupted).is_err() {
+                return;
+            }
+            match wants {
+                Wants::Nothing => {}
+                Wants::RingEmptied => self.rings.get().unwrap().full(0).unwrap(),
+                Wants::End => return,
+            }
+        }
+    }
+}
+
+pub struct Machine {
+    vm: VmFd,
+    cpu: Arc<Cpu>,
+    gate: Arc<Gate>,
+    thread: Option<JoinHandle<()>>,
+    blocks: Mutex<HashMap<&'static str, Mapping>>,
+    pub memory: Arc<Memory>,
+    tracker: OnceLock<Arc<Tracker>>,
     hooks: Mutex<HashMap<String, Hook>>,
-    own: Weak<Machine>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The vCPU's thread uses the blocks.
+        self.gate.shut_down();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Machine {
@@ -101,20 +160,27 @@ impl Machine {
         if ring {
             ring::enable(&vm, 4096 * 16).unwrap();
         }
-        let vcpu = vm.create_vcpu(0).unwrap();
-        let machine = Arc::new_cyclic(|own| Machine {
+        let cpu = Arc::new(Cpu {
+            fd: Mutex::new(vm.create_vcpu(0).unwrap()),
+            wrong: AtomicBool::new(false),
+            rings: OnceLock::new(),
+        });
+        let gate = Gate::new(Config {
+            install_handler: true,
+            ..Config::default()
+        })
+        .unwrap();
+        let (own, at) = (Arc::clone(&cpu), Arc::clone(&gate));
+        let machine = Machine {
             vm,
-            vcpu: Mutex::new(vcpu),
+            cpu,
+            gate,
+            thread: Some(std::thread::spawn(move || own.serve(&at))),
             blocks: Mutex::default(),
             memory: Arc::new(Memory::new().unwrap()),
-            runs: AtomicBool::new(false),
-            wrong: AtomicBool::new(false),
-            thread: Mutex::default(),
             tracker: OnceLock::new(),
-            rings: OnceLock::new(),
             hooks: Mutex::default(),
-            own: own.clone(),
-        });
+        };
         machine.describe(PRIVATE, Mapping::new(None), None);
         if here {
             // SAFETY: a new descriptor of this test's.
@@ -134,7 +200,7 @@ impl Machine {
             machine.begin();
             machine.track();
         }
-        machine
+        Arc::new(machine)
     }
 
     /// Describes memory that is all of this process's own.
@@ -177,7 +243,7 @@ impl Machine {
     }
 
     fn begin(&self) {
-        let vcpu = self.vcpu.lock().unwrap();
+        let vcpu = self.cpu.fd.lock().unwrap();
         let mut sregs = vcpu.get_sregs().unwrap();
         (sregs.cs.base, sregs.cs.selector) = (0, 0);
         (sregs.es.base, sregs.es.selector) = (0x4_0000, 0x4000);
@@ -195,8 +261,8 @@ impl Machine {
         let tracker = Tracker::new(Arc::clone(&self.memory), Clearing::default()).unwrap();
         let opened = Request::default().open(&self.vm).unwrap();
         if let Some(rings) = opened.used.rings {
-            rings.add_vcpu(0, &self.vcpu.lock().unwrap()).unwrap();
-            self.rings.set(rings).unwrap();
+            rings.add_vcpu(0, &self.cpu.fd.lock().unwrap()).unwrap();
+            self.cpu.rings.set(rings).unwrap();
         }
         tracker.add_log(opened.log).unwrap();
         self.tracker.set(tracker).unwrap();
@@ -229,11 +295,11 @@ impl Machine {
 
     /// The count of the vCPU, which does not run.
     pub fn count_of_vcpu(&self) -> u32 {
-        self.vcpu.lock().unwrap().get_regs().unwrap().rbx as u32
+        self.cpu.fd.lock().unwrap().get_regs().unwrap().rbx as u32
     }
 
     pub fn is_wrong(&self) -> bool {
-        self.wrong.load(Ordering::SeqCst)
+        self.cpu.wrong.load(Ordering::SeqCst)
     }
 
     /// Waits until the guest has counted to `to`, or has found a difference.
@@ -249,40 +315,14 @@ impl Machine {
         assert!(!self.is_wrong(), "the guest found a difference");
     }
 
+    /// A guest that begins here.
     pub fn start(&self) {
-        self.runs.store(true, Ordering::SeqCst);
-        let own = self.own.upgrade().unwrap();
-        let thread = std::thread::spawn(move || own.run_vcpu());
-        *self.thread.lock().unwrap() = Some(thread);
+        self.gate.start().unwrap();
     }
 
+    /// For good.
     pub fn stop(&self) {
-        self.runs.store(false, Ordering::SeqCst);
-        if let Some(thread) = self.thread.lock().unwrap().take() {
-            thread.join().unwrap();
-        }
-    }
-
-    fn run_vcpu(&self) {
-        let mut vcpu = self.vcpu.lock().unwrap();
-        while self.runs.load(Ordering::SeqCst) {
-            match vcpu.run() {
-                Ok(VcpuExit::IoOut(0x80, _)) => {}
-                Ok(VcpuExit::Hlt) => {
-                    self.wrong.store(true, Ordering::SeqCst);
-                    return;
-                }
-                Ok(VcpuExit::Unsupported(DIRTY_RING_FULL)) => {
-                    self.rings.get().unwrap().full(0).unwrap();
-                }
-                Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {}
-                other => panic!("the guest ended: {other:?}"),
-            }
-        }
-        // Completes the exit of the last `out`.
-        vcpu.set_kvm_immediate_exit(1);
-        let _ = vcpu.run();
-        vcpu.set_kvm_immediate_exit(0);
+        self.gate.pause(crate::support::time::LONG).unwrap();
     }
 }
 
@@ -299,18 +339,18 @@ fn of_bytes<T: Copy>(bytes: &[u8]) -> T {
 
 impl Vmm for Machine {
     fn pause(&self) -> Result<()> {
-        self.stop();
+        self.gate.on_pause()?;
         self.hook("pause");
         Ok(())
     }
     fn resume(&self) -> Result<()> {
         self.hook("resume");
-        self.start();
+        self.gate.on_resume();
         Ok(())
     }
     fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
         self.hook("save");
-        let vcpu = self.vcpu.lock().unwrap();
+        let vcpu = self.cpu.fd.lock().unwrap();
         let (regs, sregs) = (vcpu.get_regs().unwrap(), vcpu.get_sregs().unwrap());
         for (name, data) in [("regs", bytes_of(&regs)), ("sregs", bytes_of(&sregs))] {
             sink.put(&StateBlob {
@@ -324,7 +364,7 @@ impl Vmm for Machine {
     }
     fn load(&self, blob: &StateBlob<'_>) -> Result<()> {
         self.hook("load");
-        let vcpu = self.vcpu.lock().unwrap();
+        let vcpu = self.cpu.fd.lock().unwrap();
         match blob.name {
             "regs" => vcpu.set_regs(&of_bytes::<kvm_regs>(blob.data)).unwrap(),
             "sregs" => vcpu.set_sregs(&of_bytes::<kvm_sregs>(blob.data)).unwrap(),
@@ -365,7 +405,7 @@ impl Vmm for Machine {
     }
     fn run(&self) -> Result<()> {
         self.hook("run");
-        self.start();
+        self.gate.on_run()?;
         self.hook("ran");
         Ok(())
     }
