@@ -200,18 +200,60 @@ pub fn kvm(fd: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     file::duplicate(fd).map_err(|e| Error::os("duplicating the descriptor of /dev/kvm", e))
 }
 
-fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {
-    kvm_segment {
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl: 3,
-        db: u8::from(!code),
-        s: 1,
-        l: u8::from(code),
-        g: 1,
-        ..Default::default()
+/// The segments of a vCPU in 64-bit mode, all of them flat. Tests make their guests by them too.
+#[derive(Debug, Clone, Copy)]
+pub struct Segments {
+    /// Selectors of code and data; their lower two bits are the privilege level.
+    pub code: u16,
+    /// As above.
+    pub data: u16,
+    /// The selector of the task segment, and where it is.
+    pub task: (u16, u64),
+    /// Where the descriptors are, and how many.
+    pub descriptors: (u64, u16),
+}
+
+impl Segments {
+    /// Puts them into a vCPU's special registers, together with the mode: protected, long, with page tables at
+    /// `tables`. What an entry checks is in the file's description.
+    pub fn enter(&self, sregs: &mut kvm_sregs, tables: u64) {
+        let flat = |selector: u16, type_: u8, code: bool| kvm_segment {
+            limit: u32::MAX,
+            selector,
+            type_,
+            present: 1,
+            dpl: selector as u8 & 3,
+            db: u8::from(!code),
+            s: 1,
+            l: u8::from(code),
+            g: 1,
+            ..Default::default()
+        };
+        sregs.cs = flat(self.code, 11, true);
+        let data = flat(self.data, 3, false);
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        sregs.tr = kvm_segment {
+            base: self.task.1,
+            limit: 0x67,
+            selector: self.task.0,
+            type_: 11,
+            present: 1,
+            ..Default::default()
+        };
+        sregs.ldt = kvm_segment {
+            type_: 2,
+            unusable: 1,
+            ..Default::default()
+        };
+        sregs.gdt = kvm_dtable {
+            base: self.descriptors.0,
+            limit: self.descriptors.1 * 8 - 1,
+            ..Default::default()
+        };
+        sregs.cr0 = 0x8005_0033; // PG AM WP NE ET MP PE
+        sregs.cr3 = tables;
+        sregs.cr4 = 0x20; // PAE
+        sregs.efer = 0x500; // LMA LME
     }
 }
 
@@ -298,32 +340,14 @@ impl Machine {
         let vcpu = self.vcpu.as_fd();
         let mut sregs = kvm_sregs::default();
         call_with(vcpu, "KVM_GET_SREGS", KVM_GET_SREGS, &mut sregs)?;
-        sregs.cs = segment(1 << 3 | 3, 11, true);
-        let data = segment(2 << 3 | 3, 3, false);
-        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-        sregs.tr = kvm_segment {
-            base: DESCRIPTORS + 0x100,
-            limit: 0x67,
-            selector: 3 << 3,
-            type_: 11,
-            present: 1,
-            ..Default::default()
+        let segments = Segments {
+            code: 1 << 3 | 3,
+            data: 2 << 3 | 3,
+            task: (3 << 3, DESCRIPTORS + 0x100),
+            descriptors: (DESCRIPTORS, 5),
         };
-        sregs.ldt = kvm_segment {
-            type_: 2,
-            unusable: 1,
-            ..Default::default()
-        };
-        sregs.gdt = kvm_dtable {
-            base: DESCRIPTORS,
-            limit: 5 * 8 - 1,
-            ..Default::default()
-        };
+        segments.enter(&mut sregs, TABLES);
         sregs.idt = kvm_dtable::default();
-        sregs.cr0 = 0x8005_0033; // PG AM WP NE ET MP PE
-        sregs.cr3 = TABLES;
-        sregs.cr4 = 0x20; // PAE
-        sregs.efer = 0x500; // LMA LME
         call_with(vcpu, "KVM_SET_SREGS", KVM_SET_SREGS, &mut sregs)?;
         let mut regs = kvm_regs {
             rip: CODE,

@@ -5,11 +5,11 @@ use super::programs::{Program, IMAGE, SIGNAL};
 use crate::support::time::LONG;
 use brant::error::Result;
 use brant::kvm_bindings::{
-    kvm_dtable, kvm_pit_config, kvm_regs, kvm_segment, kvm_userspace_memory_region,
-    KVM_MAX_CPUID_ENTRIES,
+    kvm_dtable, kvm_pit_config, kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES,
 };
 use brant::kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use brant::kvmstate::{load_vcpu, load_vm, save_vcpu, save_vm, Kernel, VCPU};
+use brant::sys::kvm_machine::Segments;
 use brant::vmm::{StateBlob, StateSink};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -127,21 +127,6 @@ pub struct Machine {
     pub ram: Arc<Ram>,
 }
 
-fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {
-    kvm_segment {
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl: selector as u8 & 3,
-        db: u8::from(!code),
-        s: 1,
-        l: u8::from(code),
-        g: 1,
-        ..Default::default()
-    }
-}
-
 /// `/dev/kvm`, or `None` with a word why the test is skipped.
 pub fn kvm() -> Option<Kvm> {
     match Kvm::new() {
@@ -199,39 +184,22 @@ impl Machine {
     pub fn begin(&self, program: Program) {
         let level = program.level();
         let mut s = self.vcpu.get_sregs().unwrap();
-        s.cs = segment(if level == 3 { 3 << 3 | 3 } else { 1 << 3 }, 11, true);
-        let data = segment(if level == 3 { 4 << 3 | 3 } else { 2 << 3 }, 3, false);
-        (s.ds, s.es, s.fs, s.gs, s.ss) = (data, data, data, data, data);
-        s.tr = kvm_segment {
-            base: TSS,
-            limit: 0x67,
-            selector: 5 << 3,
-            type_: 11,
-            present: 1,
-            ..Default::default()
+        let segments = Segments {
+            code: if level == 3 { 3 << 3 | 3 } else { 1 << 3 },
+            data: if level == 3 { 4 << 3 | 3 } else { 2 << 3 },
+            task: (5 << 3, TSS),
+            descriptors: (DESCRIPTORS, 7),
         };
-        s.ldt = kvm_segment {
-            type_: 2,
-            unusable: 1,
-            ..Default::default()
-        };
-        s.gdt = kvm_dtable {
-            base: DESCRIPTORS,
-            limit: 7 * 8 - 1,
-            ..Default::default()
-        };
+        segments.enter(&mut s, TABLES);
         s.idt = kvm_dtable {
             base: IDT,
             limit: 0xfff,
             ..Default::default()
         };
-        s.cr0 = 0x8005_0033; // PG AM WP NE ET MP PE
-        s.cr3 = TABLES;
-        s.cr4 = 0x620; // OSXMMEXCPT OSFXSR PAE
+        s.cr4 |= 0x600; // OSXMMEXCPT OSFXSR
         if program == Program::Avx {
             s.cr4 |= 1 << 18; // OSXSAVE
         }
-        s.efer = 0x500; // LMA LME
         self.vcpu.set_sregs(&s).unwrap();
         self.vcpu
             .set_regs(&kvm_regs {
