@@ -150,17 +150,17 @@ def header_tables(tally):
 
 
 # What is planned and described, and what belongs to no program in C.
-NOT_IN_HEADER = {"BRANT_0", "BRANT_WRITE_SEEDS", "BRANT_E_UNTRUSTED", "brant_tls", "brant_part", "brant_transport", "brant_x_new", "brant_x_free",
+NOT_IN_HEADER = {"BRANT_0", "BRANT_E_UNTRUSTED", "brant_tls", "brant_part", "brant_transport", "brant_x_new", "brant_x_free",
                  "brant_tracker_add_x", "brant_outgoing_start_transports", "brant_incoming_start_transports"}
 
 
 def names(tally):
     """A function, type or constant that a page or a comment of the header names is in the header."""
     known = set(re.findall(r"\b(?:brant|BRANT)_\w+", abi.without_comments(abi.read(abi.HEADER))))
-    # Names in the environment are the scripts' and the package's.
-    others = glob.glob(os.path.join(ROOT, "scripts", "*")) + glob.glob(os.path.join(ROOT, "bindings", "python", "brant", "*.py"))
-    environment = {name for path in others if os.path.isfile(path)
-                   for name in re.findall(r"\bBRANT_\w+", abi.read(path))}
+    # Names in the environment are the scripts', the package's, and the Rust tests'.
+    paths = glob.glob(os.path.join(ROOT, "scripts", "*")) + glob.glob(os.path.join(ROOT, "bindings", "python", "brant", "*.py"))
+    environment = {name for path in paths if os.path.isfile(path) for name in re.findall(r"\bBRANT_\w+", abi.read(path))}
+    environment |= set(re.findall(r"BRANT_\w+", run(["git", "grep", "-hoE", r'var(_os)?\("BRANT_\w+']).out))
     lost = []
     for name in ["include/brant.h", *run(["git", "ls-files", "*.md"]).out.split()]:
         found = set(re.findall(r"\b(?:brant|BRANT)_\w*[a-zA-Z0-9]\b(?!_)", abi.read(os.path.join(ROOT, name))))
