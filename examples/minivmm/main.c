@@ -62,8 +62,9 @@ static void warning(void *opaque, const char *message)
 
 static void downtime(void *opaque, const char *message)
 {
-	(void)opaque;
-	screen_say("%s", message);
+	const struct program *p = opaque;
+
+	screen_say(p->ledger ? "%s (the demo's digests are a part of it, and are taken off below)" : "%s", message);
 }
 
 void program_tell_downtime(const struct mg_result *result)
