@@ -199,6 +199,29 @@ fn other_consumers_and_saves_without_the_chain_take_nothing_from_it() {
     }
 }
 
+/// Example of the loss: a save takes page 5, the disk is full, and nobody writes to page 5 again.
+#[test]
+fn what_a_failed_save_has_taken_is_in_the_next_image() {
+    for params in instants() {
+        let (directory, _) = place();
+        let paths = paths(&directory, 2);
+        let here = world_of(FEW, Notes::default());
+        let chain = chain_of(&here);
+        next(&here, &chain, params, &paths[0]).unwrap();
+        [5, 6, 700].into_iter().for_each(|page| here.fill(page, 5));
+        let scope = Scope::default();
+        for role in ["brant-image", "brant-snapshot"] {
+            let (name, number) = ("fsync", 0);
+            scope.plan(Call { role, name, number }, Fault::Error(libc::ENOSPC));
+        }
+        let failed = scope.enter(|| next(&here, &chain, params, &paths[1]));
+        assert_eq!(failed.unwrap_err().kind(), Kind::Kernel);
+        let stats = next(&here, &chain, params, &paths[1]).unwrap();
+        assert_eq!(stats.data_pages, 3);
+        holds(&paths[1], FEW, &here.contents());
+    }
+}
+
 /// A device that reports all of its pages at every sync would hold the guest up for as long as somebody
 /// syncs.
 #[test]
