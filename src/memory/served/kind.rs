@@ -234,6 +234,7 @@ pub(super) fn take_away(
         return unsafe { mem::drop_entries(block.host(), block.length().0 as usize) };
     }
     let mut at = 0;
+    let mut discards = mem::Discards::default();
     while let Some(run) = next(at) {
         at = run.end;
         let length = Pages(run.end - run.start).bytes().0 as usize;
@@ -241,13 +242,13 @@ pub(super) fn take_away(
         // guest wrote last.
         unsafe {
             match kind.way {
-                Way::Private => mem::discard_private(address(run.start), length)?,
+                Way::Private => discards.add(address(run.start), length)?,
                 Way::Overwrite => mem::drop_entries(address(run.start), length)?,
                 Way::Holes => mem::remove_shared(address(run.start), length)?,
             }
         }
     }
-    Ok(())
+    discards.all()
 }
 
 /// Whether there are so many runs that a call for each costs more than dropping the entries of all

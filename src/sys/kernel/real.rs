@@ -51,6 +51,22 @@ pub unsafe fn move_pages(
     done as libc::c_int
 }
 
+/// process_madvise(2) of this process, which has no function in the C library.
+///
+/// # Safety
+/// `runs` has `count` entries, and the advice is allowed for all of them, as by madvise(2).
+pub unsafe fn process_madvise(
+    runs: *const libc::iovec,
+    count: libc::size_t,
+    advice: libc::c_int,
+) -> libc::ssize_t {
+    /// In place of a descriptor of the process; before Linux 6.15 the call fails.
+    const PIDFD_SELF: libc::c_int = -10000;
+    let number = libc::SYS_process_madvise;
+    // SAFETY: the caller's promise.
+    unsafe { libc::syscall(number, PIDFD_SELF, runs, count, advice, 0) as libc::ssize_t }
+}
+
 /// io_setup(2), which has no function in the C library.
 ///
 /// # Safety

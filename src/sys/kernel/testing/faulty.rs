@@ -68,6 +68,7 @@ calls! {
     fn pipe2(ends: *mut c_int, flags: c_int) -> c_int;
     fn ppoll(polls: *mut pollfd, count: libc::nfds_t, time: *const timespec, mask: *const sigset_t)
         -> c_int;
+    fn process_madvise(runs: *const iovec, count: size_t, advice: c_int) -> ssize_t;
     fn read(fd: c_int, buffer: *mut c_void, length: size_t) -> ssize_t;
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: socklen_t)
         -> c_int;

@@ -130,6 +130,7 @@ pub(in crate::sys) const TABLE: &[(&str, &[Fault])] = &[
     ("fstat", &[Error(c::EIO), Error(c::ENOMEM), Error(c::ESTALE)]),
     ("fstatfs", &[Error(c::EINTR), Error(c::EIO), Error(c::ENOSYS)]),
     ("cachestat", &[Error(c::ENOSYS), Error(c::EOPNOTSUPP), Error(c::EFAULT), Error(c::EPERM)]),
+    ("process_madvise", &[Error(c::ENOSYS), Error(c::EPERM), Error(c::EBADF), Error(c::EINVAL), Error(c::EAGAIN)]),
     ("move_pages", &[Error(c::ENOSYS), Error(c::EPERM), Error(c::ENOMEM)]),
     ("fcntl", &[Error(c::EPERM), Error(c::EMFILE)]),
     ("duplicate", &[Error(c::EMFILE)]),
