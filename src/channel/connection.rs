@@ -93,6 +93,19 @@ impl Channel {
         })
     }
 
+    /// A second channel over the same connection, for a thread that sends a little while another one
+    /// receives. Both may send only what goes without waiting, under one lock.
+    ///
+    /// # Errors
+    /// `Kernel` when there is no descriptor for it.
+    pub fn twin(&self) -> Result<Channel> {
+        let fd = self.kind.duplicate();
+        let fd = fd.map_err(|e| Error::os("a second descriptor of a connection", e))?;
+        let mut twin = Channel::from_fd(fd)?;
+        twin.handed_in = self.handed_in;
+        Ok(twin)
+    }
+
     /// From now on nothing is sent before `pacer` grants it, headers and control records included.
     /// Except what completes a record that an error has cut ([`Channel::send_on`]), and what goes
     /// without waiting ([`Channel::try_send`]).

@@ -11,10 +11,11 @@ use super::socket::{Identity, Socket};
 use crate::error::Result;
 use crate::runtime::{wait_ready_or, Cancel, Deadline, Interest, Recall, Wake};
 use crate::sys::errqueue::Said;
+use crate::sys::fd;
 use crate::sys::net::Manner;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// See the file's description.
 #[derive(Debug)]
@@ -30,6 +31,13 @@ impl ConnectionKind {
             ConnectionKind::Socket(socket) => {
                 socket.peer().unwrap_or_else(|| "the peer".to_owned())
             }
+        }
+    }
+
+    /// A second descriptor of its socket.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        match self {
+            ConnectionKind::Socket(socket) => fd::duplicate_of(socket.fd()),
         }
     }
 

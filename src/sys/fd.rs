@@ -48,6 +48,11 @@ pub unsafe fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     kernel::duplicate(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
+/// As [`duplicate`], of a descriptor that is known to be open.
+pub fn duplicate_of(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    kernel::duplicate(fd)
+}
+
 /// The same file, with a position of its own, so that a search by `lseek` does not move a position
 /// from which the VMM reads. `fd` itself if that is not possible: without /proc, or if the process
 /// may not open the file anew.

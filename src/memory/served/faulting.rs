@@ -94,12 +94,17 @@ impl Asks {
     }
 
     fn send(&mut self, inner: &Inner) {
+        let mut some = false;
         for (block, run) in self.runs.drain(..) {
             let pages = Pages(run.start)..Pages(run.end);
             let block = &inner.blocks[block].shared;
             if !inner.supplier.at_once(inner, block, &pages) {
                 inner.supplier.wanted(block, pages);
+                some = true;
             }
+        }
+        if some {
+            inner.supplier.all_wanted();
         }
     }
 }
@@ -125,6 +130,7 @@ fn answer(
                 asks.send(inner);
                 let pages = Pages(pages.start)..Pages(pages.end);
                 inner.supplier.wanted(&inner.blocks[block].shared, pages);
+                inner.supplier.all_wanted();
             }),
             None => Ok(()),
         });

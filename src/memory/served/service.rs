@@ -224,6 +224,7 @@ impl Served {
                 self.inner.supplier.wanted(&watched.shared, pages);
             }
         }
+        self.inner.supplier.all_wanted();
     }
 
     /// [`Place::lose`].

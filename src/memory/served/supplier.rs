@@ -12,8 +12,12 @@ pub trait Supplier: Send + Sync {
     /// A thread waits for these pages. Called once for a page, on the thread that serves faults, also
     /// before [`Served::begin`](super::Served::begin) has returned; and by
     /// [`Served::ask_again`](super::Served::ask_again). Must not block, touch guest memory, or call
-    /// the [`Served`](super::Served).
+    /// the [`Served`](super::Served). [`Supplier::all_wanted`] follows.
     fn wanted(&self, block: &Arc<Block>, pages: Range<Pages>);
+
+    /// Called behind one or several calls of [`Supplier::wanted`], on the same thread and by the same
+    /// rules: these are all for now.
+    fn all_wanted(&self) {}
 
     /// All pages are here or given up. Called once, on the thread that placed or gave up the last
     /// one. Not called where no page was absent from the beginning, nor when the

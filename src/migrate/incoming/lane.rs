@@ -4,6 +4,7 @@
 //! acknowledgements of its own. It knows records and their order in time, and nothing of guest
 //! memory. [`super::account`] knows where pages go, and the driver knows which record may come now.
 
+use super::asker::Asker;
 use crate::channel::{Channel, Counters, Io, IoPart as _, Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -14,6 +15,7 @@ use crate::migrate::params::Params;
 use crate::runtime::{probes, Cancel, Deadline, Interest, Limit, Recall, Timeout};
 use crate::wire::{list_len, Header, Marker, Record, RecordType, HEADER_LEN};
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The pause between two looks, when there is something to acknowledge and something to read.
@@ -93,11 +95,16 @@ pub(super) struct Lane {
     /// payload.
     ahead: [u8; HEADER_LEN],
     ahead_len: usize,
-    outbox: Outbox,
+    /// Shared with the thread that serves faults, on the urgent lane ([`Lane::asker`]).
+    outbox: Arc<Mutex<Outbox>>,
     counts: Counts,
     last_marker: u64,
     /// Whether the source's ABORT has come.
     told: bool,
+}
+
+fn lock(outbox: &Mutex<Outbox>) -> MutexGuard<'_, Outbox> {
+    outbox.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Lane {
@@ -108,11 +115,19 @@ impl Lane {
             channel,
             ahead: [0; HEADER_LEN],
             ahead_len: 0,
-            outbox: Outbox::default(),
+            outbox: Arc::default(),
             counts: Counts::default(),
             last_marker: 0,
             told: false,
         }
+    }
+
+    /// A way to send on this lane from another thread.
+    ///
+    /// # Errors
+    /// When there is no descriptor for it.
+    pub(super) fn asker(&self) -> Result<Asker> {
+        Ok(Asker::new(self.channel.twin()?, &self.outbox))
     }
 
     /// The lane's name in messages.
@@ -283,7 +298,7 @@ impl Lane {
             return Ok(true);
         }
         self.flush()?;
-        let until = match self.outbox.is_empty() {
+        let until = match lock(&self.outbox).is_empty() {
             true => until,
             // There is no room for what is to be sent. The source may have nothing to say.
             false => until.earlier(Deadline::after(LOOK)),
@@ -335,11 +350,11 @@ impl Lane {
             ..
         } = self;
         // The source may be waiting for an acknowledgement that found no room so far.
-        while !outbox.is_empty() && *ahead_len < HEADER_LEN && !io.limit.expired() {
-            outbox.flush(channel)?;
+        while *ahead_len < HEADER_LEN && !io.limit.expired() && !lock(outbox).is_empty() {
+            lock(outbox).flush(channel)?;
             let got = channel.try_recv(&[PartMut::bytes(&mut ahead[*ahead_len..])])?;
             *ahead_len += got;
-            if got == 0 && !outbox.is_empty() {
+            if got == 0 && !lock(outbox).is_empty() {
                 let soon = io.limit.at().earlier(Deadline::after(LOOK));
                 channel.wait(Interest::Write, io.cancel, soon)?;
                 if let Some(cancel) = io.cancel {
@@ -503,19 +518,19 @@ impl Lane {
             counts.data_pages,
             counts.zero_pages,
         );
-        self.outbox.acknowledge(marker.number);
+        lock(&self.outbox).acknowledge(marker.number);
         self.flush()
     }
 
     /// Sends `record` before the next acknowledgement.
     pub(super) fn say(&mut self, record: &Record) -> Result<()> {
-        self.outbox.say(record)?;
+        lock(&self.outbox).say(record)?;
         self.flush()
     }
 
     /// Sends acknowledgements as far as that needs no wait.
     pub(super) fn flush(&mut self) -> Result<()> {
-        self.outbox.flush(&mut self.channel)
+        lock(&self.outbox).flush(&mut self.channel)
     }
 
     /// Sends all acknowledgements, and waits for room. For the time when nothing is to be read any
@@ -524,7 +539,7 @@ impl Lane {
         let limit = waits.params.io().from_now().earlier(waits.overall);
         loop {
             self.flush()?;
-            if self.outbox.is_empty() {
+            if lock(&self.outbox).is_empty() {
                 return Ok(());
             }
             waits.cancel.check("the migration")?;
@@ -548,7 +563,7 @@ impl Lane {
             .within(io.from_now())
             .within(waits.overall)
             .of(record.record_type().name());
-        let sent = self.outbox.send(&mut self.channel, record, &io);
+        let sent = lock(&self.outbox).send(&mut self.channel, record, &io);
         let sent = sent.map_err(|e| self.explain(waits, e));
         self.named(sent)
     }
@@ -559,7 +574,7 @@ impl Lane {
         let io = Io::patient(io)
             .within(io.from_now())
             .of(record.record_type().name());
-        let sent = self.outbox.send(&mut self.channel, record, &io);
+        let sent = lock(&self.outbox).send(&mut self.channel, record, &io);
         self.named(sent)
     }
 
@@ -595,7 +610,7 @@ impl Lane {
 
     /// Tells the source why the migration is over, and waits until the source has read it.
     pub(super) fn abort(&mut self, cancel: &Cancel, error: &Error) {
-        control::abort(&mut self.channel, &mut self.outbox, error);
+        control::abort(&mut self.channel, &mut lock(&self.outbox), error);
         // A cancel is waited for by its caller, so it gets less time.
         if error.kind() != Kind::Cancelled {
             self.linger(&Io::until(cancel, LINGER));
@@ -608,8 +623,7 @@ impl Lane {
 
     /// Sends the reason as far as the socket takes it at once, and waits for nobody.
     pub(super) fn abort_at_once(&mut self, error: &Error) {
-        self.outbox
-            .last_at_once(&mut self.channel, &control::goodbye(error));
+        lock(&self.outbox).last_at_once(&mut self.channel, &control::goodbye(error));
     }
 
     /// Ends the connection.

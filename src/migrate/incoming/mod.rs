@@ -5,6 +5,7 @@ mod accepting;
 mod account;
 mod agreed;
 mod arriving;
+mod asker;
 mod authenticate;
 mod blobs;
 mod changed;

@@ -94,6 +94,7 @@ impl Rest {
             workers.add(lane, urgent::bulk)?;
         }
         urgent_lane.serve(&self.served);
+        self.requests.ask_by(urgent_lane.lane.asker()?);
         let (requests, served) = (Arc::clone(&self.requests), Arc::clone(&self.served));
         workers.add(urgent_lane, move |lane, waits: &Waits<'_>| {
             urgent::urgent(lane, waits, &requests, &served)

@@ -1,17 +1,20 @@
 //! The pages that a thread of the guest waits for, on their way to the urgent lane.
 //!
-//! The fault thread puts them here and goes on: it never waits for a connection. The urgent lane's
-//! thread takes all that there are at once, and asks the source for them in as few records as
-//! possible. A page is put here once: the fault thread keeps a bit for each page that was asked for.
+//! The fault thread puts them here, and asks the source for all that there are at once, in as few
+//! records as possible: by an [`Asker`], which never waits for the connection. What does not go at once
+//! is left to the urgent lane's thread, and so is everything while there is no asker. A page is put here
+//! once: the fault thread keeps a bit for each page that was asked for.
 
 use crate::error::{Error, Result};
 use crate::fallible;
 use crate::memory::served::Supplier;
 use crate::memory::{Block, BlockId};
 use crate::migrate::callbacks::Callbacks;
+use crate::migrate::incoming::asker::Asker;
 use crate::runtime::Recall;
 use crate::units::Pages;
 use crate::vmm::EventKind;
+use crate::wire::{Record, Request, MISSING_PAGES_MAX, REQUEST_RUNS_MAX};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +33,10 @@ pub(in crate::migrate::incoming) struct Requests {
     /// The source's numbers of our blocks.
     numbers: HashMap<BlockId, u32>,
     wanted: Mutex<Vec<Wanted>>,
-    /// Raised when there is something to ask for.
+    /// The way to the source while there is a connection. Held while pages are taken out of `wanted` and
+    /// asked for: pages that are wanted anew for a recovery must not go to the connection before it.
+    asker: Mutex<Option<Asker>>,
+    /// Raised when the urgent lane's thread has something to ask for, or to send.
     some: Recall,
     /// Whether some request was lost, because there was no memory for it.
     lost: AtomicBool,
@@ -57,6 +63,7 @@ impl Requests {
         Ok(Requests {
             numbers,
             wanted: Mutex::default(),
+            asker: Mutex::default(),
             some: Recall::new()?,
             lost: AtomicBool::new(false),
             vmm,
@@ -68,7 +75,17 @@ impl Requests {
         self.wanted.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Raised when there is something to ask for. [`Requests::take`] lowers it.
+    fn asker(&self) -> MutexGuard<'_, Option<Asker>> {
+        self.asker.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// There is a connection to ask on.
+    pub(in crate::migrate::incoming) fn ask_by(&self, asker: Asker) {
+        *self.asker() = Some(asker);
+    }
+
+    /// Raised when the urgent lane's thread has something to ask for, or to send. [`Requests::take`]
+    /// lowers it.
     pub(in crate::migrate::incoming) fn some(&self) -> &Recall {
         &self.some
     }
@@ -90,6 +107,7 @@ impl Requests {
 
     /// Forgets what was not asked for yet. Called when the connections are gone.
     pub(in crate::migrate::incoming) fn clear(&self) {
+        *self.asker() = None;
         self.lock().clear();
         self.some.lower();
     }
@@ -107,7 +125,23 @@ impl Supplier for Requests {
         if fallible::push(&mut self.lock(), wanted, "requests for pages").is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
-        self.some.raise();
+    }
+
+    fn all_wanted(&self) {
+        let asker = self.asker();
+        let Some(asker) = &*asker else {
+            return self.some.raise();
+        };
+        let wanted = self.take();
+        match asked(&wanted).and_then(|records| asker.say(&records)) {
+            Ok(true) => {}
+            // The lane's thread waits for room.
+            Ok(false) => self.some.raise(),
+            Err(_) => {
+                self.lost.store(true, Ordering::Relaxed);
+                self.some.raise();
+            }
+        }
     }
 
     fn failed(&self, error: &Error) {
@@ -118,6 +152,38 @@ impl Supplier for Requests {
             );
         }
     }
+}
+
+/// The records that ask for `wanted`, which ascends.
+pub(super) fn asked(wanted: &[Wanted]) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for of_block in wanted.chunk_by(|one, next| one.block == next.block) {
+        let mut runs: Vec<(Pages, u32)> = Vec::new();
+        let block = of_block[0].block;
+        let mut put = |runs: &mut Vec<(Pages, u32)>| {
+            let runs = std::mem::take(runs);
+            match runs.is_empty() {
+                true => Ok(()),
+                false => {
+                    let record = Record::Request(Request { block, runs });
+                    fallible::push(&mut records, record, "requests for pages")
+                }
+            }
+        };
+        for run in of_block {
+            let mut at = run.pages.start;
+            while at < run.pages.end {
+                let end = run.pages.end.min(at + Pages(MISSING_PAGES_MAX.into()));
+                fallible::push(&mut runs, (at, (end - at).0 as u32), "requested pages")?;
+                if runs.len() == REQUEST_RUNS_MAX as usize {
+                    put(&mut runs)?;
+                }
+                at = end;
+            }
+        }
+        put(&mut runs)?;
+    }
+    Ok(records)
 }
 
 /// Sorts `wanted`, and makes one of runs that touch.
@@ -172,12 +238,46 @@ mod tests {
         assert!(!requests.some().is_raised());
         requests.wanted(&block, Pages(3)..Pages(4));
         requests.wanted(&block, Pages(4)..Pages(5));
+        assert!(!requests.some().is_raised());
+        requests.all_wanted();
         assert!(requests.some().is_raised());
         assert_eq!(requests.take(), [wanted(77, 3..5)]);
         assert!(!requests.some().is_raised());
         assert_eq!(requests.take(), []);
         requests.wanted(&block, Pages(1)..Pages(2));
+        requests.all_wanted();
         requests.clear();
         assert!(!requests.some().is_raised() && requests.take().is_empty());
+    }
+
+    fn runs(record: &Record) -> (u32, &[(Pages, u32)]) {
+        match record {
+            Record::Request(request) => (request.block, &request.runs),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_wanted_pages_of_a_block_are_asked_for_in_one_record() {
+        let records = asked(&[wanted(1, 3..4), wanted(1, 9..12), wanted(5, 0..1)]).unwrap();
+        assert_eq!(records.len(), 2);
+        assert_eq!(runs(&records[0]), (1, &[(Pages(3), 1), (Pages(9), 3)][..]));
+        assert_eq!(runs(&records[1]), (5, &[(Pages(0), 1)][..]));
+        assert!(asked(&[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_record_of_requests_never_exceeds_its_limits() {
+        let many: Vec<Wanted> = (0..600).map(|i| wanted(1, 2 * i..2 * i + 1)).collect();
+        let records = asked(&many).unwrap();
+        let counts: Vec<usize> = records.iter().map(|r| runs(r).1.len()).collect();
+        assert_eq!(counts, [256, 256, 88]);
+        let most = u64::from(MISSING_PAGES_MAX);
+        let records = asked(&[wanted(1, 5..5 + 2 * most + 7)]).unwrap();
+        let lengths: Vec<u32> = runs(&records[0]).1.iter().map(|(_, n)| *n).collect();
+        assert_eq!(lengths, [MISSING_PAGES_MAX, MISSING_PAGES_MAX, 7]);
+        for record in records {
+            record.encode(&mut Vec::new()).unwrap();
+        }
     }
 }
