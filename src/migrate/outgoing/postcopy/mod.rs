@@ -3,9 +3,10 @@
 //!
 //! All lanes take these pages out of the frozen consumer's pending, so each page leaves once: the urgent
 //! lane those that the destination asks for, the others whatever lies behind the last request
-//! ([`focus`]). A lane that is lost puts its unacknowledged pages back. That is the whole account: a
+//! ([`focus`]), a few milliseconds' worth at a time ([`batch`]). A lane that is lost puts its unacknowledged pages back. That is the whole account: a
 //! recovery replaces it by what the destination says.
 
+mod batch;
 mod focus;
 
 use super::lane::Lane;
@@ -19,16 +20,15 @@ use crate::migrate::params::Params;
 use crate::runtime::{Cancel, Deadline, Recall};
 use crate::units::Pages;
 use crate::wire::{Record, Request};
+use batch::Batch;
 use focus::Focus;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Runs and pages of one batch of a bulk lane: half a mebibyte. A page that is asked for while it is in
-/// such a batch comes behind the rest of the batch.
+/// Runs of one batch of a bulk lane. Its pages are those of [`Batch`].
 const BULK_RUNS: usize = 128;
-const BULK_PAGES: Pages = Pages(128);
 /// Runs and pages of one answer on the urgent lane. A host page of a gibibyte goes in several.
 const URGENT_RUNS: usize = 256;
 const URGENT_PAGES: u64 = 512;
@@ -42,6 +42,7 @@ pub(super) struct Rest {
     /// The blocks that the destination knows, with their lengths.
     blocks: HashMap<BlockId, Pages>,
     focus: Mutex<Focus>,
+    batch: Mutex<Batch>,
     /// Raised when nothing is pending any more.
     all_taken: Recall,
     /// Pages of the last description.
@@ -87,6 +88,7 @@ impl Rest {
             consumer: Arc::clone(consumer),
             blocks: known,
             focus: Mutex::default(),
+            batch: Mutex::default(),
             all_taken: Recall::new()?,
             described,
             epoch,
@@ -96,6 +98,10 @@ impl Rest {
 
     fn focus(&self) -> MutexGuard<'_, Focus> {
         self.focus.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn batch(&self) -> MutexGuard<'_, Batch> {
+        self.batch.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Whether each page has been taken by some lane.
@@ -108,9 +114,8 @@ impl Rest {
         loop {
             let from = self.focus().next();
             let mut end = from.cursor;
-            let taken = self
-                .consumer
-                .take_recallable(&mut end, BULK_RUNS, BULK_PAGES)?;
+            let most = self.batch().pages();
+            let taken = self.consumer.take_recallable(&mut end, BULK_RUNS, most)?;
             self.focus().went(from, end);
             if !taken.is_empty() {
                 return Ok(taken);
@@ -141,7 +146,8 @@ impl Rest {
         if taken.is_empty() {
             return Ok(false);
         }
-        lane.send_counted(&[], taken, pass, recall, bounds.params, &bounds.io())?;
+        let sent = lane.send_counted(&[], taken, pass, recall, bounds.params, &bounds.io())?;
+        self.batch().sent(Pages(sent.data_pages), sent.time);
         Ok(true)
     }
 
