@@ -200,8 +200,9 @@ pub struct brant_stats {
     /// measured, `brant_params.switchover_bandwidth` states one, or a pass has ended.
     pub expected_downtime_ns: u64,
     /// `expected_downtime_ns` as it was when the guest was about to be paused, to compare with
-    /// `downtime_ns`. 0 before. It does not change afterwards. Its parts follow; the part that was
-    /// measured stands in brackets.
+    /// `downtime_ns`. 0 before. It does not change afterwards. BRANT_UNKNOWN where the guest was switched
+    /// to postcopy before anything was measured. Its parts follow; the part that was measured stands in
+    /// brackets.
     pub promised_downtime_ns: u64,
     /// Of the promise: the VMM's `pause` (`pause_ns`).
     pub promised_pause_ns: u64,
@@ -512,7 +513,12 @@ impl From<&Stats> for brant_stats {
             dirty_pages_per_second: s.dirty_pages_per_second.unwrap_or(BRANT_UNKNOWN),
             time_left_ns: s.time_left.map_or(BRANT_UNKNOWN, nanos),
             expected_downtime_ns: s.expected_downtime.map_or(BRANT_UNKNOWN, nanos),
-            promised_downtime_ns: s.promised_downtime.map_or(0, nanos),
+            promised_downtime_ns: match (s.promised_downtime, s.pause) {
+                (Some(promised), _) => nanos(promised),
+                // The guest was paused, and nobody knew for how long.
+                (None, Some(_)) => BRANT_UNKNOWN,
+                (None, None) => 0,
+            },
             promised_pause_ns: nanos(s.promised.pause),
             promised_sync_ns: nanos(s.promised.sync),
             promised_save_ns: nanos(s.promised.save),
@@ -613,6 +619,11 @@ mod tests {
         assert_eq!([rates, times, used], [[BRANT_UNKNOWN; 2]; 3]);
         assert_eq!((unknown.downtime_ns, unknown.promised_downtime_ns), (0, 0));
         assert_eq!((unknown.pause_ns, unknown.error), (0, 0));
+        let unpromised = brant_stats::from(&Stats {
+            pause: Some(Duration::ZERO),
+            ..Stats::default()
+        });
+        assert_eq!(unpromised.promised_downtime_ns, BRANT_UNKNOWN);
         let known = brant_stats::from(&Stats {
             bandwidth: Some(5),
             time_left: Some(Duration::MAX),

@@ -117,8 +117,10 @@ pub struct Stats {
     /// [`Params::switchover_bandwidth`]: crate::migrate::Params::switchover_bandwidth
     #[serde(rename = "expected_downtime_ns", serialize_with = "as_nanos_or_null")]
     pub expected_downtime: Option<Duration>,
-    /// The downtime that was expected when the guest was paused, to compare with `downtime`.
-    #[serde(rename = "promised_downtime_ns", serialize_with = "as_nanos_or_0")]
+    /// The downtime that was expected when the guest was paused, to compare with `downtime`. `None`
+    /// before, and where nothing was known by then: a switch to postcopy may be asked for before
+    /// anything was measured.
+    #[serde(rename = "promised_downtime_ns", serialize_with = "as_nanos_or_null")]
     pub promised_downtime: Option<Duration>,
     /// The parts of `promised_downtime`, when the decider is brant's own. Each stands beside what
     /// happened: `pause`, `last_sync`, `save`, `memory`, `state_sent`, `load`, `round_trips`,
@@ -489,6 +491,10 @@ impl Stats {
     /// Why the downtime was longer than `limit`: which parts took longer than promised, the worst
     /// first, at most three; and the longest part, when the promise was above the limit.
     pub(super) fn why_longer(&self, limit: Duration) -> String {
+        if self.promised_downtime.is_none() {
+            return "nothing was promised, because nothing was measured before the pause"
+                .to_owned();
+        }
         let promised = self.promised.named();
         let mut longer: Vec<_> = (self.parts().named().into_iter().zip(promised))
             .map(|((name, took), (_, promised))| {
@@ -842,6 +848,9 @@ mod tests {
         assert_eq!(stats.round_trips, ms(40));
         let sum = stats.parts().total();
         assert_eq!(sum, Duration::from_millis(1 + 2 + 3 + 500 + 4 + 25));
+        let nothing = "nothing was promised, because nothing was measured before the pause";
+        assert_eq!(stats.why_longer(Duration::from_secs(1)), nothing);
+        stats.promised_downtime = ms(450);
         stats.promised.state = Duration::from_millis(310);
         stats.promised.load = Duration::from_millis(10);
         stats.promised.round_trips = Duration::from_millis(30);
@@ -863,6 +872,7 @@ mod tests {
             "dirty_pages_per_second",
             "time_left_ns",
             "expected_downtime_ns",
+            "promised_downtime_ns",
             "switchover_bandwidth",
             "round_trip_ns",
             "first_mismatch_block",

@@ -142,10 +142,11 @@ def outcome(recording: Recording) -> str:
         return "not over when the file ends: " + figures
     if recording.error:
         return "failed (%s): %s" % (recording.message, figures)
-    return "completed: %s, downtime %.1f ms (promised %.1f ms, limit %.0f ms)" % (
+    promised = last.get("promised_downtime_ns")
+    return "completed: %s, downtime %.1f ms (%s, limit %.0f ms)" % (
         figures,
         (last.get("downtime_ns") or 0) / 1e6,
-        (last.get("promised_downtime_ns") or 0) / 1e6,
+        "nothing promised" if promised is None else "promised %.1f ms" % (promised / 1e6),
         (last.get("downtime_limit_ns") or 0) / 1e6,
     )
 

@@ -109,12 +109,20 @@ impl Facts {
     /// passed already is in [`Facts::stood`], and its parts are zero. `None` when nothing tells how
     /// long the pages take.
     pub fn parts(&self) -> Option<Parts> {
-        let zero = Duration::ZERO;
-        let known = |part: Option<Duration>| part.unwrap_or(zero);
         let memory = match self.pages_left() {
-            Bytes(0) => zero,
+            Bytes(0) => Duration::ZERO,
             _ => self.sending_pages()?,
         };
+        Some(Parts {
+            memory,
+            ..self.parts_without_pages()
+        })
+    }
+
+    /// As [`Facts::parts`], when no page is sent in the downtime.
+    pub(crate) fn parts_without_pages(&self) -> Parts {
+        let zero = Duration::ZERO;
+        let known = |part: Option<Duration>| part.unwrap_or(zero);
         let operations = &self.operations;
         let state = known(self.sending_state(true));
         let syncs = match self.moment {
@@ -122,7 +130,7 @@ impl Facts {
             Moment::Paused => 1,
             Moment::Saved => 0,
         };
-        Some(Parts {
+        Parts {
             pause: match self.moment {
                 Moment::Walking | Moment::Synced => known(operations.pause),
                 Moment::Paused | Moment::Saved => zero,
@@ -132,7 +140,7 @@ impl Facts {
                 Moment::Saved => zero,
                 _ => known(operations.save),
             },
-            memory,
+            memory: zero,
             state,
             state_running: state.saturating_sub(known(self.sending_state(false))),
             verify: zero,
@@ -140,7 +148,7 @@ impl Facts {
             round_trips: known(self.round_trip).saturating_mul(ROUND_TRIPS),
             release: known(operations.release),
             run: known(operations.run),
-        })
+        }
     }
 
     /// Bytes of pages that the destination will lack when the guest stands still: what is pending,

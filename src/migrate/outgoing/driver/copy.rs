@@ -134,10 +134,9 @@ impl Driver {
             false => self.against_switch(Moment::Synced),
         };
         let Some(against) = against else {
-            let expected = self.cost_of_switch(Moment::Synced).total();
             let text = format!("the guest is sent ahead of its memory, because {why}");
             self.common.vmm.event(EventKind::Downtime, text);
-            self.common.stats.promised_downtime = Some(expected);
+            self.promise_switch();
             self.to_postcopy = true;
             return Ok(true);
         };

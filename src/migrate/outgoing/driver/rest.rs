@@ -13,9 +13,9 @@ use crate::migrate::outgoing::postcopy::Rest;
 use crate::migrate::report::RENEW;
 use crate::migrate::steering::fits_downtime::ABORTED_PAUSES_MAX;
 use crate::migrate::steering::to_postcopy::{Cost, Switch};
-use crate::migrate::steering::Moment;
+use crate::migrate::steering::{Facts, Moment, Parts};
 use crate::migrate::switchover::source::Event;
-use crate::runtime::Deadline;
+use crate::runtime::{Cancel, Deadline, Limit};
 use crate::units::Pages;
 use crate::vmm::EventKind;
 use crate::wire::{self, Described, Missing, MissingEnd, Record, MISSING_PAGES_MAX};
@@ -27,8 +27,27 @@ const DESCRIPTION_BYTES: usize = 256 << 10;
 
 impl Driver {
     /// What a switch to postcopy would cost now.
-    pub(super) fn cost_of_switch(&self, moment: Moment) -> Cost {
-        let facts = self.facts(moment);
+    fn cost_of_switch(&self, moment: Moment) -> Cost {
+        self.cost_by(&self.facts(moment))
+    }
+
+    /// Records what is promised about the downtime of a switch that begins. Nothing is, when nothing is
+    /// known about the link by now.
+    pub(super) fn promise_switch(&mut self) {
+        let facts = self.facts(Moment::Synced);
+        let measured = self.course.bandwidth.estimate().is_some() || facts.round_trip.is_some();
+        if measured || facts.stated || facts.last_pass.is_some() {
+            let cost = self.cost_by(&facts);
+            let stats = &mut self.common.stats;
+            stats.promised_downtime = Some(cost.total());
+            stats.promised = Parts {
+                memory: cost.description.saturating_add(cost.discards),
+                ..facts.parts_without_pages().fixed()
+            };
+        }
+    }
+
+    fn cost_by(&self, facts: &Facts) -> Cost {
         let spread = self.consumer.spread();
         let switch = Switch {
             total: facts.total.pages_down(),
@@ -36,7 +55,7 @@ impl Driver {
             runs: spread.runs,
             sent: Pages(self.pages_sent()),
             bandwidth: facts.bandwidth,
-            fixed: facts.parts().unwrap_or_default().fixed(),
+            fixed: facts.parts_without_pages().fixed(),
             stood: facts.stood,
         };
         switch.cost()
