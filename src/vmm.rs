@@ -73,8 +73,12 @@ pub enum EventKind {
     Throttle = 10,
     /// Postcopy: the connections were lost after the guest was handed over, and pages of its memory are
     /// not at the destination. Both sides keep what they have until their VMMs recover or resolve the
-    /// migration. The message says why, and how many pages are missing.
+    /// migration. The message says why, and how many pages are missing. Also at the end of a recovery
+    /// that failed; the message says so.
     Interrupted = 11,
+    /// Postcopy: a migration that was interrupted goes on over new connections. The message says how many
+    /// pages are missing.
+    Recovered = 12,
 }
 
 /// Something that happened, told through [`Vmm::event`].

@@ -185,6 +185,13 @@ pub unsafe extern "C" fn brant_incoming_give_up(
 /// which begins with this call. The destination then says which pages it lacks, and asks again for
 /// those that somebody waits for. The guest runs on meanwhile. A recovery that fails leaves
 /// BRANT_DESTINATION_INTERRUPTED, and can be repeated. A connection of an older recovery is refused.
+///
+/// A source that has lost the last acknowledgements does not know that all of the guest is here
+/// (BRANT_DESTINATION_RUNNING behind a switch to postcopy), and is interrupted. Then the call tells it, on a
+/// thread of brant's: the source completes. The state here stays, and BRANT_EVENT_RECOVERED or
+/// BRANT_EVENT_WARNING says what became of it. That is possible until brant_incoming_free, any number of
+/// times; BRANT_E_BUSY while one such call is at work.
+///
 /// BRANT_E_STATE in any other state. Any thread, also inside callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_recover(

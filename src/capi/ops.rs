@@ -82,8 +82,12 @@ pub const BRANT_EVENT_THROTTLE: u32 = 10;
 /// at the destination. The guest runs there until it needs one of them, and waits for it. Both sides keep
 /// what they have until their VMMs recover or resolve the migration. The message says why, and how many
 /// pages are missing. The state is BRANT_SOURCE_INTERRUPTED or BRANT_DESTINATION_INTERRUPTED, and waiting
-/// for the end of the migration goes on.
+/// for the end of the migration goes on. It comes also when a recovery has failed, and then says so.
 pub const BRANT_EVENT_INTERRUPTED: u32 = 11;
+/// Postcopy: an interrupted migration goes on over new connections. The message says how many pages are
+/// missing. The state is BRANT_SOURCE_SERVING or BRANT_DESTINATION_COMPLETING. Also at a destination in
+/// BRANT_DESTINATION_RUNNING: a source that recovered late knows by now that nothing is missing.
+pub const BRANT_EVENT_RECOVERED: u32 = 12;
 
 /// Something that happened. Valid during the callback only.
 #[repr(C)]
@@ -817,6 +821,7 @@ mod tests {
             (EventKind::Stalled, BRANT_EVENT_STALLED),
             (EventKind::Throttle, BRANT_EVENT_THROTTLE),
             (EventKind::Interrupted, BRANT_EVENT_INTERRUPTED),
+            (EventKind::Recovered, BRANT_EVENT_RECOVERED),
         ];
         for (kind, number) in events {
             assert_eq!(kind as u32, number);

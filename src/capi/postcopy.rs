@@ -30,9 +30,17 @@ pub unsafe extern "C" fn brant_outgoing_start_postcopy(
 }
 
 /// Continues a migration in BRANT_SOURCE_INTERRUPTED over new connections to `endpoint`, as many as at
-/// the start. Returns at once; the state, the events and `recoveries` of the figures tell what becomes of
-/// it. After a failure the migration is interrupted as before, and this may be called again, any number
-/// of times. The destination's VMM has to take the new connections (brant_incoming_recover).
+/// the start. Returns at once, in BRANT_SOURCE_RECOVERING. The destination's VMM has to take the new
+/// connections (brant_incoming_recover), and may do so later than this call: while they cannot be made,
+/// or are lost before both sides have agreed, another try follows ten times a second, as long as the
+/// connect timeout allows (`brant_params.connect_timeout_ms`, from this call on). How it ended:
+///
+/// - recovered: BRANT_SOURCE_SERVING, and BRANT_EVENT_RECOVERED;
+/// - not: BRANT_SOURCE_INTERRUPTED as before, and another BRANT_EVENT_INTERRUPTED that says why. This may
+///   be called again, any number of times.
+///
+/// The descriptor of brant_outgoing_notify_fd becomes readable with each of these changes.
+/// brant_outgoing_resolve ends the tries.
 ///
 /// BRANT_E_STATE when the migration is not interrupted, or was resolved; BRANT_E_BUSY while a recovery is
 /// in progress. Any thread, also inside callbacks.

@@ -61,6 +61,9 @@ pub const BRANT_SOURCE_SERVING: u32 = 23;
 /// Source, postcopy: the connections were lost after the hand-over. The rest of the guest's memory is kept
 /// here until brant_outgoing_recover or brant_outgoing_resolve.
 pub const BRANT_SOURCE_INTERRUPTED: u32 = 24;
+/// Source, postcopy: the VMM has called brant_outgoing_recover, and the new connections are made.
+/// BRANT_SOURCE_SERVING follows, or BRANT_SOURCE_INTERRUPTED after the connect timeout.
+pub const BRANT_SOURCE_RECOVERING: u32 = 25;
 /// Destination: not started.
 pub const BRANT_DESTINATION_IDLE: u32 = 32;
 /// Destination: waiting for a connection.
@@ -114,8 +117,8 @@ pub const BRANT_STALL_DIRTYING: u64 = 4;
 /// `device_left_bytes`, `missing_pages`, `fault_waiting`, `fault_p50_ns` and `fault_p99_ns`. All others only grow, until a pause is aborted: the figures of that pause
 /// and its promise are 0 then. (`state` is a name and not a figure:
 /// it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
-/// BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, between BRANT_SOURCE_SERVING and
-/// BRANT_SOURCE_INTERRUPTED in both directions, and back to BRANT_SOURCE_UNANSWERED where
+/// BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, between BRANT_SOURCE_SERVING,
+/// BRANT_SOURCE_INTERRUPTED and BRANT_SOURCE_RECOVERING in any direction, and back to BRANT_SOURCE_UNANSWERED where
 /// `brant_outgoing_resolve` cannot resume the guest.)
 ///
 /// `state`, `error` and `elapsed_ns` are those of the moment. The migration's thread brings all other
@@ -678,6 +681,7 @@ mod tests {
             (S::AbortingPause as u32, BRANT_SOURCE_ABORTING_PAUSE),
             (S::Serving as u32, BRANT_SOURCE_SERVING),
             (S::Interrupted as u32, BRANT_SOURCE_INTERRUPTED),
+            (S::Recovering as u32, BRANT_SOURCE_RECOVERING),
             (S::TakenBack as u32, BRANT_SOURCE_TAKEN_BACK),
             (S::GivenUp as u32, BRANT_SOURCE_GIVEN_UP),
             (D::Idle as u32, BRANT_DESTINATION_IDLE),

@@ -18,6 +18,11 @@ pub enum Route {
 }
 
 impl Route {
+    /// Whether connections can be made anew, so that another try may succeed.
+    pub fn can_be_used_again(&self) -> bool {
+        matches!(self, Route::Endpoint(_))
+    }
+
     /// Returns `count` connections that exist already. `None` when there are fewer, or when they
     /// have to be made.
     pub fn ready(&mut self, count: usize) -> Option<Vec<Channel>> {

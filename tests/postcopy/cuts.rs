@@ -16,7 +16,7 @@ use crate::support::sides::{incoming, outgoing};
 use crate::support::time::{LONG, MS};
 use crate::support::vmm::{Side, TestVmm};
 use brant::migrate::{
-    AcceptFrom, ConnectTo, DestinationState, Incoming, Outgoing, Params, Resolution, SourceState,
+    AcceptFrom, ConnectTo, DestinationState, Incoming, Outgoing, Params, SourceState,
 };
 use brant::vmm::EventKind;
 use std::sync::Arc;
@@ -284,10 +284,14 @@ impl Session {
         if now == Some(Now::Untold) {
             sum.untold += 1;
             sum.cuts += 1;
-            self.out.resolve(Resolution::Destroy).unwrap();
-        } else {
-            self.out.wait(Some(LONG)).unwrap();
+            // The destination says so once more.
+            let (wires, near, far) = Wires::new(self.channels + 1);
+            self.wires = wires;
+            self.inc.wait(Some(LONG)).unwrap();
+            self.inc.recover(AcceptFrom::ConnectedAll(far)).unwrap();
+            self.out.recover(ConnectTo::ConnectedAll(near)).unwrap();
         }
+        self.out.wait(Some(LONG)).unwrap();
         self.inc.wait(Some(LONG)).unwrap();
         let stats = self.inc.stats();
         sum.faults += stats.faults;

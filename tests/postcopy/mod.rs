@@ -13,6 +13,7 @@ mod other_process;
 mod processes;
 mod recovered;
 mod refused;
+mod reunited;
 mod scripted;
 mod stopped;
 mod storm;

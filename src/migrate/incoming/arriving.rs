@@ -3,6 +3,7 @@
 use super::accepting::Accepting;
 use super::devices::Devices;
 use super::figures::Figures;
+use super::late::Late;
 use crate::channel::Endpoint;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -58,6 +59,8 @@ pub(super) struct Arriving {
     others: Mutex<Others>,
     /// How long threads waited, when the service has ended.
     blocked: Mutex<Vec<Blocked>>,
+    /// For a source that recovers when the guest is whole.
+    pub(super) late: Late,
 }
 
 /// The userfaultfds of other processes that share the guest's memory.
@@ -84,6 +87,7 @@ impl Arriving {
             decided: Condvar::new(),
             others: Mutex::default(),
             blocked: Mutex::default(),
+            late: Late::default(),
         }
     }
 

@@ -37,7 +37,9 @@ use crate::wire::{self, Hello, Record, RecordType};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(super) mod answer;
 mod recover;
+mod rejoin;
 mod rest;
 
 /// When a block of the source's is missing here, the destination waits this long for the source's

@@ -18,6 +18,7 @@ mod handed;
 mod known_zero;
 mod lane;
 mod lane_account;
+mod late;
 mod negotiate;
 mod placement;
 mod postcopy;
@@ -46,6 +47,7 @@ use crate::units::Pages;
 use crate::vmm::Vmm;
 use accepting::Accepting;
 use arriving::{Arriving, Decision};
+use driver::answer::answer;
 use driver::Driver;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -260,8 +262,15 @@ impl Incoming {
     /// which pages it lacks, and asks again for those that somebody waits for. When the recovery
     /// fails, the migration is interrupted again, and can be recovered again.
     ///
+    /// The source may not know that the guest is whole here ([`State::Running`]): the last pages had
+    /// come, and the word for it was lost with the connections. Then this call takes the source's
+    /// connections, tells it that nothing is missing, and closes them. The state here stays. An event says
+    /// what became of it ([`EventKind::Recovered`](crate::vmm::EventKind::Recovered), or a warning). That
+    /// is possible as often as necessary, until this migration is dropped.
+    ///
     /// # Errors
-    /// [`Kind::State`] when the migration is not interrupted; those of [`Incoming::start`] about
+    /// [`Kind::State`] when the migration is not interrupted, nor whole after a switch to postcopy;
+    /// [`Kind::Busy`] while a source is told that nothing is missing; those of [`Incoming::start`] about
     /// descriptors.
     pub fn recover(&self, from: AcceptFrom) -> Result<()> {
         let bound = match &from {
@@ -269,6 +278,11 @@ impl Incoming {
             AcceptFrom::Connected(_) | AcceptFrom::ConnectedAll(_) => None,
         };
         let accepting = Accepting::new(from, &self.shared.params)?;
+        if self.state() == State::Running {
+            self.answer(accepting)?;
+            *self.shared.guest.endpoint() = bound;
+            return Ok(());
+        }
         self.decide(Decision::Recover(accepting), "recovering")?;
         *self.shared.guest.endpoint() = bound;
         // Whoever looks at the state afterwards must not take it for that of a recovery that failed.
@@ -285,13 +299,25 @@ impl Incoming {
     /// Those of [`Incoming::recover`] and [`Incoming::listen`].
     pub fn recover_at(&self, endpoint: &Endpoint) -> Result<Endpoint> {
         // Nothing is bound for a migration that is not interrupted.
-        if self.state() != State::Interrupted {
+        let whole = || self.state() == State::Running && self.shared.guest.late.is_whole();
+        if self.state() != State::Interrupted && !whole() {
             return Err(Arriving::undecidable("recovering"));
         }
         let listener = Arc::new(Listener::bind(endpoint)?);
         let bound = listener.local_endpoint().clone();
         self.recover(AcceptFrom::Listener(listener))?;
         Ok(bound)
+    }
+
+    /// Tells a source that recovers that nothing is missing.
+    fn answer(&self, accepting: Accepting) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        // The state is shown a little before the session is kept.
+        shared.handle.wait_over();
+        self.shared.guest.late.begin(|whole, stop| {
+            let body = move || answer(&shared, accepting, &whole, &stop);
+            spawn(Role::Migration, |_| (), body)
+        })
     }
 
     fn decide(&self, decision: Decision, what: &str) -> Result<()> {
@@ -312,5 +338,6 @@ impl Drop for Incoming {
         self.shared.guest.is_dropped();
         let wake = || self.shared.guest.cancel_devices();
         self.shared.handle.shut_down(wake);
+        self.shared.guest.late.end(self.in_callback());
     }
 }

@@ -103,6 +103,12 @@ impl Receiver {
         self.placement.serve(Arc::clone(served));
     }
 
+    /// It belongs to a session whose switch is over, and takes no page.
+    pub(super) fn is_switched(&mut self) {
+        self.switched = true;
+        self.placement.stop_prefault();
+    }
+
     /// The HELLO has said which channel of several this is.
     pub(super) fn is_channel(&mut self, number: u16) {
         self.channel = number;

@@ -2,6 +2,7 @@
 
 use crate::channel::Route;
 use crate::error::{Error, Kind, Result};
+use crate::runtime::Cancel;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 /// The VMM's decision.
@@ -17,8 +18,13 @@ pub(super) enum Decision {
 struct Told {
     route: Option<Route>,
     retired: bool,
-    /// A route was taken, and what becomes of it is not known yet.
-    under_way: bool,
+    /// A route was taken, and what becomes of it is not known yet: ends the attempt.
+    under_way: Option<Cancel>,
+}
+
+/// The error of a recovery that comes too early.
+pub(super) fn under_way() -> Error {
+    Error::new(Kind::Busy, "a recovery of this migration is in progress")
 }
 
 /// See the file's description.
@@ -45,35 +51,40 @@ impl Decisions {
             let why = "the migration was resolved, and is not recovered any more";
             return Err(Error::new(Kind::State, why));
         }
-        if told.route.is_some() || told.under_way {
-            let why = "a recovery of this migration is in progress";
-            return Err(Error::new(Kind::Busy, why));
+        if told.route.is_some() || told.under_way.is_some() {
+            return Err(under_way());
         }
         told.route = Some(route);
         self.news.notify_all();
         Ok(())
     }
 
-    /// No recovery follows, however often connections are lost.
+    /// No recovery follows, however often connections are lost. One that is in progress ends soon.
     pub(super) fn retire(&self) {
-        self.lock().retired = true;
+        let mut told = self.lock();
+        told.retired = true;
+        if let Some(attempt) = &told.under_way {
+            attempt.cancel();
+        }
+        drop(told);
         self.news.notify_all();
     }
 
     /// The attempt to recover is over: it has failed, or the migration is not interrupted any more.
     pub(super) fn attempted(&self) {
-        self.lock().under_way = false;
+        self.lock().under_way = None;
     }
 
-    /// Waits for the next decision. [`Decisions::attempted`] has to follow a recovery.
-    pub(super) fn next(&self) -> Decision {
+    /// Waits for the next decision. `attempt` ends the attempt to recover, when one follows and the VMM
+    /// resolves the migration meanwhile; [`Decisions::attempted`] has to follow it.
+    pub(super) fn next(&self, attempt: &Cancel) -> Decision {
         let mut told = self.lock();
         loop {
             if told.retired {
                 return Decision::Retire;
             }
             if let Some(route) = told.route.take() {
-                told.under_way = true;
+                told.under_way = Some(attempt.clone());
                 return Decision::Recover(route);
             }
             told = self.news.wait(told).unwrap_or_else(|e| e.into_inner());

@@ -118,6 +118,8 @@ pub(super) struct Driver {
     arrived_before: [u64; 2],
     /// Both sides have agreed on a recovery, and no page has arrived over its connections.
     recovering: bool,
+    /// The VMM's new connections for a recovery, and what ends the attempt.
+    recovery: Option<(Route, Cancel)>,
     /// The migration is over and asks the consumer nothing any more: its figures stay as they are.
     ended: bool,
 }
@@ -334,6 +336,10 @@ impl Work for Driver {
                 Some(Event::Served)
             }
             Action::AwaitRecovery => Some(self.await_recovery()?),
+            Action::Reconnect => {
+                self.reconnect()?;
+                Some(Event::Recovered)
+            }
             Action::CallResume => {
                 if let (Some(_), Some(lanes)) = (self.rest.take(), &mut self.lanes) {
                     // Nobody may read a page on its way out while the guest writes it again.
@@ -459,6 +465,7 @@ impl Driver {
             sent_before: 0,
             arrived_before: [0; 2],
             recovering: false,
+            recovery: None,
             ended: false,
         })
     }

@@ -321,26 +321,44 @@ impl Outgoing {
     }
 
     /// Continues an interrupted migration ([`State::Interrupted`]) over new connections: one for each
-    /// channel and one more, as at the start. The call returns at once. The state, the events and
-    /// [`Stats::recoveries`](crate::migrate::Stats::recoveries) tell what becomes of it: after a failure
-    /// the migration is interrupted as before. The destination's VMM has to take new connections too.
+    /// channel and one more, as at the start. The call returns at once, in state
+    /// [`State::Recovering`]. With an endpoint, a connection that cannot be made, or is lost before both
+    /// sides have agreed, is tried again for the connect timeout: so either VMM may be the first one to
+    /// recover. Then the state is [`State::Serving`], with an event
+    /// ([`EventKind::Recovered`](crate::vmm::EventKind::Recovered)); or it is [`State::Interrupted`] as
+    /// before, with an event that says why. [`Outgoing::notify_fd`] becomes readable with each change of
+    /// the state. The destination's VMM has to take new connections too.
     ///
     /// [`Kind::State`] when the migration is not interrupted, or was resolved. [`Kind::Busy`] when a
     /// recovery is in progress. [`Kind::Invalid`] for descriptors that are no connections.
     pub fn recover(&self, to: ConnectTo) -> Result<()> {
         let shared = &self.shared;
-        let state = self.state();
-        if state != State::Interrupted {
-            return Err(Error::new(
+        let refused = |state: State| match state {
+            State::Interrupted => Ok(()),
+            State::Recovering => Err(decisions::under_way()),
+            _ => Err(Error::new(
                 Kind::State,
                 format!(
                     "only an interrupted migration is recovered; this one is `{}`",
                     state.name()
                 ),
-            ));
-        }
+            )),
+        };
+        refused(self.state())?;
         let route = to.route(shared.params.channels, true)?;
-        shared.guest.decisions.recover(route)
+        // Whoever looks at the state after this call must not take it for that of a recovery that failed.
+        shared.handle.go(|state| {
+            refused(state)?;
+            Ok((step(state, Event::Recover).state, ()))
+        })?;
+        shared.guest.decisions.recover(route).inspect_err(|_| {
+            // It was resolved in between.
+            let back = |state| match state {
+                State::Recovering => State::Interrupted,
+                other => other,
+            };
+            let _ = shared.handle.go(|state| Ok((back(state), ())));
+        })
     }
 
     /// Changes the orders, when they are in range afterwards.
@@ -431,7 +449,7 @@ impl Outgoing {
     pub fn resolve(&self, resolution: Resolution) -> Result<()> {
         let handle = &self.shared.handle;
         check_not_inside(handle.owner(), "resolve")?;
-        if handle.state() == State::Interrupted {
+        if matches!(handle.state(), State::Interrupted | State::Recovering) {
             let ran = handle.stats(None).run.is_some();
             if resolution == Resolution::Resume && ran {
                 let why = "the guest has run at the destination, so it cannot run on here";

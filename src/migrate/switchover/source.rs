@@ -63,6 +63,9 @@ pub enum State {
     /// Postcopy: the connections were lost after the hand-over. The rest of the guest's memory is
     /// kept here until the VMM makes new connections or resolves the migration.
     Interrupted = 24,
+    /// Postcopy, after an interruption: the VMM has given new connections. They are made, and both sides
+    /// agree on what is missing.
+    Recovering = 25,
 }
 
 /// The VMM's decision about a guest that was handed over without an answer.
@@ -140,7 +143,9 @@ pub enum Event {
     PeerRunningToServe,
     /// The destination has every page.
     Served,
-    /// There are new connections for the rest of the pages, and the destination has said what it lacks.
+    /// The VMM gives new connections for the rest of the pages.
+    Recover,
+    /// The new connections are there, and the destination has said what it lacks.
     Recovered,
     /// The VMM resolves the migration, so no recovery follows. Nobody knows whether the guest runs at
     /// the destination.
@@ -197,9 +202,10 @@ pub enum Action {
     WaitOut,
     /// Send the pages that the destination lacks, those that it asks for first.
     Serve,
-    /// Close all connections. Wait until the VMM makes new ones or resolves the migration. Over new
-    /// ones, agree with the destination on what it lacks.
+    /// Close all connections. Wait until the VMM gives new ones or resolves the migration.
     AwaitRecovery,
+    /// Over new connections, agree with the destination on what it lacks.
+    Reconnect,
     /// Call the VMM's `resume`.
     CallResume,
     /// Put every page that was not acknowledged back into the tracker.
@@ -256,11 +262,11 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         // Whatever goes wrong here, the guest runs at the destination and needs these pages.
         (S::Serving, _) => to(S::Interrupted, &[A::AwaitRecovery]),
         (S::InDoubt, E::DecidedToServe) => to(S::Interrupted, &[A::AwaitRecovery]),
-        (S::Interrupted, E::Recovered) => to(S::Serving, &[A::Serve]),
+        (S::Interrupted, E::Recover) => to(S::Recovering, &[A::Reconnect]),
         (S::Interrupted, E::Retire) => to(S::Unanswered, END_OPEN),
         (S::Interrupted, E::RetireRunning) => to(S::GivenUp, END_OPEN),
-        // A recovery that failed.
-        (S::Interrupted, _) => to(S::Interrupted, &[A::AwaitRecovery]),
+        (S::Recovering, E::Recovered) => to(S::Serving, &[A::Serve]),
+        (S::Interrupted | S::Recovering, _) => to(S::Interrupted, &[A::AwaitRecovery]),
 
         (S::Resuming, E::Resumed) => to(S::Failed, END_BADLY),
         (S::Resuming | S::AbortingPause, _) => to(S::ResumeFailed, END_BADLY),
@@ -348,6 +354,7 @@ impl State {
             State::AbortingPause => "aborting the pause",
             State::Serving => "sending the rest",
             State::Interrupted => "interrupted",
+            State::Recovering => "recovering",
         }
     }
 
@@ -366,7 +373,9 @@ impl State {
             | State::AbortingPause => Stage::Paused,
             State::HandingOver | State::AwaitingRunning | State::InDoubt => Stage::HandingOver,
             // The memory here is still read, so no other guest may arrive in it.
-            State::Verifying | State::Serving | State::Interrupted => Stage::HandingOver,
+            State::Verifying | State::Serving | State::Interrupted | State::Recovering => {
+                Stage::HandingOver
+            }
             State::Completed => Stage::HandedOver,
             State::Failed | State::TakenBack => Stage::Kept,
             State::ResumeFailed => Stage::Stands,

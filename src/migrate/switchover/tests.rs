@@ -265,6 +265,7 @@ impl World {
                     worlds.push(self.source(SE::Served));
                 }
             }
+            SS::Recovering => worlds.push(self.source(SE::Recovered)),
             SS::Verifying => worlds.push(self.source(SE::Verified)),
             _ => {}
         }
@@ -370,7 +371,7 @@ impl World {
                 again.recoveries[0] += 1;
                 // What was on its way went with the old connections.
                 again.wire.complete = false;
-                worlds.push(again.source(SE::Recovered));
+                worlds.push(again.source(SE::Recover));
             }
         }
         if self.destination == DS::Interrupted {
@@ -616,6 +617,7 @@ fn without_a_hand_over_the_destination_never_runs() {
                         | SS::Completed
                         | SS::Serving
                         | SS::Interrupted
+                        | SS::Recovering
                         | SS::Unanswered
                         | SS::GivenUp
                 ),
@@ -698,7 +700,9 @@ fn before_the_hand_over_postcopy_fails_as_precopy_does_and_after_it_neither_side
         for failure in FAILURES {
             let failed = world.source(SE::Failed(failure));
             match world.source {
-                SS::Serving => assert_eq!(failed.source, SS::Interrupted, "{world:?}"),
+                SS::Serving | SS::Recovering => {
+                    assert_eq!(failed.source, SS::Interrupted, "{world:?}")
+                }
                 SS::SendingLast | SS::AwaitingReady | SS::Releasing | SS::Committing => {
                     assert_eq!(failed.source, SS::Resuming, "{world:?}")
                 }
@@ -714,7 +718,7 @@ fn before_the_hand_over_postcopy_fails_as_precopy_does_and_after_it_neither_side
             }
         }
         // A guest whose pages are missing is nobody's to run here, and its memory is kept.
-        if matches!(world.source, SS::Serving | SS::Interrupted) {
+        if matches!(world.source, SS::Serving | SS::Interrupted | SS::Recovering) {
             assert!(!world.runs_here, "{world:?}");
             assert_eq!(world.here.whose(), Whose::HandingOver, "{world:?}");
             assert!(world.here.arrives().is_err() && world.here.leaves().is_err());
@@ -744,7 +748,7 @@ fn only_the_vmm_ends_an_interrupted_migration_and_a_resolved_one_is_not_recovere
     for event in [
         SE::Retire,
         SE::RetireRunning,
-        SE::Recovered,
+        SE::Recover,
         SE::Failed(Failure::Other),
     ] {
         let step = source::step(SS::Interrupted, event);
@@ -757,6 +761,7 @@ fn only_the_vmm_ends_an_interrupted_migration_and_a_resolved_one_is_not_recovere
     assert_eq!(running.state, SS::GivenUp);
     assert_eq!(running.actions, retired.actions);
     for state in [SS::Unanswered, SS::GivenUp, SS::TakenBack, SS::Completed] {
+        assert_eq!(source::step(state, SE::Recover).state, state);
         assert_eq!(source::step(state, SE::Recovered).state, state);
     }
     for state in [DS::Running, DS::Incomplete, DS::Failed, DS::StartFailed] {

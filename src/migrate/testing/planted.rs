@@ -307,8 +307,10 @@ mod tests {
                     "WaitOut",
                     "Serve",
                     "AwaitRecovery",
+                    "Reconnect",
                     "Serving",
                     "Interrupted",
+                    "Recovering",
                 ];
                 let rare = elsewhere.iter().any(|s| name.ends_with(s))
                     || name.ends_with("StartFailed")
@@ -338,6 +340,7 @@ mod tests {
             A::WaitOut,
             A::Serve,
             A::AwaitRecovery,
+            A::Reconnect,
             A::CallResume,
             A::PutBack,
             A::TellPeer,
@@ -351,7 +354,7 @@ mod tests {
                 A::SyncLast | A::SendLast | A::AwaitReady | A::CallRelease | A::TakeGate => {}
                 A::SendHandover | A::AwaitRunning | A::Verify | A::WaitOut => {}
                 A::CallResume | A::PutBack => {}
-                A::Serve | A::AwaitRecovery => {}
+                A::Serve | A::AwaitRecovery | A::Reconnect => {}
                 A::TellPeer | A::StopTracking | A::Report => {}
             }
         }
@@ -381,6 +384,7 @@ mod tests {
             S::Verifying,
             S::Serving,
             S::Interrupted,
+            S::Recovering,
         ];
         names.extend(states.iter().map(|s| format!("entering {s:?}")));
         everywhere(false, &names);

@@ -5,6 +5,7 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::control;
 use crate::migrate::incoming::arriving::Decision;
 use crate::migrate::incoming::lane::Incomer;
+use crate::migrate::incoming::late::Whole;
 use crate::migrate::incoming::postcopy::described::Description;
 use crate::migrate::incoming::postcopy::{urgent, Rest};
 use crate::migrate::incoming::workers::Workers;
@@ -147,7 +148,17 @@ impl Driver {
             pages: rest.missing,
             epoch: rest.epoch,
         });
-        let params = &self.common.shared.params;
+        let shared = &self.common.shared;
+        if let Some((opening, reply)) = self.opened.clone() {
+            // The source may not hear of it.
+            shared.guest.late.keep(Whole {
+                opening,
+                reply,
+                agreed: self.agreed,
+                epoch: rest.epoch,
+            });
+        }
+        let params = &shared.params;
         if let Err(e) = first.lane.send_last(params, &complete) {
             self.common.vmm.event(
                 EventKind::Warning,

@@ -99,7 +99,10 @@ impl Driver {
         [stats.requests, stats.requested_pages] = self.counts.now();
         // Of a session that was given up, the pages that did not go stay in the figures.
         let state = self.common.shared.handle.state();
-        let interrupted = matches!(state, State::Interrupted | State::GivenUp);
+        let interrupted = matches!(
+            state,
+            State::Interrupted | State::Recovering | State::GivenUp
+        );
         if self.ended {
             // As they were.
         } else if self.rest.is_some() || interrupted {

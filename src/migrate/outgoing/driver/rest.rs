@@ -22,6 +22,9 @@ use crate::wire::{self, Described, Missing, MissingEnd, Record, MISSING_PAGES_MA
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The pause between two tries to recover.
+const RETRY: Duration = Duration::from_millis(100);
+
 /// One call sends at most about this many bytes of a description.
 const DESCRIPTION_BYTES: usize = 256 << 10;
 
@@ -164,8 +167,13 @@ impl Driver {
     /// Sends the rest of the pages. The guest runs at the destination.
     pub(super) fn serve(&mut self) -> Result<()> {
         let rest = self.rest.clone().ok_or_else(no_connection)?;
-        // The state says by now that nothing is to be recovered.
-        self.common.shared.guest.decisions.attempted();
+        if self.recovering {
+            let text = format!(
+                "the migration goes on over new connections; {} pages are missing",
+                rest.described
+            );
+            self.common.vmm.event(EventKind::Recovered, text);
+        }
         // The cap of the switchover ends with the switchover.
         self.common.shared.guest.pacer.end_override();
         self.common.stats.progress = self.ahead.done();
@@ -243,7 +251,7 @@ impl Driver {
     }
 
     /// Closes all connections, and puts the pages back that were not acknowledged.
-    fn interrupt(&mut self) {
+    fn leave_lanes(&mut self) {
         if let Some(lanes) = &mut self.lanes {
             lanes.give_up();
             lanes.close();
@@ -256,6 +264,10 @@ impl Driver {
             self.arrived_before = sum(self.arrived_before, lanes.arrived());
         }
         self.rest = None;
+    }
+
+    fn interrupt(&mut self) {
+        self.leave_lanes();
         self.recovering = false;
         self.common.stats.unacknowledged_pages = 0;
         self.renew(true);
@@ -273,7 +285,8 @@ impl Driver {
         );
         self.common.vmm.event(EventKind::Interrupted, text);
         let shared = Arc::clone(&self.common.shared);
-        match shared.guest.decisions.next() {
+        let attempt = Cancel::under(&shared.handle.cancel)?;
+        match shared.guest.decisions.next(&attempt) {
             Decision::Retire if self.common.stats.run.is_some() => {
                 let text = format!("{} pages were not sent: {why}", self.consumer.pending());
                 self.common.error = Some(Error::new(Kind::Unanswered, text));
@@ -282,34 +295,54 @@ impl Driver {
             Decision::Retire => Ok(Event::Retire),
             Decision::Recover(route) => {
                 self.common.error = None;
-                let recovered = self.recover(route);
-                if recovered.is_err() {
-                    shared.guest.decisions.attempted();
-                }
-                recovered.map_err(|e| self.explain(e))?;
-                self.recovering = true;
-                Ok(Event::Recovered)
+                self.recovery = Some((route, attempt));
+                Ok(Event::Recover)
             }
         }
     }
 
+    /// Takes the interrupted migration up again over new connections. While these cannot be made, or are
+    /// lost before both sides have agreed, it tries again, as long as the connect timeout allows: the
+    /// destination's VMM may recover later than this side's.
+    pub(super) fn reconnect(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.common.shared);
+        let (mut route, attempt) = self.recovery.take().ok_or_else(no_connection)?;
+        let limit = shared.params.connect().from_now();
+        let recovered = loop {
+            let result = self.recover(&mut route, &attempt, limit);
+            let Err(error) = result.map_err(|e| self.explain(e)) else {
+                break Ok(());
+            };
+            let again = matches!(error.kind(), Kind::Io | Kind::PeerGone | Kind::Timeout);
+            if !again || !route.can_be_used_again() || limit.expired() || attempt.is_cancelled() {
+                break Err(error.context("the recovery failed"));
+            }
+            self.leave_lanes();
+            if attempt.wait(RETRY.min(limit.at().remaining().unwrap_or(RETRY))) {
+                break Err(error.context("the recovery was ended"));
+            }
+        };
+        shared.guest.decisions.attempted();
+        self.recovering = recovered.is_ok();
+        recovered
+    }
+
     /// Agrees with the destination on what it lacks, and has the other lanes send that.
-    fn recover(&mut self, mut route: Route) -> Result<()> {
+    fn recover(&mut self, route: &mut Route, attempt: &Cancel, limit: Limit) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
         let params = &shared.params;
         let cancel = &shared.handle.cancel;
-        let limit = params.connect().from_now();
         let count = params.channels as usize + 1;
         let channels: Vec<Channel> = match route.ready(count) {
             Some(ready) => ready,
-            None => route.connect(count, cancel, limit)?,
+            None => route.connect(count, attempt, limit)?,
         };
         let pacer = &shared.guest.pacer;
         self.lanes = Some(Lanes::over(channels, true, pacer, params, cancel)?);
         // Whatever becomes of this attempt, the next one counts as newer.
         self.epoch += 1;
         let epoch = self.epoch;
-        let io = Io::until(cancel, params.io()).within(limit);
+        let io = Io::until(attempt, params.io()).within(limit);
         self.greet(&io, Some(epoch))?;
         let missing = self.hear_missing(&io)?;
         let total = missing.iter().map(|m| u64::from(m.missing)).sum();
