@@ -217,6 +217,31 @@ static void connections_are_lost_and_replaced(void)
     sides_free(&x);
 }
 
+static void the_source_recovers_first(void)
+{
+    struct sides x = handed_over();
+    char directory[] = "/tmp/brant-postcopy-XXXXXX", path[64], endpoint[80];
+
+    if (!mkdtemp(directory))
+        bail("mkdtemp: %s", strerror(errno));
+    snprintf(path, sizeof path, "%s/socket", directory);
+    snprintf(endpoint, sizeof endpoint, "unix:%s", path);
+    cut(&x);
+    ok(interrupted(&x), "both sides wait for the VMM once more");
+    MUST(brant_outgoing_recover(x.out, endpoint, &e));
+    ok(out_state(x.out) == BRANT_SOURCE_RECOVERING &&
+           brant_outgoing_recover(x.out, endpoint, NULL) == BRANT_E_BUSY,
+       "a source that recovers first waits for the destination to listen");
+    MUST(brant_incoming_recover(x.in, endpoint, &e));
+    ok(out_ends(x.out) == 0 && in_ends(x.in) == 0 && memcmp(x.s->host, x.d->host, BYTES) == 0,
+       "and all of the memory arrives");
+    ok(brant_incoming_recover(x.in, endpoint, &e) == 0,
+       "a guest that is whole waits for a source that does not know it, until it is freed");
+    sides_free(&x);
+    unlink(path);
+    rmdir(directory);
+}
+
 static void the_source_is_gone_for_good(void)
 {
     struct sides x = handed_over();
@@ -243,10 +268,11 @@ static void the_source_is_gone_for_good(void)
 
 int main(void)
 {
-    plan(23);
+    plan(27);
     everything_moves();
     the_kernel_waits_too();
     connections_are_lost_and_replaced();
+    the_source_recovers_first();
     the_source_is_gone_for_good();
     return done();
 }
