@@ -121,7 +121,8 @@ class Outgoing(_Migration):
 
     def recover(self, to: Peer) -> None:
         """Continues an interrupted postcopy (``stats().state == "interrupted"``) over new
-        connections; ``to`` as for :meth:`start`. Returns at once, and can be repeated."""
+        connections; ``to`` as for :meth:`start`. Returns at once, and can be repeated. The state is
+        "recovering", and then "serving" or again "interrupted"; an event says which and why."""
         self._over("recover", to)
 
     def resolve(self, *, runs_here: bool) -> None:
@@ -195,7 +196,8 @@ class Incoming(_Migration):
 
     def recover(self, at: Peer) -> None:
         """Listens for new connections of the source of an interrupted postcopy, or takes sockets.
-        Returns at once, and can be repeated."""
+        Returns at once, and can be repeated. Also when the guest is whole here and the source does
+        not know it: the source is told."""
         self._over("recover", at)
 
     def give_up(self) -> None:

@@ -41,7 +41,7 @@ class Event:
     """Something that happened."""
 
     #: "state", "pass", "warning", "completed", "failed", "unanswered", "mismatch", "downtime",
-    #: "stalled", "throttle" or "interrupted": the header's BRANT_EVENT_*.
+    #: "stalled", "throttle", "interrupted" or "recovered": the header's BRANT_EVENT_*.
     kind: str
     #: One sentence.
     message: str

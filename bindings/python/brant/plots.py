@@ -93,7 +93,7 @@ def timeline(recordings: Sequence[Recording]) -> Any:
                 if at % 2:
                     axis.axvspan(begin, end, color="0.94", linewidth=0)
             for time, kind, _ in recordings[0].events:
-                if kind in ("pass", "throttle", "downtime", "stalled", "interrupted"):
+                if kind in ("pass", "throttle", "downtime", "stalled", "interrupted", "recovered"):
                     axis.axvline(time, color="0.6", linewidth=0.6, linestyle=":")
         axis.set_ylabel(label)
         axis.set_xlim(0, ends * 1.01)
