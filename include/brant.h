@@ -1092,9 +1092,15 @@ typedef struct brant_state_blob {
  * at the destination. The guest runs there until it needs one of them, and waits for it. Both sides keep
  * what they have until their VMMs recover or resolve the migration. The message says why, and how many
  * pages are missing. The state is BRANT_SOURCE_INTERRUPTED or BRANT_DESTINATION_INTERRUPTED, and waiting
- * for the end of the migration goes on.
+ * for the end of the migration goes on. It comes also when a recovery has failed, and then says so.
  */
 #define BRANT_EVENT_INTERRUPTED 11
+/**
+ * Postcopy: an interrupted migration goes on over new connections. The message says how many pages are
+ * missing. The state is BRANT_SOURCE_SERVING or BRANT_DESTINATION_COMPLETING. Also at a destination in
+ * BRANT_DESTINATION_RUNNING: a source that recovered late knows by now that nothing is missing.
+ */
+#define BRANT_EVENT_RECOVERED 12
 
 /** Something that happened. Valid during the callback only. */
 typedef struct brant_event {
@@ -3589,9 +3595,17 @@ int32_t brant_outgoing_start_postcopy(struct brant_outgoing *outgoing,
 
 /**
  * Continues a migration in BRANT_SOURCE_INTERRUPTED over new connections to `endpoint`, as many as at
- * the start. Returns at once; the state, the events and `recoveries` of the figures tell what becomes of
- * it. After a failure the migration is interrupted as before, and this may be called again, any number
- * of times. The destination's VMM has to take the new connections (brant_incoming_recover).
+ * the start. Returns at once, in BRANT_SOURCE_RECOVERING. The destination's VMM has to take the new
+ * connections (brant_incoming_recover), and may do so later than this call: while they cannot be made,
+ * or are lost before both sides have agreed, another try follows ten times a second, as long as the
+ * connect timeout allows (`brant_params.connect_timeout_ms`, from this call on). How it ended:
+ *
+ * - recovered: BRANT_SOURCE_SERVING, and BRANT_EVENT_RECOVERED;
+ * - not: BRANT_SOURCE_INTERRUPTED as before, and another BRANT_EVENT_INTERRUPTED that says why. This may
+ *   be called again, any number of times.
+ *
+ * The descriptor of brant_outgoing_notify_fd becomes readable with each of these changes.
+ * brant_outgoing_resolve ends the tries.
  *
  * BRANT_E_STATE when the migration is not interrupted, or was resolved; BRANT_E_BUSY while a recovery is
  * in progress. Any thread, also inside callbacks.
@@ -3891,6 +3905,13 @@ int32_t brant_incoming_give_up(struct brant_incoming *incoming,
  * which begins with this call. The destination then says which pages it lacks, and asks again for
  * those that somebody waits for. The guest runs on meanwhile. A recovery that fails leaves
  * BRANT_DESTINATION_INTERRUPTED, and can be repeated. A connection of an older recovery is refused.
+ *
+ * A source that has lost the last acknowledgements does not know that all of the guest is here
+ * (BRANT_DESTINATION_RUNNING behind a switch to postcopy), and is interrupted. Then the call tells it, on a
+ * thread of brant's: the source completes. The state here stays, and BRANT_EVENT_RECOVERED or
+ * BRANT_EVENT_WARNING says what became of it. That is possible until brant_incoming_free, any number of
+ * times; BRANT_E_BUSY while one such call is at work.
+ *
  * BRANT_E_STATE in any other state. Any thread, also inside callbacks.
  */
 int32_t brant_incoming_recover(struct brant_incoming *incoming,
@@ -4315,6 +4336,11 @@ typedef struct brant_params {
  * here until brant_outgoing_recover or brant_outgoing_resolve.
  */
 #define BRANT_SOURCE_INTERRUPTED 24
+/**
+ * Source, postcopy: the VMM has called brant_outgoing_recover, and the new connections are made.
+ * BRANT_SOURCE_SERVING follows, or BRANT_SOURCE_INTERRUPTED after the connect timeout.
+ */
+#define BRANT_SOURCE_RECOVERING 25
 /** Destination: not started. */
 #define BRANT_DESTINATION_IDLE 32
 /** Destination: waiting for a connection. */
@@ -4380,8 +4406,8 @@ typedef struct brant_params {
  * `device_left_bytes`, `missing_pages`, `fault_waiting`, `fault_p50_ns` and `fault_p99_ns`. All others only grow, until a pause is aborted: the figures of that pause
  * and its promise are 0 then. (`state` is a name and not a figure:
  * it goes from BRANT_SOURCE_IN_DOUBT to what follows, from
- * BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, between BRANT_SOURCE_SERVING and
- * BRANT_SOURCE_INTERRUPTED in both directions, and back to BRANT_SOURCE_UNANSWERED where
+ * BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, between BRANT_SOURCE_SERVING,
+ * BRANT_SOURCE_INTERRUPTED and BRANT_SOURCE_RECOVERING in any direction, and back to BRANT_SOURCE_UNANSWERED where
  * `brant_outgoing_resolve` cannot resume the guest.)
  *
  * `state`, `error` and `elapsed_ns` are those of the moment. The migration's thread brings all other
@@ -4492,8 +4518,9 @@ typedef struct brant_stats {
     uint64_t expected_downtime_ns;
     /**
      * `expected_downtime_ns` as it was when the guest was about to be paused, to compare with
-     * `downtime_ns`. 0 before. It does not change afterwards. Its parts follow; the part that was
-     * measured stands in brackets.
+     * `downtime_ns`. 0 before. It does not change afterwards. BRANT_UNKNOWN where the guest was switched
+     * to postcopy before anything was measured. Its parts follow; the part that was measured stands in
+     * brackets.
      */
     uint64_t promised_downtime_ns;
     /** Of the promise: the VMM's `pause` (`pause_ns`). */

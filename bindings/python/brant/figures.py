@@ -134,6 +134,7 @@ NAMES: Dict[str, Dict[str, Dict[int, str]]] = {
             22: "aborting-pause",
             23: "serving",
             24: "interrupted",
+            25: "recovering",
             32: "idle",
             33: "listening",
             34: "negotiating",
@@ -463,9 +464,10 @@ class Stats:
     `device_left_bytes`, `missing_pages`, `fault_waiting`, `fault_p50_ns` and `fault_p99_ns`. All
     others only grow, until a pause is aborted: the figures of that pause and its promise are 0
     then. (`state` is a name and not a figure: it goes from BRANT_SOURCE_IN_DOUBT to what follows,
-    from BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, between BRANT_SOURCE_SERVING and
-    BRANT_SOURCE_INTERRUPTED in both directions, and back to BRANT_SOURCE_UNANSWERED where
-    `brant_outgoing_resolve` cannot resume the guest.) The header's ``brant_stats``.
+    from BRANT_SOURCE_ABORTING_PAUSE back to BRANT_SOURCE_COPYING, between BRANT_SOURCE_SERVING,
+    BRANT_SOURCE_INTERRUPTED and BRANT_SOURCE_RECOVERING in any direction, and back to
+    BRANT_SOURCE_UNANSWERED where `brant_outgoing_resolve` cannot resume the guest.) The header's
+    ``brant_stats``.
 
     `state`, `error` and `elapsed_ns` are those of the moment. The migration's thread brings all
     other figures up to date, about every 50 ms while it sends or receives. While that thread waits
@@ -476,8 +478,9 @@ class Stats:
     #: "negotiating", "copying", "pausing", "saving", "last-sync", "sending-last", "awaiting-ready",
     #: "releasing", "committing", "handing-over", "awaiting-running", "resuming", "completed",
     #: "failed", "resume-failed", "unanswered", "taken-back", "given-up", "in-doubt", "verifying",
-    #: "aborting-pause", "serving", "interrupted", "listening", "receiving", "loading", "ready",
-    #: "awaiting-handover", "starting", "running", "start-failed", "completing", "incomplete".
+    #: "aborting-pause", "serving", "interrupted", "recovering", "listening", "receiving",
+    #: "loading", "ready", "awaiting-handover", "starting", "running", "start-failed", "completing",
+    #: "incomplete".
     state: str
     #: The pass over memory, from 1; 0 before the first.
     pass_: int
@@ -550,9 +553,10 @@ class Stats:
     #: `brant_params.switchover_bandwidth` states one, or a pass has ended.
     expected_downtime_ns: Optional[int]
     #: `expected_downtime_ns` as it was when the guest was about to be paused, to compare with
-    #: `downtime_ns`. 0 before. It does not change afterwards. Its parts follow; the part that was
-    #: measured stands in brackets.
-    promised_downtime_ns: int
+    #: `downtime_ns`. 0 before. It does not change afterwards. None where the guest was switched to
+    #: postcopy before anything was measured. Its parts follow; the part that was measured stands in
+    #: brackets.
+    promised_downtime_ns: Optional[int]
     #: Of the promise: the VMM's `pause` (`pause_ns`).
     promised_pause_ns: int
     #: Of the promise: the harvests of all logs (`last_sync_ns`).
