@@ -51,7 +51,7 @@ MINIVMM_OBJECTS += $(C)/minivmm/guest/blob.o
 endif
 # The machine alone, which knows nothing of migration, as an archive: a test
 # takes from it what it uses.
-MACHINE_OBJECTS := $(filter %/machine.o %/kvm.o %/process.o %/digest.o %/blob.o,$(MINIVMM_OBJECTS))
+MACHINE_OBJECTS := $(filter %/machine.o %/state.o %/kvm.o %/process.o %/digest.o %/blob.o,$(MINIVMM_OBJECTS))
 MACHINE := $(C)/libmachine.a
 MINIVMM := $(if $(wildcard examples/minivmm/main.c),$(BUILD)/minivmm)
 SERIALVMM_OBJECTS := $(patsubst examples/%.c,$(C)/%.o,$(wildcard examples/serialvmm/*.c))

@@ -26,6 +26,7 @@
 
 #include "digest.h"
 #include "machine.h"
+#include "state.h"
 #include "tap.h"
 
 #define UNUSED __attribute__((unused))
@@ -491,20 +492,13 @@ static int32_t op_resume(void *opaque, brant_reason *reason)
 static int32_t op_save(void *opaque, brant_saver *saver, brant_reason *reason)
 {
     struct vm *vm = opaque;
-    static __thread uint8_t state[MV_VCPU_STATE_MAX];
     uint64_t stamp = now_us();
 
     /* A save may write guest memory. Nothing else writes this page. */
     if (mv_write(vm->machine, 0, &stamp, sizeof stamp))
         return op_fails(vm, reason);
-    for (unsigned i = 0; i < mv_vcpu_count(vm->machine); i++) {
-        long len = mv_save_vcpu(vm->machine, i, state, sizeof state);
-
-        if (len < 0)
-            return op_fails(vm, reason);
-        if (brant_saver_put(saver, "vcpu", i, 1, state, (size_t)len, NULL))
-            return -1;
-    }
+    if (mv_save(vm->machine, saver, reason))
+        return -1;
     return op_begins(vm, OP_SAVE, reason);
 }
 
@@ -515,9 +509,7 @@ static int32_t op_load(void *opaque, const brant_state_blob *blob, brant_reason 
 
     if (code)
         return code;
-    return mv_load_vcpu(vm->machine, blob->instance, blob->data, blob->length)
-               ? op_fails(vm, reason)
-               : 0;
+    return mv_load(vm->machine, blob, reason);
 }
 
 static int32_t op_release(void *opaque, brant_reason *reason)

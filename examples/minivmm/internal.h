@@ -18,6 +18,7 @@ struct mv_backend {
 	void (*destroy)(struct mv_machine *m);
 	/* Makes a fresh guest: boot code in memory, and every vCPU at its first instruction. */
 	int (*boot)(struct mv_machine *m);
+	/* NULL for KVM, whose vCPUs are saved and loaded by brant (state.c). */
 	long (*save_vcpu)(struct mv_vcpu *v, void *buf, size_t cap);
 	int (*load_vcpu)(struct mv_vcpu *v, const void *buf, size_t len);
 	/* Runs the guest on the vCPU's thread until m->stop, with I/O retired. Returns -1 if the vCPU is dead (mvi_fail was
@@ -79,6 +80,7 @@ struct mv_machine {
 	unsigned nvcpus;
 	struct mv_vcpu *vcpus;
 	int kvm_fd, vm_fd;
+	struct kvm_cpuid2 *cpuid; /* what every vCPU has; NULL for MV_PROCESS */
 
 	pthread_mutex_t lock;
 	pthread_cond_t vcpu_cond; /* vCPU threads wait: resume, pace, nudge */

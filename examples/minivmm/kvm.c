@@ -1,5 +1,5 @@
 /*
- * The KVM backend: VM, memory slots, vCPUs, the run loop, and the saving and loading of vCPU state. x86-64 only,
+ * The KVM backend: VM, memory slots, vCPUs and the run loop; brant saves and loads their state (state.c). x86-64 only,
  * without an in-kernel interrupt controller and without interrupts: the guest computes and asks (guest.c).
  *
  * The guest starts in 64-bit mode at privilege level 3, and never executes an instruction at level 0 or in an earlier
@@ -25,13 +25,9 @@
 
 #include "internal.h"
 
-/* <linux/kvm.h> of older systems lacks these two. */
+/* <linux/kvm.h> of older systems lacks it. */
 #ifndef KVM_EXIT_DIRTY_RING_FULL
 #define KVM_EXIT_DIRTY_RING_FULL 31
-#endif
-#ifndef KVM_CAP_XSAVE2
-#define KVM_CAP_XSAVE2 208
-#define KVM_GET_XSAVE2 _IOR(KVMIO, 0xcf, struct kvm_xsave)
 #endif
 
 #define CPUID_MAX 256
@@ -125,7 +121,7 @@ static int create(struct mv_machine *m)
 			return mvi_error(m, "KVM_SET_USER_MEMORY_REGION, slot %u of %llu bytes at %#llx: %s", s->id,
 					 (unsigned long long)s->bytes, (unsigned long long)s->gpa, strerror(errno));
 	}
-	cpuid = calloc(1, sizeof *cpuid + CPUID_MAX * sizeof cpuid->entries[0]);
+	cpuid = m->cpuid = calloc(1, sizeof *cpuid + CPUID_MAX * sizeof cpuid->entries[0]);
 	if (!cpuid)
 		return mvi_error(m, "out of memory");
 	cpuid->nent = CPUID_MAX;
@@ -133,7 +129,6 @@ static int create(struct mv_machine *m)
 		status = mvi_error(m, "KVM_GET_SUPPORTED_CPUID: %s", strerror(errno));
 	for (unsigned i = 0; i < m->nvcpus && status == 0; i++)
 		status = create_vcpu(&m->vcpus[i], cpuid);
-	free(cpuid);
 	return status;
 }
 
@@ -145,6 +140,7 @@ static void destroy(struct mv_machine *m)
 		if (m->vcpus[i].fd >= 0)
 			close(m->vcpus[i].fd);
 	}
+	free(m->cpuid);
 	if (m->vm_fd >= 0)
 		close(m->vm_fd);
 	if (m->kvm_fd >= 0)
@@ -359,247 +355,10 @@ static void unkick(struct mv_vcpu *v)
 	__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 }
 
-/* ---- vCPU state ------------------------------------------------------------------------------------------------ */
-
-/*
- * A state is a header and sections, each with an identifier and a length. Sections that this KVM does not have are
- * left out. The order of the table is the order of loading: special registers before everything that depends on the
- * mode, general registers before events (KVM_SET_REGS drops a pending exception), the MSRs, the TSC among them, late,
- * and mp_state last.
- */
-#define STATE_MAGIC 0x5550436d6d76696dull
-#define STATE_VERSION 1u
-
-struct state_header {
-	uint64_t magic;
-	uint32_t version;
-	uint32_t sections;
-};
-
-struct state_section {
-	uint32_t id;
-	uint32_t bytes; /* a multiple of 8 */
-};
-
-enum { S_SREGS = 1, S_REGS, S_XCRS, S_XSAVE, S_FPU, S_DEBUGREGS, S_MSRS, S_EVENTS, S_MP_STATE };
-
-static const struct {
-	uint32_t id;
-	const char *name;
-	int cap; /* 0 = every KVM has it */
-	unsigned long get, set;
-	uint32_t bytes;
-} parts[] = {
-	{S_SREGS, "sregs", 0, KVM_GET_SREGS, KVM_SET_SREGS, sizeof(struct kvm_sregs)},
-	{S_REGS, "regs", 0, KVM_GET_REGS, KVM_SET_REGS, sizeof(struct kvm_regs)},
-	{S_XCRS, "xcrs", KVM_CAP_XCRS, KVM_GET_XCRS, KVM_SET_XCRS, sizeof(struct kvm_xcrs)},
-	{S_XSAVE, "xsave", KVM_CAP_XSAVE, 0, KVM_SET_XSAVE, 0}, /* its size is asked for */
-	{S_FPU, "fpu", 0, KVM_GET_FPU, KVM_SET_FPU, sizeof(struct kvm_fpu)},
-	{S_DEBUGREGS, "debugregs", KVM_CAP_DEBUGREGS, KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS, sizeof(struct kvm_debugregs)},
-	{S_MSRS, "msrs", 0, 0, 0, 0}, /* one by one */
-	{S_EVENTS, "vcpu_events", KVM_CAP_VCPU_EVENTS, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS,
-	 sizeof(struct kvm_vcpu_events)},
-	{S_MP_STATE, "mp_state", KVM_CAP_MP_STATE, KVM_GET_MP_STATE, KVM_SET_MP_STATE, sizeof(struct kvm_mp_state)},
-};
-#define NPARTS (sizeof parts / sizeof parts[0])
-
-/* The MSRs that a 64-bit guest can have changed. The TSC comes last, because it runs on while the others are set. */
-static const uint32_t msrs[] = {
-	0x174,      /* SYSENTER_CS */
-	0x175,      /* SYSENTER_ESP */
-	0x176,      /* SYSENTER_EIP */
-	0x277,      /* PAT */
-	0xc0000081, /* STAR */
-	0xc0000082, /* LSTAR */
-	0xc0000083, /* CSTAR */
-	0xc0000084, /* SFMASK */
-	0xc0000102, /* KERNEL_GS_BASE */
-	0xc0000103, /* TSC_AUX */
-	0x10,       /* TSC */
-};
-#define NMSRS (sizeof msrs / sizeof msrs[0])
-
-/* struct kvm_msrs with room for one entry. The original ends in an array without a length, after which C allows no
- * field. */
-struct one_msr {
-	__u32 nmsrs, pad;
-	struct kvm_msr_entry entry;
-};
-_Static_assert(offsetof(struct one_msr, entry) == offsetof(struct kvm_msrs, entries), "as the kernel's");
-
-struct cursor {
-	unsigned char *buf;
-	size_t cap, at;
-};
-
-static void *take(struct cursor *c, size_t bytes)
-{
-	void *p = c->buf + c->at;
-
-	if (bytes > c->cap - c->at)
-		return NULL;
-	c->at += bytes;
-	return p;
-}
-
-static bool has_cap(struct mv_machine *m, int cap)
-{
-	return cap == 0 || ioctl(m->vm_fd, KVM_CHECK_EXTENSION, (long)cap) > 0;
-}
-
-/* The bytes of the part, or 0 if this KVM does not have it. */
-static uint32_t part_bytes(struct mv_machine *m, unsigned i)
-{
-	int bytes;
-
-	if (!has_cap(m, parts[i].cap))
-		return 0;
-	if (parts[i].id == S_XSAVE) {
-		bytes = ioctl(m->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
-		return bytes > (int)sizeof(struct kvm_xsave) ? (uint32_t)bytes : (uint32_t)sizeof(struct kvm_xsave);
-	}
-	if (parts[i].id == S_MSRS)
-		return NMSRS * sizeof(struct kvm_msr_entry);
-	/* The xsave section includes all of the fpu section. */
-	if (parts[i].id == S_FPU && has_cap(m, KVM_CAP_XSAVE))
-		return 0;
-	return parts[i].bytes;
-}
-
-/* One at a time, because KVM_GET_MSRS stops at the first one that does not exist. Such ones keep index 0. */
-static void get_msrs(struct mv_vcpu *v, struct kvm_msr_entry *out)
-{
-	for (unsigned i = 0; i < NMSRS; i++) {
-		struct one_msr one = {.nmsrs = 1, .entry.index = msrs[i]};
-
-		if (ioctl(v->fd, KVM_GET_MSRS, &one) == 1)
-			out[i] = one.entry;
-		else
-			out[i] = (struct kvm_msr_entry){0};
-	}
-}
-
-static int set_msrs(struct mv_vcpu *v, const struct kvm_msr_entry *in, size_t n)
-{
-	for (size_t i = 0; i < n; i++) {
-		struct one_msr one = {.nmsrs = 1, .entry = in[i]};
-
-		if (in[i].index != 0 && ioctl(v->fd, KVM_SET_MSRS, &one) != 1)
-			return mvi_error(v->m, "vCPU %u: cannot set MSR %#x to %#llx", v->index, in[i].index, in[i].data);
-	}
-	return 0;
-}
-
-static int get_part(struct mv_vcpu *v, unsigned i, void *data)
-{
-	unsigned long get = parts[i].get;
-
-	if (parts[i].id == S_MSRS) {
-		get_msrs(v, data);
-		return 0;
-	}
-	if (parts[i].id == S_XSAVE)
-		get = has_cap(v->m, KVM_CAP_XSAVE2) ? KVM_GET_XSAVE2 : KVM_GET_XSAVE;
-	if (ioctl(v->fd, get, data) < 0)
-		return mvi_error(v->m, "vCPU %u: cannot get %s: %s", v->index, parts[i].name, strerror(errno));
-	return 0;
-}
-
-static long save_vcpu(struct mv_vcpu *v, void *buf, size_t cap)
-{
-	struct cursor c = {.buf = buf, .cap = cap};
-	struct state_header header = {.magic = STATE_MAGIC, .version = STATE_VERSION};
-
-	if (!take(&c, sizeof header))
-		return mvi_error(v->m, "the buffer for the vCPU state is too small");
-	for (unsigned i = 0; i < NPARTS; i++) {
-		uint32_t bytes = part_bytes(v->m, i);
-		struct state_section section = {.id = parts[i].id, .bytes = (bytes + 7) / 8 * 8};
-		void *data, *at;
-		int status;
-
-		if (bytes == 0)
-			continue;
-		at = take(&c, sizeof section);
-		data = at ? take(&c, section.bytes) : NULL;
-		if (!data)
-			return mvi_error(v->m, "the buffer for the vCPU state is too small");
-		memcpy(at, &section, sizeof section);
-		/* In memory of the right alignment, whatever the caller's buffer has. */
-		at = calloc(1, section.bytes);
-		if (!at)
-			return mvi_error(v->m, "out of memory");
-		status = get_part(v, i, at);
-		memcpy(data, at, section.bytes);
-		free(at);
-		if (status < 0)
-			return -1;
-		header.sections++;
-	}
-	memcpy(buf, &header, sizeof header);
-	return (long)c.at;
-}
-
-static int load_part(struct mv_vcpu *v, const struct state_section *section, const void *data)
-{
-	struct mv_machine *m = v->m;
-	void *aligned;
-	int status = 0;
-	unsigned i;
-
-	for (i = 0; i < NPARTS && parts[i].id != section->id; i++)
-		;
-	if (i == NPARTS)
-		return mvi_error(m, "vCPU %u: the state has an unknown section %u", v->index, section->id);
-	if (section->bytes != (part_bytes(m, i) + 7) / 8 * 8)
-		return mvi_error(m, "vCPU %u: %s has %u bytes in the state and %u here", v->index, parts[i].name,
-				 section->bytes, part_bytes(m, i));
-	aligned = malloc(section->bytes);
-	if (!aligned)
-		return mvi_error(m, "out of memory");
-	memcpy(aligned, data, section->bytes);
-	if (parts[i].id == S_MSRS)
-		status = set_msrs(v, aligned, NMSRS);
-	else if (ioctl(v->fd, parts[i].set, aligned) < 0)
-		status = mvi_error(m, "vCPU %u: cannot set %s: %s", v->index, parts[i].name, strerror(errno));
-	free(aligned);
-	return status;
-}
-
-static int load_vcpu(struct mv_vcpu *v, const void *buf, size_t len)
-{
-	/* take() returns places; nothing is written through them here. */
-	struct cursor c = {.buf = (unsigned char *)(uintptr_t)buf, .cap = len};
-	struct state_header header;
-	const void *p = take(&c, sizeof header);
-
-	if (!p)
-		return mvi_error(v->m, "vCPU %u: the state is cut short", v->index);
-	memcpy(&header, p, sizeof header);
-	if (header.magic != STATE_MAGIC || header.version != STATE_VERSION)
-		return mvi_error(v->m, "vCPU %u: this is no KVM vCPU state of version %u", v->index, STATE_VERSION);
-	for (uint32_t i = 0; i < header.sections; i++) {
-		struct state_section section;
-		const void *data;
-
-		p = take(&c, sizeof section);
-		if (p)
-			memcpy(&section, p, sizeof section);
-		data = p ? take(&c, section.bytes) : NULL;
-		if (!data)
-			return mvi_error(v->m, "vCPU %u: the state is cut short", v->index);
-		if (load_part(v, &section, data) < 0)
-			return -1;
-	}
-	return 0;
-}
-
 const struct mv_backend mvi_kvm_backend = {
 	.create = create,
 	.destroy = destroy,
 	.boot = boot,
-	.save_vcpu = save_vcpu,
-	.load_vcpu = load_vcpu,
 	.run = run_vcpu,
 	.kick = kick,
 	.unkick = unkick,

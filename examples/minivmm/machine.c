@@ -737,6 +737,16 @@ int mv_set_workload(struct mv_machine *m, enum gv_workload workload)
 
 /* ---- looking at the guest -------------------------------------------------------------------------------------- */
 
+int mv_kvm_fd(struct mv_machine *m)
+{
+	return m->kvm_fd;
+}
+
+const struct kvm_cpuid2 *mv_cpuid(struct mv_machine *m)
+{
+	return m->cpuid;
+}
+
 int mv_vm_fd(struct mv_machine *m)
 {
 	return m->vm_fd;
@@ -790,7 +800,7 @@ const struct mv_slot *mv_slots(struct mv_machine *m, unsigned *n)
 	return m->slots;
 }
 
-static int need_still(struct mv_machine *m, unsigned vcpu)
+int mv_need_still(struct mv_machine *m, unsigned vcpu)
 {
 	bool still = true;
 
@@ -806,15 +816,24 @@ static int need_still(struct mv_machine *m, unsigned vcpu)
 
 long mv_save_vcpu(struct mv_machine *m, unsigned vcpu, void *buf, size_t cap)
 {
-	return need_still(m, vcpu) < 0 ? -1 : m->backend->save_vcpu(&m->vcpus[vcpu], buf, cap);
+	if (!m->backend->save_vcpu)
+		return mvi_error(m, "the state of a KVM machine is saved by state.c");
+	return mv_need_still(m, vcpu) < 0 ? -1 : m->backend->save_vcpu(&m->vcpus[vcpu], buf, cap);
 }
 
 int mv_load_vcpu(struct mv_machine *m, unsigned vcpu, const void *buf, size_t len)
 {
-	if (need_still(m, vcpu) < 0 || m->backend->load_vcpu(&m->vcpus[vcpu], buf, len) < 0)
+	if (!m->backend->load_vcpu)
+		return mvi_error(m, "the state of a KVM machine is loaded by state.c");
+	if (mv_need_still(m, vcpu) < 0 || m->backend->load_vcpu(&m->vcpus[vcpu], buf, len) < 0)
 		return -1;
 	m->vcpus[vcpu].loaded = true;
 	return 0;
+}
+
+void mv_vcpu_loaded(struct mv_machine *m, unsigned vcpu)
+{
+	m->vcpus[vcpu].loaded = true;
 }
 
 void mv_counters(struct mv_machine *m, int vcpu, struct mv_counters *out)
@@ -966,7 +985,7 @@ static void verify_vcpu(struct mv_machine *m, unsigned vcpu, struct mv_verify *o
 int mv_verify_host(struct mv_machine *m, struct mv_verify *out)
 {
 	*out = (struct mv_verify){0};
-	if (need_still(m, 0) < 0)
+	if (mv_need_still(m, 0) < 0)
 		return -1;
 	for (unsigned i = 0; i < m->nvcpus; i++)
 		verify_vcpu(m, i, out);

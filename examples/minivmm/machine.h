@@ -1,6 +1,6 @@
 /*
- * minivmm: a small VMM around a real guest, made to be migrated. It owns guest memory, vCPU threads, pause, resume and
- * the saving of vCPU state: what any VMM has before it can migrate. It knows nothing of migration itself; migrate.c
+ * minivmm: a small VMM around a real guest, made to be migrated. It owns guest memory, vCPU threads, pause and resume:
+ * what any VMM has before it can migrate. The state of KVM's vCPUs is saved and loaded by brant (state.c). It knows nothing of migration itself; migrate.c
  * ties it to an engine through the functions and the hooks below.
  *
  * Two kinds of guest behind one interface:
@@ -31,7 +31,7 @@
 #define MV_MAX_VCPUS 512
 #define MV_PAGE 4096u
 /* Room for the result of any mv_save_vcpu. */
-#define MV_VCPU_STATE_MAX 32768u
+#define MV_VCPU_STATE_MAX 64u
 
 enum mv_kind { MV_KVM = 0, MV_PROCESS = 1 };
 
@@ -139,6 +139,9 @@ int mv_resume(struct mv_machine *m);
 int mv_kick(struct mv_machine *m);
 bool mv_failed(struct mv_machine *m);
 
+int mv_kvm_fd(struct mv_machine *m);                /* -1 for MV_PROCESS */
+struct kvm_cpuid2;
+const struct kvm_cpuid2 *mv_cpuid(struct mv_machine *m); /* what every vCPU has; NULL for MV_PROCESS */
 int mv_vm_fd(struct mv_machine *m);                 /* -1 for MV_PROCESS */
 int mv_vcpu_fd(struct mv_machine *m, unsigned vcpu); /* -1 for MV_PROCESS */
 unsigned mv_vcpu_count(struct mv_machine *m);
@@ -149,11 +152,14 @@ const struct mv_slot *mv_slots(struct mv_machine *m, unsigned *n);
  * runs. Returns the region's address, or NULL. */
 void *mv_replace_memory(struct mv_machine *m, const char *name, int fd, uint64_t offset, uint64_t bytes);
 
-/* The machine must not be running. Saving returns the number of bytes (at most MV_VCPU_STATE_MAX). Parts that this
- * KVM does not have are left out of the state. Loading a state with a part that this KVM does not have is an error
- * that names the part. */
+/* MV_PROCESS alone; a KVM machine's state is saved and loaded by state.h. The machine must not be running. Saving
+ * returns the number of bytes (at most MV_VCPU_STATE_MAX). */
 long mv_save_vcpu(struct mv_machine *m, unsigned vcpu, void *buf, size_t cap);
 int mv_load_vcpu(struct mv_machine *m, unsigned vcpu, const void *buf, size_t len);
+/* Whether no vCPU runs: 0, or -1 with an error. */
+int mv_need_still(struct mv_machine *m, unsigned vcpu);
+/* A vCPU of KVM's has got its state, and may run from it. */
+void mv_vcpu_loaded(struct mv_machine *m, unsigned vcpu);
 
 /* Page writes per second of the whole guest; 0 = flat out. Takes effect at once. */
 void mv_set_rate(struct mv_machine *m, double pages_per_second);

@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "report.h"
+#include "state.h"
 
 #include <brant.h>
 
@@ -18,8 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define STATE_VERSION 1u
-#define MACHINE_VERSION 3u
+#define MACHINE_VERSION 4u
 
 _Static_assert(sizeof(((struct mg_result *)0)->json) >= BRANT_STATS_JSON_SIZE, "room for all figures");
 
@@ -265,28 +265,15 @@ static int32_t op_resume(void *opaque, brant_reason *reason)
 static int32_t op_save(void *opaque, brant_saver *saver, brant_reason *reason)
 {
 	struct migration *g = opaque;
-	static __thread uint8_t state[MV_VCPU_STATE_MAX];
 
-	for (unsigned i = 0; i < mv_vcpu_count(g->machine); i++) {
-		long len = mv_save_vcpu(g->machine, i, state, sizeof(state));
-
-		if (len < 0)
-			return why(g, reason);
-		if (brant_saver_put(saver, "vcpu", i, STATE_VERSION, state, (size_t)len, NULL))
-			return -1;
-	}
-	return 0;
+	return mv_save(g->machine, saver, reason);
 }
 
 static int32_t op_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
 	struct migration *g = opaque;
 
-	if (strcmp(blob->name, "vcpu") != 0 || blob->version != STATE_VERSION ||
-	    blob->instance >= mv_vcpu_count(g->machine))
-		REFUSE("blob `%s` %" PRIu32 " version %" PRIu32 " is not known here", blob->name, blob->instance,
-			      blob->version);
-	return mv_load_vcpu(g->machine, blob->instance, blob->data, blob->length) ? why(g, reason) : 0;
+	return mv_load(g->machine, blob, reason);
 }
 
 /* What must be equal on both sides besides memory. The destination refuses early if it is not. */
@@ -294,8 +281,9 @@ static int32_t op_early_save(void *opaque, brant_saver *saver, brant_reason *rea
 {
 	struct migration *g = opaque;
 
-	(void)reason;
-	return brant_saver_put(saver, "machine", 0, MACHINE_VERSION, &g->task, sizeof(g->task), NULL);
+	if (brant_saver_put(saver, "machine", 0, MACHINE_VERSION, &g->task, sizeof(g->task), NULL))
+		return -1;
+	return mv_early_save(g->machine, saver, reason);
 }
 
 static int32_t op_early_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
@@ -304,6 +292,8 @@ static int32_t op_early_load(void *opaque, const brant_state_blob *blob, brant_r
 	static const char *const kinds[] = {"plain-memory", "KVM"};
 	struct task come, *here = &g->task;
 
+	if (mv_is_compat(blob))
+		return mv_early_load(g->machine, blob, reason);
 	if (strcmp(blob->name, "machine") != 0 || blob->version != MACHINE_VERSION || blob->length != sizeof(come))
 		REFUSE("the source is no minivmm of this version");
 	memcpy(&come, blob->data, sizeof(come));
