@@ -8,6 +8,8 @@
 #include <stdatomic.h>
 #include <time.h>
 
+#include <brant.h>
+
 #include "machine.h"
 
 struct mv_vcpu;
@@ -21,18 +23,12 @@ struct mv_backend {
 	/* NULL for KVM, whose vCPUs are saved and loaded by brant (state.c). */
 	long (*save_vcpu)(struct mv_vcpu *v, void *buf, size_t cap);
 	int (*load_vcpu)(struct mv_vcpu *v, const void *buf, size_t len);
-	/* Runs the guest on the vCPU's thread until m->stop, with I/O retired. Returns -1 if the vCPU is dead (mvi_fail was
-	 * called). */
+	/* Runs the guest on the vCPU's thread until it has shut down (mvi_ended). Stands at the gate during a pause. Returns -1
+	 * if the vCPU is dead (mvi_dead was called). */
 	int (*run)(struct mv_vcpu *v);
-	/* Makes a vCPU come out that is in the guest or just about to enter it. m->lock is held. */
-	void (*kick)(struct mv_vcpu *v);
-	/* Undoes what kick did, before the vCPU goes on. m->lock is held. */
-	void (*unkick)(struct mv_vcpu *v);
 };
 
 extern const struct mv_backend mvi_kvm_backend, mvi_process_backend;
-
-enum mv_want { MV_WANT_PAUSED, MV_WANT_RUNNING, MV_WANT_EXIT };
 
 struct mv_vcpu {
 	struct mv_machine *m;
@@ -40,11 +36,10 @@ struct mv_vcpu {
 	pthread_t thread;
 	bool thread_made;
 	bool loaded; /* has a state to run from */
+	brant_gate_vcpu *at; /* its place at the gate; used by its own thread */
+	bool ended;          /* the gate has said that the guest has shut down */
 
-	/* These two under m->lock. */
-	bool parked;  /* out of the guest, waiting for mv_resume */
-	bool outside; /* parked, or waiting in mvi_next_burst: not in KVM_RUN */
-	uint64_t kicks_asked, kicks_seen;
+	/* These under m->lock. */
 	uint64_t nudge_seen;
 	uint64_t pace_seen;
 	uint64_t due_ns;     /* when the next burst may start */
@@ -82,15 +77,16 @@ struct mv_machine {
 	int kvm_fd, vm_fd;
 	struct kvm_cpuid2 *cpuid; /* what every vCPU has; NULL for MV_PROCESS */
 
+	/* Where vCPUs stand still during a pause. `paused` is the controlling thread's. */
+	brant_gate *gate;
+	bool started, paused;
+
 	pthread_mutex_t lock;
-	pthread_cond_t vcpu_cond; /* vCPU threads wait: resume, pace, nudge */
-	pthread_cond_t ctl_cond;  /* the controlling thread waits: parked, progress */
-	bool locks_made, started;
-	enum mv_want want;
-	atomic_bool stop; /* want != RUNNING; read without the lock */
+	pthread_cond_t ctl_cond; /* the controlling thread waits for progress */
+	bool locks_made;
 	atomic_bool dead; /* a vCPU thread failed */
 	unsigned watchers; /* controlling threads that want to hear of every burst */
-	uint64_t nudge;    /* raised to make waiting vCPUs look at their mailboxes */
+	uint64_t nudge;    /* raised to make vCPUs look at their mailboxes */
 	uint64_t pace;     /* raised when the rate changes */
 	double rate;
 };
@@ -99,20 +95,13 @@ struct mv_machine {
 int mvi_error(struct mv_machine *m, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* mvi_error for a vCPU thread that cannot go on. */
 int mvi_dead(struct mv_vcpu *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-int mvi_kick_signal(const struct mv_machine *m);
-
 uint64_t mvi_record_gpa(const struct mv_machine *m, unsigned vcpu);
 
-/* The guest asks what to do next. Waits out pace and throttle, then returns how many pages to write (0: look at the
- * mailbox). Returns promptly when the machine has to stop. */
-uint32_t mvi_next_burst(struct mv_vcpu *v);
-/* Called after a kick that was no pause. */
-void mvi_kick_seen(struct mv_vcpu *v);
-
-static inline bool mvi_stopping(struct mv_machine *m)
-{
-	return atomic_load_explicit(&m->stop, memory_order_acquire);
-}
+/* The guest asks what to do next: mvi_pace waits out pace and throttle, and returns how many pages to write (0: look at the
+ * mailbox). It returns at once when the vCPU is wanted at the gate. mvi_answer is called with that number, where the vCPU
+ * may write guest memory. */
+uint32_t mvi_pace(struct mv_vcpu *v);
+void mvi_answer(struct mv_vcpu *v, uint32_t pages);
 
 static inline uint64_t mvi_mailbox_gpa(unsigned vcpu)
 {

@@ -15,7 +15,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -273,7 +272,8 @@ static int on_io(struct mv_vcpu *v)
 
 	if (run->io.size == 4 && run->io.count == 1) {
 		if (run->io.direction == KVM_EXIT_IO_IN && run->io.port == GV_PORT_BURST) {
-			value = mvi_next_burst(v);
+			value = mvi_pace(v);
+			mvi_answer(v, value);
 			/* The value reaches the guest's register at the next KVM_RUN, and not before. */
 			memcpy(data, &value, sizeof value);
 			return 0;
@@ -305,27 +305,26 @@ static int dead_exit(struct mv_vcpu *v)
 	}
 }
 
-/* EINTR is the only way out without an error: see mv_pause. */
 static int run_vcpu(struct mv_vcpu *v)
 {
 	const struct mv_hooks *hooks = &v->m->config.hooks;
+	brant_error *e;
 
 	for (;;) {
-		int status = 0;
+		int32_t code = brant_gate_vcpu_run(v->at, &e); /* waits here while the guest is paused */
 
-		if (ioctl(v->fd, KVM_RUN, 0) < 0) {
-			if (errno == EAGAIN)
-				continue;
-			if (errno != EINTR)
-				return mvi_dead(v, "KVM_RUN: %s", strerror(errno));
-			if (mvi_stopping(v->m))
-				return 0;
-			mvi_kick_seen(v);
-			continue;
+		if (code) {
+			int status = code == BRANT_E_CANCELLED ? 0 : mvi_dead(v, "%s", brant_error_message(e));
+
+			brant_error_free(e);
+			return status;
 		}
 		switch (v->run->exit_reason) {
+		case KVM_EXIT_INTR: /* somebody wanted it out */
+			break;
 		case KVM_EXIT_IO:
-			status = on_io(v);
+			if (on_io(v) < 0)
+				return -1;
 			break;
 		case KVM_EXIT_DIRTY_RING_FULL:
 			if (!hooks->dirty_ring_full)
@@ -333,26 +332,10 @@ static int run_vcpu(struct mv_vcpu *v)
 			if (hooks->dirty_ring_full(hooks->opaque, v->index) < 0)
 				return mvi_dead(v, "the dirty ring is full and could not be emptied");
 			break;
-		case KVM_EXIT_INTR:
-			break;
 		default:
 			return dead_exit(v);
 		}
-		if (status < 0)
-			return -1;
 	}
-}
-
-/* The order matters: a signal that comes before KVM_RUN is entered has no effect there, but the flag stays. */
-static void kick(struct mv_vcpu *v)
-{
-	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-	pthread_kill(v->thread, mvi_kick_signal(v->m));
-}
-
-static void unkick(struct mv_vcpu *v)
-{
-	__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 }
 
 const struct mv_backend mvi_kvm_backend = {
@@ -360,6 +343,4 @@ const struct mv_backend mvi_kvm_backend = {
 	.destroy = destroy,
 	.boot = boot,
 	.run = run_vcpu,
-	.kick = kick,
-	.unkick = unkick,
 };

@@ -1,7 +1,7 @@
 /*
- * The machine (machine.h): guest memory and its layout, the vCPU threads (start, pause, resume, kick), the pacing of
- * the guest, and the checks from outside. The differences between a KVM guest and a guest in plain memory are behind
- * struct mv_backend. The part worth copying is pause: see mv_pause.
+ * The machine (machine.h): guest memory and its layout, the vCPU threads (start, pause, resume), the pacing of the guest, and
+ * the checks from outside. The differences between a KVM guest and a guest in plain memory are behind struct mv_backend.
+ * Pausing is the gate's: see mv_pause.
  */
 #define _GNU_SOURCE
 #include "machine.h"
@@ -326,30 +326,28 @@ static void fill(struct mv_machine *m)
 	}
 }
 
+/* A reason of brant's, for mv_error. */
+static int of_brant(struct mv_machine *m, brant_error *e)
+{
+	mvi_error(m, "%s", brant_error_message(e));
+	brant_error_free(e);
+	return -1;
+}
+
 /* ---- making and unmaking --------------------------------------------------------------------------------------- */
-
-int mvi_kick_signal(const struct mv_machine *m)
-{
-	return m->config.kick_signal ? m->config.kick_signal : SIGRTMIN + 4;
-}
-
-/* The handler only has to interrupt KVM_RUN. */
-static void on_kick(int signal)
-{
-	(void)signal;
-}
 
 static int set_up_threads(struct mv_machine *m)
 {
-	struct sigaction action = {.sa_handler = on_kick}; /* no SA_RESTART: KVM_RUN must return */
+	brant_gate_config config = {
+		.size = sizeof(config), .signal = m->config.kick_signal, .flags = BRANT_GATE_INSTALL_HANDLER, .wait_ms = 60000};
 	pthread_condattr_t attr;
+	brant_error *e;
 
-	if (sigaction(mvi_kick_signal(m), &action, NULL) < 0)
-		return mvi_error(m, "cannot set a handler for signal %d: %s", mvi_kick_signal(m), strerror(errno));
+	if (brant_gate_new(&config, &m->gate, &e))
+		return of_brant(m, e);
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&m->vcpu_cond, &attr);
 	pthread_cond_init(&m->ctl_cond, &attr);
 	pthread_condattr_destroy(&attr);
 	m->locks_made = true;
@@ -366,11 +364,9 @@ static int set_up(struct mv_machine *m)
 	m->vcpus = calloc(m->nvcpus, sizeof *m->vcpus);
 	if (!m->vcpus)
 		return mvi_error(m, "out of memory");
-	for (unsigned i = 0; i < m->nvcpus; i++) {
-		m->vcpus[i] = (struct mv_vcpu){.m = m, .index = i, .fd = -1, .parked = true, .outside = true};
+	for (unsigned i = 0; i < m->nvcpus; i++)
 		/* The first question is answered at once, in case the mailbox came with a request in it. */
-		m->vcpus[i].nudge_seen = (uint64_t)-1;
-	}
+		m->vcpus[i] = (struct mv_vcpu){.m = m, .index = i, .fd = -1, .nudge_seen = (uint64_t)-1};
 	if (set_up_threads(m) < 0 || make_memory(m) < 0 || lay_out(m) < 0)
 		return -1;
 	m->backend = m->config.kind == MV_KVM ? &mvi_kvm_backend : &mvi_process_backend;
@@ -393,9 +389,7 @@ struct mv_machine *mv_machine_new(const struct mv_config *config, char *err, siz
 	}
 	m->config = *config;
 	m->kvm_fd = m->vm_fd = -1;
-	m->want = MV_WANT_PAUSED;
 	m->rate = config->rate;
-	atomic_store(&m->stop, true);
 	if (set_up(m) < 0) {
 		snprintf(err, err_len, "%s", mv_error(m));
 		mv_destroy(m);
@@ -408,19 +402,12 @@ void mv_destroy(struct mv_machine *m)
 {
 	if (!m)
 		return;
-	if (m->started) {
-		pthread_mutex_lock(&m->lock);
-		m->want = MV_WANT_EXIT;
-		atomic_store(&m->stop, true);
-		for (unsigned i = 0; i < m->nvcpus; i++)
-			if (!m->vcpus[i].parked)
-				m->backend->kick(&m->vcpus[i]);
-		pthread_cond_broadcast(&m->vcpu_cond);
-		pthread_mutex_unlock(&m->lock);
-		for (unsigned i = 0; i < m->nvcpus; i++)
-			if (m->vcpus[i].thread_made)
-				pthread_join(m->vcpus[i].thread, NULL);
-	}
+	if (m->gate)
+		brant_gate_shut_down(m->gate, NULL);
+	for (unsigned i = 0; m->vcpus && i < m->nvcpus; i++)
+		if (m->vcpus[i].thread_made)
+			pthread_join(m->vcpus[i].thread, NULL);
+	brant_gate_free(m->gate);
 	if (m->backend)
 		m->backend->destroy(m);
 	for (unsigned i = 0; i < m->nregions; i++) {
@@ -430,7 +417,6 @@ void mv_destroy(struct mv_machine *m)
 			close(m->regions[i].fd);
 	}
 	if (m->locks_made) {
-		pthread_cond_destroy(&m->vcpu_cond);
 		pthread_cond_destroy(&m->ctl_cond);
 		pthread_mutex_destroy(&m->lock);
 	}
@@ -460,39 +446,23 @@ static void *vcpu_main(void *arg)
 {
 	struct mv_vcpu *v = arg;
 	struct mv_machine *m = v->m;
-	sigset_t kick;
+	brant_error *e;
 
-	sigemptyset(&kick);
-	sigaddset(&kick, mvi_kick_signal(m));
-	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
-
-	pthread_mutex_lock(&m->lock);
-	for (;;) {
-		int status;
-
-		while (m->want == MV_WANT_PAUSED) {
-			v->parked = v->outside = true;
-			pthread_cond_broadcast(&m->ctl_cond);
-			pthread_cond_wait(&m->vcpu_cond, &m->lock);
-		}
-		if (m->want == MV_WANT_EXIT)
-			break;
-		v->parked = v->outside = false;
-		v->kicks_seen = v->kicks_asked;
-		m->backend->unkick(v);
-		pthread_mutex_unlock(&m->lock);
-		status = m->backend->run(v);
-		pthread_mutex_lock(&m->lock);
-		if (status < 0)
-			break;
+	if (brant_gate_add_vcpu(m->gate, v->index, v->fd, &v->at, &e) == 0) {
+		m->backend->run(v);
+		brant_gate_vcpu_free(v->at);
+	} else if (e) {
+		mvi_dead(v, "%s", brant_error_message(e));
+		brant_error_free(e);
 	}
-	v->parked = v->outside = true;
+	/* Whoever waits for progress looks whether this was the end of it. */
+	pthread_mutex_lock(&m->lock);
 	pthread_cond_broadcast(&m->ctl_cond);
 	pthread_mutex_unlock(&m->lock);
 	return NULL;
 }
 
-int mv_start(struct mv_machine *m)
+int mv_make_threads(struct mv_machine *m)
 {
 	sigset_t all, old;
 	int status = 0;
@@ -502,114 +472,105 @@ int mv_start(struct mv_machine *m)
 	for (unsigned i = 0; m->config.incoming && i < m->nvcpus; i++)
 		if (!m->vcpus[i].loaded)
 			return mvi_error(m, "vCPU %u of an incoming machine has no state yet", i);
-	m->want = MV_WANT_RUNNING;
-	atomic_store(&m->stop, false);
 	m->started = true;
-	/* vCPU threads take no signal but the kick, so that the program's own handlers never run on them. */
+	/* vCPU threads take no signal but the gate's, so that the program's own handlers never run on them. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	for (unsigned i = 0; i < m->nvcpus && status == 0; i++) {
-		m->vcpus[i].parked = m->vcpus[i].outside = false;
 		status = pthread_create(&m->vcpus[i].thread, NULL, vcpu_main, &m->vcpus[i]);
 		m->vcpus[i].thread_made = status == 0;
-		if (status)
-			m->vcpus[i].parked = m->vcpus[i].outside = true;
 	}
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	return status ? mvi_error(m, "cannot create a vCPU thread: %s", strerror(status)) : 0;
 }
 
+int mv_start(struct mv_machine *m)
+{
+	brant_error *e;
+
+	if (mv_make_threads(m) < 0)
+		return -1;
+	return brant_gate_start(m->gate, &e) ? of_brant(m, e) : 0;
+}
+
+struct brant_gate *mv_gate(struct mv_machine *m)
+{
+	return m->gate;
+}
+
 /*
- * A vCPU can be in four places when the pause comes:
- * - In the guest: the kick's signal takes it out, and KVM_RUN returns EINTR.
- * - Between the look at `stop` and the call of KVM_RUN: the signal comes before the call, but the kick has also set
- *   immediate_exit, so KVM_RUN returns EINTR without entering the guest.
- * - Handling an exit: it finishes (write and mark included) and calls KVM_RUN again. That completes the instruction
- *   (an `in` gets its value only there), and returns EINTR because of immediate_exit.
- * - Waiting out its pace: the broadcast wakes it, and it goes on as above.
- *
- * So EINTR of KVM_RUN is the only way out. A vCPU that took it has no I/O pending, and its registers are complete.
+ * The gate takes each vCPU out of KVM_RUN and lets it stand when its last exit is retired: an exit that is being handled is
+ * finished (write and mark included), and the next KVM_RUN completes the instruction (an `in` gets its value only there). A
+ * vCPU that waits out its pace is woken for that.
  */
 int mv_pause(struct mv_machine *m)
 {
+	brant_error *e;
+
 	if (!m->started)
 		return 0; /* never ran */
-	pthread_mutex_lock(&m->lock);
-	m->want = MV_WANT_PAUSED;
-	atomic_store(&m->stop, true);
-	for (unsigned i = 0; i < m->nvcpus; i++)
-		if (!m->vcpus[i].parked)
-			m->backend->kick(&m->vcpus[i]);
-	pthread_cond_broadcast(&m->vcpu_cond);
-	for (unsigned i = 0; i < m->nvcpus; i++)
-		while (!m->vcpus[i].parked)
-			pthread_cond_wait(&m->ctl_cond, &m->lock);
-	pthread_mutex_unlock(&m->lock);
+	if (!m->paused && brant_gate_pause(m->gate, BRANT_NO_LIMIT, &e))
+		return of_brant(m, e);
+	m->paused = true;
 	return mv_failed(m) ? -1 : 0;
 }
 
 int mv_resume(struct mv_machine *m)
 {
+	brant_error *e;
+
 	if (!m->started)
 		return mv_start(m);
 	if (mv_failed(m))
 		return -1;
-	pthread_mutex_lock(&m->lock);
-	m->want = MV_WANT_RUNNING;
-	atomic_store(&m->stop, false);
-	/* The vCPUs leave `parked` themselves, under the lock. If a pause comes before one wakes, that vCPU is still parked
-	 * and stays so. */
-	pthread_cond_broadcast(&m->vcpu_cond);
-	pthread_mutex_unlock(&m->lock);
+	if (m->paused && brant_gate_resume(m->gate, &e))
+		return of_brant(m, e);
+	m->paused = false;
 	return 0;
 }
 
+/* A pause that nobody needs takes every vCPU out. A migration's own kicks are the gate's. */
 int mv_kick(struct mv_machine *m)
 {
+	brant_error *e;
+
 	if (!m->started || m->config.kind == MV_PROCESS)
 		return 0;
-	pthread_mutex_lock(&m->lock);
-	m->watchers++;
-	for (unsigned i = 0; i < m->nvcpus; i++) {
-		m->vcpus[i].kicks_asked++;
-		if (!m->vcpus[i].outside)
-			m->backend->kick(&m->vcpus[i]);
-	}
-	for (unsigned i = 0; i < m->nvcpus; i++) {
-		struct mv_vcpu *v = &m->vcpus[i];
-		uint64_t asked = v->kicks_asked;
-
-		while (!v->outside && v->kicks_seen < asked)
-			pthread_cond_wait(&m->ctl_cond, &m->lock);
-	}
-	m->watchers--;
-	pthread_mutex_unlock(&m->lock);
+	if (brant_gate_pause(m->gate, BRANT_NO_LIMIT, &e) || brant_gate_resume(m->gate, &e))
+		return of_brant(m, e);
 	return mv_failed(m) ? -1 : 0;
 }
 
-void mvi_kick_seen(struct mv_vcpu *v)
+/* Takes every vCPU out of its wait. One that has no thread yet will look anyway. */
+static void wake(struct mv_machine *m)
 {
-	struct mv_machine *m = v->m;
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		brant_gate_kick_vcpu(m->gate, i, NULL);
+}
 
+/* Makes every vCPU look at its mailbox. */
+static void nudge(struct mv_machine *m)
+{
 	pthread_mutex_lock(&m->lock);
-	v->kicks_seen = v->kicks_asked;
-	if (m->want == MV_WANT_RUNNING)
-		m->backend->unkick(v); /* else the exit is owed to a pause as well */
-	pthread_cond_broadcast(&m->ctl_cond);
+	m->nudge++;
 	pthread_mutex_unlock(&m->lock);
+	wake(m);
 }
 
 /* ---- pacing ---------------------------------------------------------------------------------------------------- */
 
-/* Waits until `ns`, unless the machine has to stop, the pace changes, or the vCPU has to look at its mailbox. */
+/* Waits until `ns`, and returns false when the vCPU is wanted before. Called with m->lock held. */
 static bool sleep_until(struct mv_vcpu *v, uint64_t ns)
 {
 	struct mv_machine *m = v->m;
+	uint64_t now = now_ns();
 
-	while (!mvi_stopping(m) && v->nudge_seen == m->nudge && v->pace_seen == m->pace)
-		if (now_ns() >= ns || !wait_until(m, &m->vcpu_cond, ns))
-			return true;
-	return false;
+	if (now >= ns)
+		return true;
+	pthread_mutex_unlock(&m->lock);
+	brant_gate_vcpu_idle(v->at, (ns - now) / 1000000 + 1, NULL);
+	pthread_mutex_lock(&m->lock);
+	return now_ns() >= ns;
 }
 
 /* The vCPU owes rest in proportion to the time it ran. Bursts are short and timers are inexact, so the debt is
@@ -640,8 +601,9 @@ static uint32_t pace(struct mv_vcpu *v, uint64_t workload)
 	uint64_t now = now_ns();
 
 	if (workload == GV_IDLE) {
-		while (!mvi_stopping(m) && v->nudge_seen == m->nudge)
-			pthread_cond_wait(&m->vcpu_cond, &m->lock);
+		pthread_mutex_unlock(&m->lock);
+		brant_gate_vcpu_idle(v->at, BRANT_NO_LIMIT, NULL);
+		pthread_mutex_lock(&m->lock);
 		return 0;
 	}
 	/* A vCPU that begins has no delay to make up for. */
@@ -665,36 +627,39 @@ static uint32_t pace(struct mv_vcpu *v, uint64_t workload)
 	return (uint32_t)burst;
 }
 
-uint32_t mvi_next_burst(struct mv_vcpu *v)
+uint32_t mvi_pace(struct mv_vcpu *v)
 {
 	struct mv_machine *m = v->m;
-	uint64_t mailbox_gpa = mvi_mailbox_gpa(v->index);
 	uint64_t workload = gv_get(&mvi_mailbox(m, v->index)->workload);
 	uint32_t n;
 
 	pthread_mutex_lock(&m->lock);
-	v->outside = true;
-	v->kicks_seen = v->kicks_asked;
 	if (m->watchers > 0)
 		pthread_cond_broadcast(&m->ctl_cond);
-	n = pace(v, workload);
-	if (mvi_stopping(m) || v->nudge_seen != m->nudge)
+	/* A kick that comes after this look ends the wait. */
+	n = v->nudge_seen == m->nudge ? pace(v, workload) : 0;
+	if (v->nudge_seen != m->nudge)
 		n = 0;
 	v->nudge_seen = m->nudge;
 	v->entered_ns = now_ns();
-	v->outside = false;
 	pthread_mutex_unlock(&m->lock);
-
-	if (n > 0) {
-		/* The VMM's own write to guest memory. Its count is in guest memory too, and so it migrates. */
-		struct gv_device *dev = mv_host(m, mailbox_gpa + GV_PAGE, sizeof *dev);
-		uint64_t seq = gv_get(&dev->seq) + 1;
-
-		gv_put(&dev->seq, seq);
-		gv_put(&dev->stamp, gv_mix(seq));
-		mark(m, mailbox_gpa + GV_PAGE, sizeof *dev);
-	}
 	return n;
+}
+
+void mvi_answer(struct mv_vcpu *v, uint32_t pages)
+{
+	struct mv_machine *m = v->m;
+	uint64_t device_gpa = mvi_mailbox_gpa(v->index) + GV_PAGE;
+	struct gv_device *dev = mv_host(m, device_gpa, sizeof *dev);
+	uint64_t seq;
+
+	if (pages == 0)
+		return;
+	/* The VMM's own write to guest memory. Its count is in guest memory too, and so it migrates. */
+	seq = gv_get(&dev->seq) + 1;
+	gv_put(&dev->seq, seq);
+	gv_put(&dev->stamp, gv_mix(seq));
+	mark(m, device_gpa, sizeof *dev);
 }
 
 void mv_set_rate(struct mv_machine *m, double pages_per_second)
@@ -702,8 +667,8 @@ void mv_set_rate(struct mv_machine *m, double pages_per_second)
 	pthread_mutex_lock(&m->lock);
 	m->rate = pages_per_second;
 	m->pace++;
-	pthread_cond_broadcast(&m->vcpu_cond);
 	pthread_mutex_unlock(&m->lock);
+	wake(m);
 }
 
 void mv_set_throttle(struct mv_machine *m, int vcpu, unsigned percent)
@@ -713,14 +678,8 @@ void mv_set_throttle(struct mv_machine *m, int vcpu, unsigned percent)
 		if (vcpu < 0 || (unsigned)vcpu == i)
 			m->vcpus[i].throttle = percent < 99 ? percent : 99;
 	m->pace++;
-	pthread_cond_broadcast(&m->vcpu_cond);
 	pthread_mutex_unlock(&m->lock);
-}
-
-static void nudge_locked(struct mv_machine *m)
-{
-	m->nudge++;
-	pthread_cond_broadcast(&m->vcpu_cond);
+	wake(m);
 }
 
 int mv_set_workload(struct mv_machine *m, enum gv_workload workload)
@@ -729,9 +688,7 @@ int mv_set_workload(struct mv_machine *m, enum gv_workload workload)
 		return mvi_error(m, "unknown workload %d", (int)workload);
 	for (unsigned i = 0; i < m->nvcpus; i++)
 		write_word(m, mvi_mailbox_gpa(i) + offsetof(struct gv_mailbox, workload), workload);
-	pthread_mutex_lock(&m->lock);
-	nudge_locked(m);
-	pthread_mutex_unlock(&m->lock);
+	nudge(m);
 	return 0;
 }
 
@@ -802,16 +759,12 @@ const struct mv_slot *mv_slots(struct mv_machine *m, unsigned *n)
 
 int mv_need_still(struct mv_machine *m, unsigned vcpu)
 {
-	bool still = true;
+	uint32_t holds = 0;
 
 	if (vcpu >= m->nvcpus)
 		return mvi_error(m, "there is no vCPU %u", vcpu);
-	pthread_mutex_lock(&m->lock);
-	for (unsigned i = 0; i < m->nvcpus; i++)
-		still = still && m->vcpus[i].parked;
-	still = still && m->want != MV_WANT_RUNNING;
-	pthread_mutex_unlock(&m->lock);
-	return still ? 0 : mvi_error(m, "the machine is running");
+	brant_gate_get_holds(m->gate, &holds, NULL);
+	return holds ? 0 : mvi_error(m, "the machine is running");
 }
 
 long mv_save_vcpu(struct mv_machine *m, unsigned vcpu, void *buf, size_t cap)
@@ -905,8 +858,8 @@ int mv_self_check(struct mv_machine *m, unsigned timeout_ms, uint64_t *bad)
 	for (unsigned i = 0; i < m->nvcpus; i++)
 		write_word(m, mvi_mailbox_gpa(i) + offsetof(struct gv_mailbox, check_request),
 			   gv_get(&mvi_mailbox(m, i)->check_request) + 1);
+	nudge(m);
 	pthread_mutex_lock(&m->lock);
-	nudge_locked(m);
 	status = watch(m, checks_done, 0, timeout_ms);
 	pthread_mutex_unlock(&m->lock);
 	if (status < 0)

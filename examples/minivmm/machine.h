@@ -10,12 +10,13 @@
  * Threads. A machine has one controlling thread at a time: the caller of the functions here. Safe from any thread at
  * any time between mv_start and mv_destroy: mv_kick, mv_set_rate, mv_set_throttle, mv_counters, mv_read, mv_write,
  * mv_host, mv_regions, mv_slots, mv_vm_fd, mv_vcpu_fd. Hooks run on vCPU threads (and `mark` on whichever thread
- * called mv_write) and must not call mv_pause, mv_resume, mv_kick or mv_destroy.
+ * called mv_write) and must not call mv_pause, mv_resume, mv_kick or mv_destroy. vCPUs stand still at a gate of brant's
+ * (docs/gate.md): mv_pause is a pause of its user; a migration's own pause goes by the gate too, once the guest uses it.
  *
  * Functions returning int give 0 or a positive count, or -1 with a text in mv_error. Nothing is ever printed.
  *
- * The process must be able to spare one real-time signal (mv_config.kick_signal): its handler is set by the first
- * machine made.
+ * The process must be able to spare one real-time signal (mv_config.kick_signal): the gate installs a handler for it that does
+ * nothing, unless there is one.
  */
 #ifndef MINIVMM_MACHINE_H
 #define MINIVMM_MACHINE_H
@@ -116,6 +117,7 @@ struct mv_verify {
 };
 
 struct mv_machine;
+struct brant_gate;
 
 /* Returns 0, or -1 with the reason in `why` that MV_KVM cannot be used here. */
 int mv_kvm_available(char *why, size_t why_len);
@@ -127,8 +129,12 @@ void mv_destroy(struct mv_machine *m);
 /* The first failure of a vCPU thread if there was one, else the reason of the last failed call. "" for none. */
 const char *mv_error(struct mv_machine *m);
 
-/* Creates the vCPU threads: they run at once. An incoming machine must have been loaded. */
+/* Creates the vCPU threads: they wait at the gate until it is opened. An incoming machine must have been loaded. */
+int mv_make_threads(struct mv_machine *m);
+/* The same, and opens the gate: they run at once. */
 int mv_start(struct mv_machine *m);
+/* Where the vCPUs stand still. */
+struct brant_gate *mv_gate(struct mv_machine *m);
 /* Returns when every vCPU is out of KVM_RUN with its pending I/O retired, and no write lacks its mark. From then on
  * guest memory and vCPU state do not change. Returns -1 if a vCPU thread had died; the others are paused all the
  * same. */

@@ -81,7 +81,7 @@ static void mark(void *opaque, uint64_t gpa, uint64_t len)
 		brant_tracker_mark(g->tracker, gpa, len);
 }
 
-/* ---- dirty rings: three places where a VMM has to do something for them (and mg_attach, op_kick) ---- */
+/* ---- dirty rings: three places where a VMM has to do something for them (and mg_attach) ---- */
 
 /* Called before there is a vCPU or a slot: once rings are enabled, no bitmap works any more. */
 static int enable_ring(void *opaque, int vm_fd)
@@ -224,6 +224,7 @@ int mg_attach(struct migration *g, struct mv_machine *m)
 		.device_mib = g->options.device_mib,
 		.device_rate = g->options.device_rate,
 	};
+	MUST("gate", brant_guest_use_gate(g->guest, mv_gate(m), &e));
 	if (describe_memory(g))
 		return -1;
 	MUST("tracker", brant_tracker_new(g->guest, &config, &g->tracker, &e));
@@ -248,18 +249,22 @@ static int why(struct migration *g, brant_reason *reason)
 		return -1;                              \
 	} while (0)
 
+/* The gate pauses and resumes (docs/gate.md). This is called when all vCPUs stand ... */
 static int32_t op_pause(void *opaque, brant_reason *reason)
 {
 	struct migration *g = opaque;
 
-	return mv_pause(g->machine) ? why(g, reason) : 0;
+	return mv_failed(g->machine) ? why(g, reason) : 0;
 }
 
+/* ... and this before they run on. */
 static int32_t op_resume(void *opaque, brant_reason *reason)
 {
 	struct migration *g = opaque;
 
-	return mv_resume(g->machine) ? why(g, reason) : 0;
+	(void)reason;
+	mv_stood_still(g->machine);
+	return 0;
 }
 
 static int32_t op_save(void *opaque, brant_saver *saver, brant_reason *reason)
@@ -346,14 +351,8 @@ static int32_t op_run(void *opaque, brant_reason *reason)
 	struct migration *g = opaque;
 
 	mv_set_rate(g->machine, g->task.rate);
-	return mv_start(g->machine) ? why(g, reason) : 0;
-}
-
-static int32_t op_kick(void *opaque, brant_reason *reason)
-{
-	struct migration *g = opaque;
-
-	return mv_kick(g->machine) ? why(g, reason) : 0;
+	/* They run when the gate opens, which is next. */
+	return mv_make_threads(g->machine) ? why(g, reason) : 0;
 }
 
 /* The guest sleeps for a part of its time, between its bursts. A pause ends that sleep. */
@@ -391,7 +390,6 @@ static const brant_ops ops = {
 	.loaded = op_loaded,
 	.run = op_run,
 	.event = op_event,
-	.kick = op_kick,
 	.throttle = op_throttle,
 	.map_block = op_map_block,
 };

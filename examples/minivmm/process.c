@@ -28,14 +28,25 @@ static inline void gv_wrote(struct gv_ctx *ctx, uint64_t gpa, uint64_t len)
 		hooks->mark(hooks->opaque, gpa, len);
 }
 
+/* Between two questions this guest may stand still, and while it waits out its pace it does not write. */
 static inline uint32_t gv_ask(struct gv_ctx *ctx)
 {
-	return mvi_next_burst(ctx->v);
+	struct mv_vcpu *v = ctx->v;
+	uint32_t pages = 0;
+
+	v->ended = brant_gate_vcpu_left(v->at, 1, NULL) != 0;
+	if (!v->ended)
+		pages = mvi_pace(v);
+	v->ended = v->ended || brant_gate_vcpu_enter(v->at, NULL) != 0;
+	if (v->ended)
+		return 0;
+	mvi_answer(v, pages);
+	return pages;
 }
 
 static inline int gv_stop(struct gv_ctx *ctx)
 {
-	return mvi_stopping(ctx->v->m);
+	return ctx->v->ended;
 }
 
 #include "guest/workload.h"
@@ -100,6 +111,8 @@ static int run_vcpu(struct mv_vcpu *v)
 	struct gv_ctx ctx = {v};
 	const struct gv_mailbox *mb = mvi_mailbox(v->m, v->index);
 
+	if (brant_gate_vcpu_enter(v->at, NULL))
+		return 0; /* the guest has shut down and never ran */
 	if (!mailbox_is_sane(v, mb))
 		return mvi_dead(v, "no valid mailbox in guest memory");
 	if (v->check_expected && gv_get(&mb->writes) != v->expected_writes)
@@ -110,11 +123,6 @@ static int run_vcpu(struct mv_vcpu *v)
 	return 0;
 }
 
-static void nothing(struct mv_vcpu *v)
-{
-	(void)v;
-}
-
 const struct mv_backend mvi_process_backend = {
 	.create = create,
 	.destroy = destroy,
@@ -122,6 +130,4 @@ const struct mv_backend mvi_process_backend = {
 	.save_vcpu = save_vcpu,
 	.load_vcpu = load_vcpu,
 	.run = run_vcpu,
-	.kick = nothing,
-	.unkick = nothing,
 };

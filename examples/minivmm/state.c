@@ -47,6 +47,12 @@ int32_t mv_early_load(struct mv_machine *m, const brant_state_blob *blob, brant_
 	return brant_kvm_compat_check(mv_kvm_fd(m), mv_vm_fd(m), mv_cpuid(m), blob, &e) ? brants_reason(reason, e) : 0;
 }
 
+void mv_stood_still(struct mv_machine *m)
+{
+	for (unsigned i = 0; mv_vm_fd(m) >= 0 && i < mv_vcpu_count(m); i++)
+		brant_kvm_vcpu_stood_still(mv_vcpu_fd(m, i), NULL);
+}
+
 int32_t mv_save(struct mv_machine *m, brant_saver *saver, brant_reason *reason)
 {
 	int kvm = mv_kvm_fd(m), vm = mv_vm_fd(m);

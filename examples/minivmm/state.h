@@ -14,6 +14,9 @@ int32_t mv_early_save(struct mv_machine *m, brant_saver *saver, brant_reason *re
 int32_t mv_early_load(struct mv_machine *m, const brant_state_blob *blob, brant_reason *reason);
 bool mv_is_compat(const brant_state_blob *blob);
 
+/* Tells a KVM guest that it stood still, before it runs on. */
+void mv_stood_still(struct mv_machine *m);
+
 /* Puts the state of all vCPUs, and of a KVM machine's VM, into `saver`. */
 int32_t mv_save(struct mv_machine *m, brant_saver *saver, brant_reason *reason);
 /* Loads one blob of it. */
