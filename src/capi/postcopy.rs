@@ -39,7 +39,7 @@ pub unsafe extern "C" fn brant_outgoing_start_postcopy(
 /// - not: BRANT_SOURCE_INTERRUPTED as before, and another BRANT_EVENT_INTERRUPTED that says why. This may
 ///   be called again, any number of times.
 ///
-/// The descriptor of brant_outgoing_notify_fd becomes readable with each of these changes.
+/// The descriptor of brant_outgoing_event_fd becomes readable with each of these changes.
 /// brant_outgoing_resolve ends the tries.
 ///
 /// BRANT_E_STATE when the migration is not interrupted, or was resolved; BRANT_E_BUSY while a recovery is
