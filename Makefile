@@ -100,10 +100,10 @@ WAYS ?=
 demo-all: $(BUILD)/minivmm
 	@scripts/demo-all $(WAYS)
 
-## demo-linux: a Linux guest moves back and forth between two processes, in an emulated machine (some minutes)
+## demo-linux: a Linux guest moves ten times between two processes, in an emulated machine (two minutes)
 .PHONY: demo-linux
 demo-linux: | deps
-	@scripts/test-stock-kvm --verbose linux
+	@scripts/test-stock-kvm --long --verbose linux
 
 ## test: everything that CI runs; the last line counts passed, failed, skipped
 test: | deps
@@ -276,10 +276,10 @@ $(C)/serialvmm/%.o: examples/serialvmm/%.c | deps
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) -c $< -o $@
 
-# A program of the Linux guest's, where there is no library to link with.
-$(C)/serialvmm/check: examples/serialvmm/guest/check.c | deps
+# Programs of the Linux guest's, where there is no library to link with.
+$(C)/serialvmm/check $(C)/serialvmm/disk: $(C)/serialvmm/%: examples/serialvmm/guest/%.c | deps
 	@mkdir -p $(@D)
-	$(CC) -std=gnu11 $(WARN) -O2 -static -o $@ $<
+	$(CC) -std=gnu11 $(WARN) -O2 -static -MMD -MP -MF $@.d -o $@ $<
 
 $(BUILD)/serialvmm: $(SERIALVMM_OBJECTS) $(C)/libbrant.so
 	@mkdir -p $(@D)

@@ -3,12 +3,10 @@
  * its 32-bit entry, and the few ACPI tables from which it learns of vCPUs and of the interrupt controllers.
  */
 #include "serialvmm.h"
+#include "virtio.h"
 
 #include <asm/bootparam.h>
 #include <linux/kvm.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 
 #define PARAMS_AT 0x10000
@@ -19,7 +17,7 @@
 /* What a console on the serial port needs; PCI is not there. */
 #define OPTIONS "console=ttyS0 pci=off reboot=k panic=1 "
 
-static void die(const char *what, const char *file)
+static _Noreturn void die(const char *what, const char *file)
 {
 	fprintf(stderr, "serialvmm: %s: %s\n", file, what);
 	exit(1);
@@ -64,10 +62,40 @@ static uint8_t *table(uint8_t *at, const char *signature, uint8_t revision, cons
 	return at + ((length + 15) & ~15u);
 }
 
+/*
+ * The DSDT's contents: for each virtio device its registers and its interrupt, in the bytecode of chapter 20 of the ACPI
+ * specification. Returns their length.
+ */
+static uint32_t describe_devices(uint8_t *to, unsigned devices)
+{
+	/* Device (VRT0) {Name (_HID, "LNRO0005") Name (_UID, 0) Name (_CRS, ResourceTemplate () {…})} */
+	static const uint8_t device[] =
+		"\x5b\x82\x3b" "VRT0" "\x08_HID\x0d" "LNRO0005\0" "\x08_UID\x0a\0" "\x08_CRS\x11\x1a\x0a\x17"
+		"\x86\x09\0\x01" "base" "size" /* memory of a fixed address, to be read and written */
+		"\x89\x06\0\x01\x01" "line"   /* one interrupt, by level, active high */
+		"\x79";                        /* the end, with its sum, which may be 0 */
+	uint32_t length = 2 + 5 + devices * sizeof(device);
+
+	if (devices == 0)
+		return 0;
+	memcpy(to, (uint8_t[]){0x10, 0x40 | (length & 15), length >> 4, '\\', '_', 'S', 'B', '_'}, 8);
+	to += 8;
+	for (uint32_t i = 0; i < devices; i++, to += sizeof(device)) {
+		memcpy(to, device, sizeof(device));
+		to[6] += i;
+		to[28] = i;
+		memcpy(to + 42, &(uint32_t){VIRTIO_AT + i * VIRTIO_STEP}, 4);
+		memcpy(to + 46, &(uint32_t){VIRTIO_STEP}, 4);
+		memcpy(to + 55, &(uint32_t){VIRTIO_IRQ + i}, 4);
+	}
+	return 1 + length;
+}
+
 /* Entries: see chapter 5 of the ACPI specification. */
-static void describe_processors(uint8_t *memory, int vcpus)
+static void describe_machine(uint8_t *memory, int vcpus)
 {
 	uint8_t *root = memory + TABLES_AT, *at = root + 48, madt[8 + 8 * 256 + 12 + 10] = {0}, fadt[240] = {0};
+	uint8_t dsdt[8 + 64 * VIRTIO_DEVICES];
 	uint32_t apic = 0xfee00000, io_apic = 0xfec00000, length = 8;
 	uint64_t address, tables[2];
 
@@ -82,9 +110,14 @@ static void describe_processors(uint8_t *memory, int vcpus)
 	tables[1] = at - memory;
 	at = table(at, "APIC", 3, madt, length);
 	address = at - memory;
-	at = table(at, "DSDT", 2, "", 0);
+	at = table(at, "DSDT", 2, dsdt, describe_devices(dsdt, virtio_count()));
 	memcpy(fadt + 40 - 36, &(uint32_t){(uint32_t)address}, 4);
-	fadt[46 - 36] = 9;      /* the interrupt of power management, which there is none of */
+	/* Without power management Linux drops ACPI whole, devices included. Its interrupt never comes, its ports are empty. */
+	fadt[46 - 36] = 9;
+	memcpy(fadt + 56 - 36, &(uint32_t){0x600}, 4);
+	memcpy(fadt + 64 - 36, &(uint32_t){0x604}, 4);
+	fadt[88 - 36] = 4, fadt[89 - 36] = 2;
+	fadt[112 - 36] = 0x35;  /* no buttons, and WBINVD and HLT work */
 	fadt[109 - 36] = 3;     /* ports of old devices, a keyboard controller that resets */
 	memcpy(fadt + 140 - 36, &address, 8);
 	tables[0] = at - memory;
@@ -132,7 +165,7 @@ void linux_load(uint8_t *memory, size_t bytes, int vcpus, const char *kernel, co
 	params->e820_entries = 2;
 	params->e820_table[0] = (struct boot_e820_entry){.addr = 0, .size = LOW_END, .type = 1};
 	params->e820_table[1] = (struct boot_e820_entry){.addr = KERNEL_AT, .size = bytes - KERNEL_AT, .type = 1};
-	describe_processors(memory, vcpus);
+	describe_machine(memory, vcpus);
 	params->acpi_rsdp_addr = TABLES_AT;
 	free(head);
 }

@@ -1,26 +1,21 @@
 /*
  * A whole VMM for a Linux guest with a serial console, and its live migration: what a small VMM has to write when it
- * leaves the rest to brant. The guest has an interrupt controller and a timer of KVM's, and no disk.
+ * leaves the rest to brant. The guest has an interrupt controller and a timer of KVM's.
  *
  *     serialvmm --kernel bzImage --initrd FILE --to unix:/tmp/b            the guest begins here
  *     serialvmm --listen unix:/tmp/b                                       and moves there on SIGUSR1
  *
  * With both --listen and --to the guest can come back: after it has left, the program waits for it again.
- * linux.c puts the kernel into memory, uart.c is the device.
+ * linux.c puts the kernel into memory, uart.c is the serial port; virtio.c and its neighbours are a console and a disk.
  */
 #define _GNU_SOURCE
 #include "serialvmm.h"
+#include "virtio.h"
 
-#include <brant.h>
-
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -38,24 +33,6 @@ static struct {
 	brant_gate *gate;
 	brant_gate_device *console;
 } vm = {.vcpus = 1, .bytes = 128 << 20};
-
-static void must(int failed, const char *what)
-{
-	if (failed) {
-		perror(what);
-		exit(1);
-	}
-}
-
-/* Ends the program when a call of brant's fails. The call passes `&e` to get the reason. */
-#define MUST(call)                                                                      \
-	do {                                                                            \
-		brant_error *e;                                                         \
-		if (call) {                                                             \
-			fprintf(stderr, "serialvmm: %s\n", brant_error_message(e));     \
-			exit(1);                                                        \
-		}                                                                       \
-	} while (0)
 
 /* ---- the machine ---- */
 
@@ -142,7 +119,8 @@ static void *vcpu_thread(void *number)
 			port(run, (uint8_t *)run + run->io.data_offset);
 			break;
 		case KVM_EXIT_MMIO:
-			memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
+			if (!virtio_access(run->mmio.phys_addr, run->mmio.data, run->mmio.len, run->mmio.is_write))
+				memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
 			break;
 		case KVM_EXIT_INTR:
 		case KVM_EXIT_IRQ_WINDOW_OPEN:
@@ -220,19 +198,26 @@ static int32_t load(void *opaque, const brant_state_blob *blob, brant_reason *re
 	return code ? refuse(reason, e) : 0;
 }
 
+static int32_t release(void *opaque, brant_reason *reason)
+{
+	(void)opaque, (void)reason;
+	return virtio_hold(false) ? 0 : -1;
+}
+
 static int32_t resume(void *opaque, brant_reason *reason)
 {
 	(void)opaque, (void)reason;
 	for (int i = 0; i < vm.vcpus; i++)
 		brant_kvm_vcpu_stood_still(vm.vcpu[i], NULL);
-	return 0;
+	return virtio_hold(true) ? 0 : -1;
 }
 
 static int32_t run(void *opaque, brant_reason *reason)
 {
 	(void)opaque, (void)reason;
 	uart_arrived(&vm.uart); /* a line that is up at the source is put up here */
-	return 0;
+	virtio_arrived();       /* and each queue's doorbell is rung once */
+	return virtio_hold(true) ? 0 : -1;
 }
 
 /* ---- migration ---- */
@@ -244,7 +229,7 @@ static void describe(void)
 	brant_kvm_log kvm = {.size = sizeof(kvm), .vm_fd = vm.vm};
 	brant_ops ops = {
 		.size = sizeof(ops), .early_save = early_save, .early_load = early_load, .save = save, .load = load,
-		.resume = resume, .run = run,
+		.release = release, .resume = resume, .run = run,
 	};
 
 	MUST(brant_gate_new(&gate, &vm.gate, &e));
@@ -309,7 +294,8 @@ static bool send_to(const char *endpoint)
 
 int main(int argc, char **argv)
 {
-	const char *kernel = NULL, *initrd = NULL, *listen = NULL, *to = NULL, *options = "";
+	const char *kernel = NULL, *initrd = NULL, *listen = NULL, *to = NULL, *options = "", *disk = NULL;
+	int console = -1;
 	sigset_t signals;
 	pthread_t thread;
 	bool here;
@@ -327,12 +313,16 @@ int main(int argc, char **argv)
 			options = argv[i + 1];
 		else if (!strcmp(argv[i], "--vcpus"))
 			vm.vcpus = atoi(argv[i + 1]);
+		else if (!strcmp(argv[i], "--console"))
+			console = atoi(argv[i + 1]);
+		else if (!strcmp(argv[i], "--disk"))
+			disk = argv[i + 1];
 		else
 			argc = 0;
 	}
 	if (argc % 2 == 0 || (!kernel && !listen) || vm.vcpus < 1 || vm.vcpus > MAX_VCPUS) {
 		fprintf(stderr, "usage: serialvmm [--kernel BZIMAGE --initrd FILE [--options TEXT]] [--vcpus 1..%d] "
-				"[--listen ENDPOINT] [--to ENDPOINT]\n", MAX_VCPUS);
+				"[--console DESCRIPTOR] [--disk FILE] [--listen ENDPOINT] [--to ENDPOINT]\n", MAX_VCPUS);
 		return 2;
 	}
 	sigemptyset(&signals);
@@ -342,6 +332,11 @@ int main(int argc, char **argv)
 	make_machine();
 	uart_init(&vm.uart);
 	describe();
+	virtio_start(&(struct virtio_machine){vm.memory, vm.bytes, vm.guest, vm.tracker, vm.gate});
+	if (console >= 0)
+		virtio_console_add(console);
+	if (disk)
+		virtio_block_add(disk);
 	for (int i = 0; i < vm.vcpus; i++)
 		must(pthread_create(&thread, NULL, vcpu_thread, (void *)(intptr_t)i), "a thread");
 	must(pthread_create(&thread, NULL, console_thread, NULL), "a thread");
@@ -349,6 +344,7 @@ int main(int argc, char **argv)
 	if (here) {
 		linux_load(vm.memory, vm.bytes, vm.vcpus, kernel, initrd, options);
 		linux_enter(vm.vcpu[0]);
+		must(!virtio_hold(true), "the disk");
 		MUST(brant_gate_start(vm.gate, &e));
 	}
 	for (;;) {

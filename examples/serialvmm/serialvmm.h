@@ -1,11 +1,16 @@
-/* The parts of serialvmm: the device, and a Linux kernel's way into memory. */
+/* The parts of serialvmm: the serial port, and a Linux kernel's way into memory. virtio.h has the other devices. */
 #ifndef SERIALVMM_H
 #define SERIALVMM_H
+
+#include <brant.h>
 
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define UART_PORT 0x3f8
 #define UART_IRQ 4
@@ -34,7 +39,26 @@ void uart_arrived(struct uart *uart);
 /* The machine's. */
 void irq_line(unsigned irq, bool up);
 
-/* Puts a bzImage, an initramfs (may be NULL), the kernel's options, and tables that tell of the vCPUs into memory. */
+/* Ends the program when something of the kernel's has failed. */
+static inline void must(int failed, const char *what)
+{
+	if (failed) {
+		perror(what);
+		exit(1);
+	}
+}
+
+/* Ends the program when a call of brant's fails. The call passes `&e` to get the reason. */
+#define MUST(call)                                                                      \
+	do {                                                                            \
+		brant_error *e;                                                         \
+		if (call) {                                                             \
+			fprintf(stderr, "serialvmm: %s\n", brant_error_message(e));     \
+			exit(1);                                                        \
+		}                                                                       \
+	} while (0)
+
+/* Puts a bzImage, an initramfs (may be NULL), options, and tables that tell of vCPUs and devices into memory. */
 void linux_load(uint8_t *memory, size_t bytes, int vcpus, const char *kernel, const char *initrd, const char *options);
 /* Registers of the first vCPU as the kernel's 32-bit entry wants them. */
 void linux_enter(int vcpu_fd);
