@@ -4,8 +4,9 @@
 //! The pages are more than a processor's cache holds, as re-sent pages are. And a whole migration of
 //! a guest with a hot set: the bytes on the link with deltas, over those without.
 
+use crate::memory::Ram;
 use crate::report::{alternate, Report, Runs};
-use crate::stream::{bare, Ram, LONG};
+use crate::stream::{bare, filled, LONG};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::migrate::steering::{Facts, Moment, Next};
 use brant::migrate::{
@@ -210,10 +211,10 @@ fn migrated(ram: &Ram, there: &Ram, delta_cache_bytes: Option<u64>) -> f64 {
         delta_cache_bytes,
         ..Params::default()
     };
-    let tracker = Tracker::new(ram.memory(), Clearing::default()).unwrap();
+    let tracker = Tracker::new(ram.guest(), Clearing::default()).unwrap();
     let vmm = || {
         Arc::new(Writes {
-            ram: ram.0 as usize,
+            ram: ram.host() as usize,
             tracker: OnceLock::new(),
             round: AtomicU64::new(1),
         })
@@ -221,7 +222,7 @@ fn migrated(ram: &Ram, there: &Ram, delta_cache_bytes: Option<u64>) -> f64 {
     let (here, other) = (vmm(), vmm());
     let _ = here.tracker.set(Arc::clone(&tracker));
     let outgoing = Outgoing::new(tracker, Blockers::new(), here, params.clone()).unwrap();
-    let incoming = Incoming::new(there.memory(), other, params).unwrap();
+    let incoming = Incoming::new(there.guest(), other, params).unwrap();
     let (a, b) = UnixStream::pair().unwrap();
     incoming.start(AcceptFrom::Connected(b.into())).unwrap();
     outgoing
@@ -236,7 +237,7 @@ fn hot_set(report: &mut Report) {
     if !report.wants("delta.sent_bytes") {
         return;
     }
-    let (ram, there) = (Ram::new(MEMORY, 1), Ram::new(MEMORY, 2));
+    let (ram, there) = (filled(MEMORY, 1), filled(MEMORY, 2));
     // What every migration sends once.
     let once = MEMORY as f64 / 1e6;
     let [with, without]: [Runs; 2] = alternate(3, |contender| {

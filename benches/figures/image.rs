@@ -2,13 +2,11 @@
 //! compared with a bare program that writes and reads as many bytes one after another past the page
 //! cache (`O_DIRECT`), 2 MiB at a time, and syncs. Also the gain of going past the page cache.
 
+use crate::memory::{Idle, Ram, Random};
 use crate::report::{alternate, Report, Runs};
 use brant::dirty::tracker::{Clearing, Tracker};
-use brant::memory::{BlockDescription, HostMemory, Memory};
 use brant::migrate::Blockers;
 use brant::snapshot::{Restore, RestoreParams, Save, SaveInstant, SaveParams};
-use brant::units::Bytes;
-use brant::vmm::Vmm;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -22,55 +20,23 @@ const STEP: usize = 2 << 20;
 const RUNS: usize = 7;
 const LONG: Duration = Duration::from_secs(300);
 
-/// A VMM with nothing to do.
-struct Idle;
+/// Memory that was touched: with contents on every page, or one word on each.
+struct Touched(Ram);
 
-impl Vmm for Idle {
-    fn pause(&self) -> brant::Result<()> {
-        Ok(())
-    }
-    fn resume(&self) -> brant::Result<()> {
-        Ok(())
-    }
-    fn run(&self) -> brant::Result<()> {
-        Ok(())
-    }
-}
-
-/// Memory that was touched before.
-struct Ram {
-    host: *mut u8,
-    memory: Arc<Memory>,
-}
-
-impl Ram {
-    /// With contents on every page, or one byte on each.
-    fn new(full: bool) -> Ram {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping where the kernel likes.
-        let host = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, access, flags, -1, 0) };
-        assert_ne!(host, libc::MAP_FAILED);
-        let host = host.cast::<u8>();
-        let mut state = 88172645463325252u64;
-        for at in (0..LENGTH).step_by(if full { 8 } else { 4096 }) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            // SAFETY: inside our own mapping, aligned.
-            unsafe { host.add(at).cast::<u64>().write_volatile(state) };
+impl Touched {
+    fn new(full: bool) -> Touched {
+        let ram = Ram::new(LENGTH);
+        let mut random = Random(88172645463325252);
+        match full {
+            true => ram.write_all(|_| random.next()),
+            false => (0..ram.pages()).for_each(|page| ram.write(page, random.next())),
         }
-        let memory = Arc::new(Memory::new().unwrap());
-        // SAFETY: the mapping stays for the life of the process.
-        let at = unsafe { HostMemory::new(host) };
-        let block = BlockDescription::new("ram", at, Bytes(LENGTH as u64));
-        memory.add_block(block).unwrap();
-        Ram { host, memory }
+        Touched(ram)
     }
 
     /// Seconds to save it.
     fn save(&self, path: &Path, params: SaveParams) -> f64 {
-        let tracker = Tracker::new(Arc::clone(&self.memory), Clearing::default()).unwrap();
+        let tracker = Tracker::new(Arc::clone(&self.0.memory), Clearing::default()).unwrap();
         let save = Save::new(tracker, Blockers::new(), Arc::new(Idle), params).unwrap();
         let begun = Instant::now();
         save.start(path).unwrap();
@@ -89,7 +55,7 @@ impl Ram {
             (written.load(Relaxed) - before) as f64 / begun.elapsed().as_secs_f64()
         };
         std::thread::scope(|scope| {
-            let host = self.host as usize;
+            let host = self.0.host() as usize;
             let (stop, written) = (&stop, &written);
             scope.spawn(move || {
                 let mut at = 0;
@@ -112,8 +78,8 @@ impl Ram {
     /// Seconds to restore into it.
     fn restore(&self, path: &Path, params: RestoreParams) -> f64 {
         // The guest of the turn before has ended.
-        self.memory.give_up().unwrap();
-        let memory = Arc::clone(&self.memory);
+        self.0.memory.give_up().unwrap();
+        let memory = Arc::clone(&self.0.memory);
         let restore = Restore::new(memory, Arc::new(Idle), params).unwrap();
         let begun = Instant::now();
         restore.start(path).unwrap();
@@ -130,7 +96,12 @@ impl Ram {
         for at in (0..LENGTH).step_by(STEP) {
             // SAFETY: inside our own mapping.
             let put = unsafe {
-                libc::pwrite(file.as_raw_fd(), self.host.add(at).cast(), STEP, at as i64)
+                libc::pwrite(
+                    file.as_raw_fd(),
+                    self.0.host().add(at).cast(),
+                    STEP,
+                    at as i64,
+                )
             };
             assert_eq!(put, STEP as isize, "{}", std::io::Error::last_os_error());
         }
@@ -146,8 +117,14 @@ impl Ram {
         let file = options.custom_flags(libc::O_DIRECT).open(path).unwrap();
         for at in (0..LENGTH).step_by(STEP) {
             // SAFETY: inside our own mapping.
-            let got =
-                unsafe { libc::pread(file.as_raw_fd(), self.host.add(at).cast(), STEP, at as i64) };
+            let got = unsafe {
+                libc::pread(
+                    file.as_raw_fd(),
+                    self.0.host().add(at).cast(),
+                    STEP,
+                    at as i64,
+                )
+            };
             assert_eq!(got, STEP as isize, "{}", std::io::Error::last_os_error());
         }
         begun.elapsed().as_secs_f64()
@@ -168,7 +145,7 @@ pub fn measure(report: &mut Report) {
     std::fs::create_dir_all(&directory).unwrap();
     let (image, bare) = (directory.join("bench.image"), directory.join("bench.bare"));
     let remove = |path: &Path| drop(std::fs::remove_file(path));
-    let (from, to) = (Ram::new(true), Ram::new(false));
+    let (from, to) = (Touched::new(true), Touched::new(false));
     let (direct, mut cached) = (SaveParams::default(), SaveParams::default());
     cached.direct = false;
     let peer = "bare O_DIRECT";

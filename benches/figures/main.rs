@@ -22,6 +22,7 @@ mod kinds;
 #[path = "../../tests/support/link.rs"]
 mod link;
 mod machine;
+mod memory;
 mod pages;
 mod parts;
 mod postcopy;

@@ -6,8 +6,9 @@
 //! written: the VMM's `pause` reports them, so they are the last pass, and the clock starts when
 //! `pause` returns.
 
+use crate::memory::Ram;
 use crate::report::{alternate, Report, Runs};
-use crate::stream::{bare, now, Destination, Idle, Ram, LONG};
+use crate::stream::{bare, filled, now, Destination, Idle, LONG};
 use brant::channel::Endpoint;
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
@@ -32,7 +33,7 @@ type ReceivePages = unsafe extern "C" fn(i32, *mut u8, usize, usize) -> i32;
 pub fn destination() {
     // SAFETY: the function has this type in bare.c.
     let receive: ReceivePages = unsafe { std::mem::transmute(bare(c"bare_receive_pages")) };
-    let touched = Ram::new(LENGTH, 1);
+    let touched = filled(LENGTH, 1);
     println!("touched");
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap();
@@ -43,7 +44,7 @@ pub fn destination() {
             Some(("bare", stride)) => {
                 let stride: usize = stride.parse().unwrap();
                 // SAFETY: the mapping, for its whole length.
-                let failed = unsafe { receive(peer.as_raw_fd(), touched.0, LENGTH, stride) };
+                let failed = unsafe { receive(peer.as_raw_fd(), touched.host(), LENGTH, stride) };
                 assert_eq!(failed, 0);
                 now()
             }
@@ -53,12 +54,12 @@ pub fn destination() {
                 let fresh;
                 let ram = match line.as_str() {
                     "zeros" => {
-                        fresh = Ram::fresh(LENGTH);
+                        fresh = Ram::new(LENGTH);
                         &fresh
                     }
                     _ => &touched,
                 };
-                let incoming = Incoming::new(ram.memory(), vmm, Params::default()).unwrap();
+                let incoming = Incoming::new(ram.guest(), vmm, Params::default()).unwrap();
                 incoming
                     .start(AcceptFrom::Connected(OwnedFd::from(peer)))
                     .unwrap();
@@ -101,7 +102,7 @@ impl Vmm for Writes {
 
 /// Sends `ram`. Returns when it began, and when the measured part began.
 fn send(ram: &Ram, port: u16, stride: usize) -> [u64; 2] {
-    let tracker = Tracker::new(ram.memory(), Clearing::default()).unwrap();
+    let tracker = Tracker::new(ram.guest(), Clearing::default()).unwrap();
     let vmm = Arc::new(Writes {
         idle: Idle::default(),
         tracker: OnceLock::new(),
@@ -142,8 +143,8 @@ pub fn measure(report: &mut Report) {
     if report.wants("zero.scan_fraction") {
         // SAFETY: the function has this type in bare.c.
         let read: ReadZeros = unsafe { std::mem::transmute(bare(c"bare_read_zeros")) };
-        let ram = Ram::fresh(LENGTH);
-        ram.zero();
+        let ram = Ram::new(LENGTH);
+        ram.write_all(|_| 0);
         let [brant, pass]: [Runs; 2] = alternate(RUNS, |contender| {
             let took = if contender == 0 {
                 destination.ask("zeros");
@@ -153,7 +154,7 @@ pub fn measure(report: &mut Report) {
             } else {
                 let begun = now();
                 // SAFETY: the mapping, for its whole length.
-                assert_eq!(unsafe { read(ram.0, LENGTH) }, LENGTH);
+                assert_eq!(unsafe { read(ram.host(), LENGTH) }, LENGTH);
                 now() - begun
             };
             LENGTH as f64 / took as f64
@@ -172,7 +173,7 @@ pub fn measure(report: &mut Report) {
     // SAFETY: the function has this type in bare.c.
     let bare_send: SendPages = unsafe { std::mem::transmute(bare(c"bare_send_pages")) };
     // The first pass sends everything, and is not measured.
-    let ram = Ram::new(LENGTH, 2);
+    let ram = filled(LENGTH, 2);
     for (name, stride) in scattered {
         let bytes = (LENGTH / PAGE).div_ceil(stride) * PAGE;
         let [brant, bare]: [Runs; 2] = alternate(RUNS, |contender| {
@@ -187,7 +188,7 @@ pub fn measure(report: &mut Report) {
                 let to = TcpStream::connect(("127.0.0.1", port)).unwrap();
                 begun = now();
                 // SAFETY: the mapping, for its whole length.
-                let failed = unsafe { bare_send(to.as_raw_fd(), ram.0, LENGTH, stride) };
+                let failed = unsafe { bare_send(to.as_raw_fd(), ram.host(), LENGTH, stride) };
                 assert_eq!(failed, 0);
             }
             let end: u64 = destination.answer().parse().unwrap();

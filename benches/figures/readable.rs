@@ -9,15 +9,15 @@
 //! Both are processor time of this process, which is source and destination, over a socket pair, so
 //! other load on the machine counts for neither. Memory was touched before on both sides.
 
+use crate::kinds::Made;
+use crate::memory::{Idle, Ram, PAGE};
 use crate::report::{alternate, Report};
 use brant::dirty::tracker::{Clearing, Tracker};
+use brant::memory::access;
 use brant::memory::contents::Contents;
-use brant::memory::{access, BackingFile, BlockDescription, BlockFlags, HostMemory, Memory};
 use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
-use brant::units::{Bytes, Pages};
+use brant::units::Pages;
 use brant::vmm::Vmm;
-use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,95 +38,29 @@ fn processor() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// A guest that does nothing.
-struct Idle;
-
-impl Vmm for Idle {
-    fn pause(&self) -> brant::Result<()> {
-        Ok(())
-    }
-    fn resume(&self) -> brant::Result<()> {
-        Ok(())
-    }
-    fn run(&self) -> brant::Result<()> {
-        Ok(())
-    }
-}
-
-/// One side's memory, every `step`th page of which is written. It stays mapped.
-struct Ram {
-    memory: Arc<Memory>,
+/// One side's memory, every `step`th page of which is written.
+struct Side {
+    ram: Ram,
     step: usize,
 }
 
-impl Ram {
-    fn new(memfd: bool, huge: bool, step: usize) -> Ram {
-        const HUGE: usize = 2 << 20;
-        let length = PAGES * 4096;
-        let file = memfd.then(|| {
-            // SAFETY: makes a descriptor, which is ours.
-            let file = unsafe {
-                File::from_raw_fd(libc::memfd_create(c"readable".as_ptr(), libc::MFD_CLOEXEC))
-            };
-            file.set_len(length as u64).unwrap();
-            file
-        });
-        let flags = match &file {
-            Some(_) => libc::MAP_SHARED,
-            None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-        };
-        // A mapping of a file begins at the file's beginning; the other kind is aligned below.
-        let room = if memfd { length } else { length + HUGE };
-        // SAFETY: a new mapping where the kernel likes, and advice about it.
-        let host = unsafe {
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            let fd = file.as_ref().map_or(-1, |file| file.as_raw_fd());
-            let at = libc::mmap(std::ptr::null_mut(), room, access, flags, fd, 0);
-            assert_ne!(at, libc::MAP_FAILED);
-            let at = at as usize;
-            let at = if memfd { at } else { at.next_multiple_of(HUGE) } as *mut u8;
-            let advice = if huge {
-                libc::MADV_HUGEPAGE
-            } else {
-                libc::MADV_NOHUGEPAGE
-            };
-            libc::madvise(at.cast(), length, advice);
-            at
-        };
-        for page in (0..PAGES).step_by(step) {
-            // SAFETY: inside our own mapping.
-            unsafe {
-                host.add(page * 4096)
-                    .cast::<u64>()
-                    .write_volatile(page as u64 + 1)
-            };
+impl Side {
+    fn new(made: Made, huge: bool, step: usize) -> Side {
+        let ram = Ram::of(made, PAGES * PAGE);
+        if huge {
+            // SAFETY: advice about the object's own mapping.
+            unsafe { libc::madvise(ram.host().cast(), ram.length(), libc::MADV_HUGEPAGE) };
         }
-        let memory = Memory::new().unwrap();
-        memory
-            .add_block(BlockDescription {
-                name: "ram".into(),
-                // SAFETY: the mapping stays for the life of the process.
-                host: unsafe { HostMemory::new(host) },
-                length: Bytes(length as u64),
-                page_size: Bytes(4096),
-                file: file.map(|file| BackingFile {
-                    fd: file.into(),
-                    offset: 0,
-                }),
-                flags: BlockFlags::default(),
-            })
-            .unwrap();
-        Ram {
-            memory: Arc::new(memory),
-            step,
-        }
+        let written = (0..PAGES).step_by(step);
+        written.for_each(|page| ram.write(page, page as u64 + 1));
+        Side { ram, step }
     }
 
     /// Seconds to ask about every written page, in the runs that a migration reads: page by page,
     /// or run by run.
     fn ask(&self, each: bool) -> f64 {
         let mut contents = Contents::new();
-        let map = self.memory.map();
+        let map = self.ram.memory.map();
         let block = &map.blocks()[0];
         let begun = processor();
         for stretch in (0..PAGES as u64).step_by(512) {
@@ -145,15 +79,15 @@ impl Ram {
     }
 
     /// Seconds to migrate it.
-    fn send(&self, to: &Ram) -> f64 {
+    fn send(&self, to: &Side) -> f64 {
         // The guest of the turn before is back, and its copy has ended.
-        self.memory.reclaim().unwrap();
-        to.memory.give_up().unwrap();
+        self.ram.memory.reclaim().unwrap();
+        to.ram.memory.give_up().unwrap();
         let (here, there) = UnixStream::pair().unwrap();
         let vmm = || Arc::new(Idle) as Arc<dyn Vmm>;
-        let memory = Arc::clone(&to.memory);
+        let memory = Arc::clone(&to.ram.memory);
         let incoming = Incoming::new(memory, vmm(), Params::default()).unwrap();
-        let tracker = Tracker::new(Arc::clone(&self.memory), Clearing::default()).unwrap();
+        let tracker = Tracker::new(Arc::clone(&self.ram.memory), Clearing::default()).unwrap();
         let outgoing = Outgoing::new(tracker, Blockers::new(), vmm(), Params::default()).unwrap();
         incoming.start(AcceptFrom::Connected(there.into())).unwrap();
         let begun = processor();
@@ -166,11 +100,11 @@ impl Ram {
 
 /// All figures of asking first.
 pub fn measure(report: &mut Report) {
-    for (kind, memfd, huge, step) in [
-        ("anonymous", false, false, 1),
-        ("huge", false, true, 1),
-        ("memfd", true, false, 1),
-        ("every 8th page", false, false, 8),
+    for (kind, made, huge, step) in [
+        ("anonymous", Made::Anonymous, false, 1),
+        ("huge", Made::Anonymous, true, 1),
+        ("memfd", Made::Memfd, false, 1),
+        ("every 8th page", Made::Anonymous, false, 8),
     ] {
         let (share, each) = (
             format!("readable.share/{kind}"),
@@ -179,7 +113,7 @@ pub fn measure(report: &mut Report) {
         if !report.wants(&share) && !report.wants(&each) {
             continue;
         }
-        let ours = || Ram::new(memfd, huge, step);
+        let ours = || Side::new(made, huge, step);
         let (from, to) = (ours(), ours());
         let [run, page, sending] = alternate(RUNS, |contender| match contender {
             0 => from.ask(false),

@@ -5,11 +5,13 @@
 //!
 //! Source and destination are one process. Memory that counts as touched was written before.
 
+use crate::kinds::{Area, Made};
 use crate::machine::GIB;
+use crate::memory::block;
 use crate::report::{alternate, Report, Runs};
 use brant::channel::Endpoint;
 use brant::dirty::tracker::{Clearing, Tracker};
-use brant::memory::{BlockDescription, BlockFlags, BlockId, HostMemory, Memory, SlotDescription};
+use brant::memory::{BlockId, Memory, SlotDescription};
 use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::units::{Bytes, PAGE_SIZE};
 use brant::vmm::Vmm;
@@ -37,73 +39,38 @@ enum Kind {
     Unknown,
 }
 
-struct Ram(*mut u8, u64);
-
-impl Ram {
-    fn new(length: u64, kind: Kind, fill: u8) -> Ram {
-        let sharing = match kind {
-            Kind::Unknown => libc::MAP_SHARED,
-            _ => libc::MAP_PRIVATE,
+impl Kind {
+    fn make(self, length: u64) -> Area {
+        let made = match self {
+            Kind::Unknown => Made::SharedAnonymous,
+            _ => Made::Anonymous,
         };
-        // SAFETY: a new mapping where the kernel likes.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length as usize,
-                libc::PROT_READ | libc::PROT_WRITE,
-                sharing | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(at, libc::MAP_FAILED, "{length} bytes of address space");
-        let ram = Ram(at.cast(), length);
-        if kind == Kind::Touched {
+        let area = Area::new(made, length as usize);
+        let area = area.unwrap_or_else(|| panic!("{length} bytes of address space"));
+        if self == Kind::Touched {
             // SAFETY: the mapping, for its whole length.
-            unsafe { std::ptr::write_bytes(ram.0, fill, length as usize) };
+            unsafe { std::ptr::write_bytes(area.at, 7, area.length) };
         }
-        ram
-    }
-
-    /// Makes a guest of `blocks` blocks, with a slot for each. Also returns the first block.
-    fn memory(&self, blocks: u64) -> (Arc<Memory>, BlockId) {
-        let memory = Memory::new().unwrap();
-        let length = self.1 / blocks;
-        let mut first = None;
-        for i in 0..blocks {
-            let name = format!("ram{i}");
-            let block = memory
-                .add_block(BlockDescription {
-                    name: name.clone(),
-                    // SAFETY: within the mapping, which stays until the benchmark ends.
-                    host: unsafe { HostMemory::new(self.0.add((i * length) as usize)) },
-                    length: Bytes(length),
-                    page_size: Bytes(PAGE_SIZE),
-                    file: None,
-                    flags: BlockFlags::default(),
-                })
-                .unwrap();
-            first.get_or_insert(block);
-            memory
-                .add_slot(&SlotDescription {
-                    slot: i as u32,
-                    flags: 0,
-                    block: memory.find_block(&name).unwrap(),
-                    offset: Bytes(0),
-                    length: Bytes(length),
-                    guest_address: GuestAddress(i * length),
-                })
-                .unwrap();
-        }
-        (Arc::new(memory), first.unwrap())
+        area
     }
 }
 
-impl Drop for Ram {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping; who used it is gone.
-        unsafe { libc::munmap(self.0.cast(), self.1 as usize) };
-    }
+/// Makes a guest of `blocks` blocks, with a slot for each. Also returns the first block.
+fn guest(area: &Area, blocks: u64) -> (Arc<Memory>, BlockId) {
+    let memory = Memory::new().unwrap();
+    let length = area.length as u64 / blocks;
+    let ids = (0..blocks).map(|i| {
+        let part = (i * length) as usize..((i + 1) * length) as usize;
+        let id = memory.add_block(block(area, &format!("ram{i}"), part));
+        let slot = SlotDescription {
+            slot: i as u32,
+            ..SlotDescription::new(id.unwrap(), GuestAddress(i * length), Bytes(length))
+        };
+        memory.add_slot(&slot).unwrap();
+        slot.block
+    });
+    let ids: Vec<BlockId> = ids.collect();
+    (Arc::new(memory), ids[0])
 }
 
 /// Pauses a guest that may be writing, between two bursts.
@@ -180,10 +147,10 @@ fn write(guest: &Guest, tracker: &Tracker, block: BlockId, ram: (usize, u64), st
 
 /// Migrates once, and returns the downtime in milliseconds.
 fn downtime(shape: &Shape) -> f64 {
-    let from = Ram::new(shape.length, shape.source, 7);
-    let to = Ram::new(shape.length, shape.destination, 7);
-    let (here, block) = from.memory(shape.blocks);
-    let (there, _) = to.memory(shape.blocks);
+    let from = shape.source.make(shape.length);
+    let to = shape.destination.make(shape.length);
+    let (here, block) = guest(&from, shape.blocks);
+    let (there, _) = guest(&to, shape.blocks);
     if shape.ballooned {
         here.set_must_tell_host(true);
         there.set_must_tell_host(true);
@@ -196,7 +163,7 @@ fn downtime(shape: &Shape) -> f64 {
     let stop = Arc::new(AtomicBool::new(false));
     let writer = shape.writes.then(|| {
         let (guest, tracker, stop) = (guest.clone(), Arc::clone(&tracker), Arc::clone(&stop));
-        let ram = (from.0 as usize, from.1);
+        let ram = (from.at as usize, shape.length);
         std::thread::spawn(move || write(&guest, &tracker, block, ram, &stop))
     });
     let incoming = Incoming::new(there, Arc::new(Guest::default()), Params::default()).unwrap();

@@ -10,12 +10,11 @@
 //! Over several connections, the number of connections stands behind the contender's name: brant's
 //! channels, or as many bare streams, each with an equal part of the memory and a thread of its own.
 
+use crate::memory::Ram;
 use crate::report::{alternate, Report, Runs};
 use brant::channel::Endpoint;
 use brant::dirty::tracker::{Clearing, Tracker};
-use brant::memory::{BlockDescription, BlockFlags, Memory};
 use brant::migrate::{Blockers, ConnectTo, Incoming, Outgoing, PageChecksums, Params};
-use brant::units::Bytes;
 use brant::vmm::{Event, EventKind, Vmm};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -40,80 +39,15 @@ pub fn now() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Private anonymous memory, like a guest's.
-pub struct Ram(pub *mut u8, usize);
-
-impl Ram {
-    /// Written everywhere, with numbers that depend on `seed`: touched, and incompressible.
-    pub fn new(length: usize, seed: u64) -> Ram {
-        let ram = Ram::fresh(length);
-        ram.fill(seed);
-        ram
-    }
-
-    /// Not touched.
-    pub fn fresh(length: usize) -> Ram {
-        // SAFETY: a new mapping where the kernel likes.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(at, libc::MAP_FAILED);
-        Ram(at.cast(), length)
-    }
-
-    fn fill(&self, seed: u64) {
-        // SAFETY: the mapping, which nobody else uses now.
-        let words = unsafe { std::slice::from_raw_parts_mut(self.0.cast::<u64>(), self.1 / 8) };
-        for (i, word) in words.iter_mut().enumerate() {
-            *word = value(seed, i);
-        }
-    }
-
-    /// Writes zeros everywhere.
-    pub fn zero(&self) {
-        // SAFETY: the mapping, which nobody else uses now.
-        unsafe { std::ptr::write_bytes(self.0, 0, self.1) };
-    }
-
-    fn holds(&self, seed: u64) -> bool {
-        // SAFETY: the mapping, which nobody else uses now.
-        let words = unsafe { std::slice::from_raw_parts(self.0.cast::<u64>(), self.1 / 8) };
-        words
-            .iter()
-            .enumerate()
-            .all(|(i, word)| *word == value(seed, i))
-    }
-
-    /// The guest's only block.
-    pub fn memory(&self) -> Arc<Memory> {
-        let memory = Memory::new().unwrap();
-        memory
-            .add_block(BlockDescription {
-                name: "ram".into(),
-                // SAFETY: mapped until the benchmark ends.
-                host: unsafe { brant::memory::HostMemory::new(self.0) },
-                length: Bytes(self.1 as u64),
-                page_size: Bytes(4096),
-                file: None,
-                flags: BlockFlags::default(),
-            })
-            .unwrap();
-        Arc::new(memory)
-    }
+/// Memory that is written everywhere, with numbers that depend on `seed`: touched, and incompressible.
+pub fn filled(length: usize, seed: u64) -> Ram {
+    let ram = Ram::new(length);
+    fill(&ram, seed);
+    ram
 }
 
-impl Drop for Ram {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `fresh`, and nobody uses it any more.
-        unsafe { libc::munmap(self.0.cast(), self.1) };
-    }
+fn fill(ram: &Ram, seed: u64) {
+    ram.write_all(|at| value(seed, at));
 }
 
 fn value(seed: u64, i: usize) -> u64 {
@@ -178,9 +112,9 @@ pub fn bare(name: &std::ffi::CStr) -> *mut libc::c_void {
 /// The other process. For each line on its standard input it receives in the way that the line
 /// says, and answers with the port and, at the end, with the time.
 pub fn destination() {
-    let touched = Ram::new(LENGTH, 1);
+    let touched = filled(LENGTH, 1);
     // From now on this kernel has as many free pages that the host has backed.
-    drop(Ram::new(LENGTH, 1));
+    drop(filled(LENGTH, 1));
     // The memory into which a cold contender received.
     let mut cold: Option<Ram> = None;
     println!("touched");
@@ -188,7 +122,7 @@ pub fn destination() {
         let line = line.unwrap();
         let how = match line.strip_prefix("cold ") {
             Some(how) => {
-                cold = Some(Ram::fresh(LENGTH));
+                cold = Some(Ram::new(LENGTH));
                 how
             }
             None => &line,
@@ -199,7 +133,7 @@ pub fn destination() {
             "brant" => {
                 let idle = Arc::new(Idle::default());
                 let incoming = Incoming::new(
-                    ram.memory(),
+                    ram.guest(),
                     Arc::clone(&idle) as Arc<dyn Vmm>,
                     Params::default(),
                 )
@@ -221,18 +155,17 @@ pub fn destination() {
                 // SAFETY: the function has this type in bare.c.
                 let receive: BareReceive = unsafe { std::mem::transmute(bare(c"bare_receive")) };
                 // SAFETY: the mapping, for its whole length.
-                let error = unsafe { receive(fds.as_ptr(), count, ram.0, LENGTH) };
+                let error = unsafe { receive(fds.as_ptr(), count, ram.host(), LENGTH) };
                 assert_eq!(error, 0);
                 println!("{}", now());
             }
             seed => {
-                assert!(
-                    ram.holds(seed.parse().unwrap()),
-                    "what was sent has arrived"
-                );
+                let seed = seed.parse().unwrap();
+                let arrived = ram.holds(|at| value(seed, at));
+                assert!(arrived, "what was sent has arrived");
                 // So that old contents cannot be taken for new ones.
                 if cold.take().is_none() {
-                    touched.fill(1);
+                    fill(&touched, 1);
                 }
                 println!("right");
             }
@@ -318,8 +251,8 @@ pub fn measure(report: &mut Report) {
 fn compare(contenders: [&str; 2]) -> [Runs; 2] {
     let mut destination = Destination::new("--stream-destination");
     let seed = 2;
-    let ram = Ram::new(LENGTH, seed);
-    let memory = ram.memory();
+    let ram = filled(LENGTH, seed);
+    let memory = Arc::clone(&ram.memory);
     alternate(RUNS, |contender| {
         let begun;
         let how = contenders[contender];
@@ -355,7 +288,7 @@ fn compare(contenders: [&str; 2]) -> [Runs; 2] {
             let send: BareSend = unsafe { std::mem::transmute(bare(c"bare_send")) };
             begun = now();
             // SAFETY: the mapping, for its whole length.
-            assert_eq!(unsafe { send(fds.as_ptr(), count, ram.0, LENGTH) }, 0);
+            assert_eq!(unsafe { send(fds.as_ptr(), count, ram.host(), LENGTH) }, 0);
         }
         let end: u64 = destination.answer().parse().unwrap();
         destination.ask(&seed.to_string());

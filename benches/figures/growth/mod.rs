@@ -31,10 +31,8 @@ mod moving;
 mod tracking;
 
 use crate::report::{Report, Runs};
-use brant::memory::{
-    BackingFile, BlockDescription, BlockFlags, HostMemory, Memory, SlotDescription,
-};
-use brant::units::{Bytes, PAGE_SIZE};
+use brant::memory::{BlockDescription, HostMemory, Memory, SlotDescription};
+use brant::units::Bytes;
 use std::time::Instant;
 use vm_memory::GuestAddress;
 
@@ -164,28 +162,10 @@ fn nanoseconds(clock: libc::clockid_t) -> u64 {
 }
 
 fn block(memory: &Memory, name: &str, host: *mut u8, length: u64) {
-    backed(memory, name, host, length, PAGE_SIZE, None);
-}
-
-fn backed(
-    memory: &Memory,
-    name: &str,
-    host: *mut u8,
-    length: u64,
-    page_size: u64,
-    file: Option<BackingFile>,
-) {
-    memory
-        .add_block(BlockDescription {
-            name: name.into(),
-            // SAFETY: mapped as long as the memory is used, or never accessed.
-            host: unsafe { HostMemory::new(host) },
-            length: Bytes(length),
-            page_size: Bytes(page_size),
-            file,
-            flags: BlockFlags::default(),
-        })
-        .unwrap();
+    // SAFETY: mapped as long as the memory is used, or never accessed.
+    let host = unsafe { HostMemory::new(host) };
+    let block = BlockDescription::new(name, host, Bytes(length));
+    memory.add_block(block).unwrap();
 }
 
 fn slot(memory: &Memory, number: u32, name: &str, offset: u64, length: u64, guest: u64) {

@@ -2,23 +2,22 @@
 //! destination begins, and the cost of a cancel. From one memory to another in this process, over a
 //! pair of sockets.
 
-use super::{backed, block, on_a_processor, row, row_of, Growth, Turn, MIB};
+use super::{block, on_a_processor, row, row_of, Growth, Turn, MIB};
+use crate::kinds::{Area, HugePool, Made, HUGE};
 use crate::machine::{Reserved, GIB};
+use crate::memory;
 use crate::report::Report;
 use brant::dirty::tracker::{Clearing, Tracker};
-use brant::memory::{BackingFile, Memory};
+use brant::memory::Memory;
 use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::units::PAGE_SIZE;
 use brant::vmm::{Event, EventKind, Vmm};
-use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(60);
-const HUGE_PAGE: u64 = 2 * MIB;
 
 /// A VMM whose guest is only memory. It reports each new state of its migration, with the
 /// nanoseconds for which the migration's thread was on a processor until then.
@@ -104,127 +103,35 @@ impl Migration {
     }
 }
 
-/// Memory of a kind.
-struct Ram {
-    address: *mut u8,
-    length: u64,
-    page_size: u64,
-    /// The file of a shared mapping.
-    file: Option<OwnedFd>,
+/// A guest whose memory is a part of an area.
+fn part(area: &Area, offset: u64, length: u64) -> Arc<Memory> {
+    let memory = Memory::new().unwrap();
+    let part = offset as usize..(offset + length) as usize;
+    memory.add_block(memory::block(area, "ram", part)).unwrap();
+    Arc::new(memory)
 }
 
-impl Ram {
-    fn new(kind: &str, length: u64) -> Ram {
-        let huge = kind == "hugetlb";
-        let memfd = |flags| {
-            // SAFETY: a name, and a descriptor of our own.
-            let fd = unsafe { libc::memfd_create(c"growth".as_ptr(), libc::MFD_CLOEXEC | flags) };
-            assert!(fd >= 0);
-            // SAFETY: as above.
-            Some(unsafe { OwnedFd::from_raw_fd(fd) })
-        };
-        let file = match kind {
-            "anonymous" => None,
-            "file" => Some(OwnedFd::from(tempfile::tempfile().unwrap())),
-            "hugetlb" => memfd(libc::MFD_HUGETLB | libc::MFD_HUGE_2MB),
-            _ => memfd(0),
-        };
-        if let Some(fd) = &file {
-            File::from(fd.try_clone().unwrap()).set_len(length).unwrap();
-        }
-        let shared = file.is_some() && kind != "memfd-private";
-        let flags = match (&file, shared) {
-            (None, _) => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            (_, true) => libc::MAP_SHARED,
-            (_, false) => libc::MAP_PRIVATE,
-        };
-        let fd = file.as_ref().map_or(-1, |fd| fd.as_raw_fd());
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = flags | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping where the kernel likes.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), length as usize, access, flags, fd, 0) };
-        assert_ne!(at, libc::MAP_FAILED);
-        Ram {
-            address: at.cast(),
-            length,
-            page_size: if huge { HUGE_PAGE } else { PAGE_SIZE },
-            file: file.filter(|_| shared),
-        }
-    }
-
-    /// A guest whose memory is a part of this.
-    fn memory(&self, offset: u64, length: u64) -> Arc<Memory> {
-        let file = self.file.as_ref().map(|fd| BackingFile {
-            fd: fd.try_clone().unwrap(),
-            offset,
-        });
-        let memory = Memory::new().unwrap();
-        let host = self.address.wrapping_add(offset as usize);
-        backed(&memory, "ram", host, length, self.page_size, file);
-        Arc::new(memory)
-    }
-
-    fn fill(&self, from: u64, length: u64, byte: u8) {
-        assert!(from + length <= self.length);
-        let at = self.address.wrapping_add(from as usize);
-        // SAFETY: inside our own mapping.
-        unsafe { std::ptr::write_bytes(at, byte, length as usize) };
-    }
+fn fill(area: &Area, from: u64, length: u64, byte: u8) {
+    assert!((from + length) as usize <= area.length);
+    let at = area.at.wrapping_add(from as usize);
+    // SAFETY: inside the mapping.
+    unsafe { std::ptr::write_bytes(at, byte, length as usize) };
 }
 
-impl Drop for Ram {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping; who used it is gone.
-        unsafe { libc::munmap(self.address.cast(), self.length as usize) };
-    }
-}
-
-/// Huge pages as long as this exists, from the machine's own if it has enough.
-struct HugePages(Option<String>);
-
-impl HugePages {
-    const PATH: &'static str = "/proc/sys/vm/nr_hugepages";
-
-    fn new(bytes: u64) -> Result<HugePages, String> {
-        let wanted = bytes / HUGE_PAGE;
-        let free = || {
-            let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-            let of = |name| {
-                let line = text.lines().find(|line| line.starts_with(name))?;
-                line.split_whitespace().nth(1)?.parse::<u64>().ok()
-            };
-            match of("Hugepagesize:") {
-                Some(2048) => of("HugePages_Free:").unwrap_or(0),
-                _ => 0,
-            }
-        };
-        if free() >= wanted {
-            return Ok(HugePages(None));
-        }
-        let before = std::fs::read_to_string(Self::PATH).map_err(|e| e.to_string())?;
-        let held: u64 = before.trim().parse().unwrap_or(0);
-        std::fs::write(Self::PATH, (held + wanted).to_string())
-            .map_err(|e| format!("no huge pages are free, and {} says {e}", Self::PATH))?;
-        let pages = HugePages(Some(before));
-        match free() >= wanted {
-            true => Ok(pages),
-            false => Err(format!(
-                "no {bytes} bytes of huge pages of 2 MiB can be had"
-            )),
-        }
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = std::fs::write(Self::PATH, before);
-        }
-    }
+/// Memory for both sides.
+fn both(made: Made, length: u64) -> [Area; 2] {
+    let area = || Area::new(made, length as usize);
+    [area(), area()].map(|area| area.unwrap_or_else(|| panic!("{length} bytes of {made:?}")))
 }
 
 fn sending(report: &mut Report) {
-    for kind in ["anonymous", "memfd", "memfd-private", "file", "hugetlb"] {
+    for (kind, made) in [
+        ("anonymous", Made::Anonymous),
+        ("memfd", Made::Memfd),
+        ("memfd-private", Made::MemfdPrivateUntold),
+        ("file", Made::Disk),
+        ("hugetlb", Made::HugeMemfd),
+    ] {
         for what in ["data", "zeros", "holes"] {
             let name = format!("send_{what}/{kind}");
             if !report.wants(&format!("growth.{name}")) {
@@ -232,7 +139,7 @@ fn sending(report: &mut Report) {
             }
             let (small, nothing) = match (kind, what) {
                 // Both sides together: 128 MiB.
-                ("hugetlb", _) => (8 * MIB, HUGE_PAGE),
+                ("hugetlb", _) => (8 * MIB, HUGE as u64),
                 // An almost free operation needs a large size, or all of its cost is fixed. A
                 // file's length is limited by its file system.
                 ("file", "holes") => (256 * MIB, PAGE_SIZE),
@@ -240,27 +147,23 @@ fn sending(report: &mut Report) {
                 _ => (32 * MIB, PAGE_SIZE),
             };
             let length = small * super::APART;
-            let _pages = match kind {
-                "hugetlb" => match HugePages::new(2 * length) {
-                    Ok(pages) => Some(pages),
-                    Err(reason) => {
-                        report.skipped(&format!("growth.{name}"), &reason);
-                        continue;
-                    }
-                },
-                _ => None,
-            };
-            let [here, there] = [Ram::new(kind, length), Ram::new(kind, length)];
+            let pages = 2 * length as usize / HUGE;
+            let pool = made.is_huge().then(|| HugePool::new(pages));
+            if matches!(pool, Some(None)) {
+                report.skipped(&format!("growth.{name}"), "huge pages cannot be reserved");
+                continue;
+            }
+            let [here, there] = both(made, length);
             if what != "holes" {
                 let byte = [7, 0][usize::from(what == "zeros")];
-                here.fill(0, length, byte);
+                fill(&here, 0, length, byte);
             }
             // Both sizes send the same pages, in one run or in eight.
             let mut at = 0u64;
             let piece = |size| {
                 let offset = at.next_multiple_of(size) % length;
                 at = offset + size;
-                Migration::new(here.memory(offset, size), there.memory(offset, size))
+                Migration::new(part(&here, offset, size), part(&there, offset, size))
             };
             let growth = Growth::Beside(nothing);
             row(report, &name, small, growth, piece, |_, it| it.run());
@@ -272,21 +175,21 @@ fn sending(report: &mut Report) {
 fn sending_runs(report: &mut Report) {
     const PIECES: u64 = 2048;
     let length = 2 * super::APART * PIECES * PAGE_SIZE;
-    for kind in ["anonymous", "memfd"] {
+    for (kind, made) in [("anonymous", Made::Anonymous), ("memfd", Made::Memfd)] {
         let name = format!("send_data/{kind}/runs");
         if !report.wants(&format!("growth.{name}")) {
             continue;
         }
-        let [here, there] = [Ram::new(kind, length), Ram::new(kind, length)];
+        let [here, there] = both(made, length);
         for i in 0..super::APART * PIECES {
-            here.fill(2 * i * PAGE_SIZE, PAGE_SIZE, 7);
+            fill(&here, 2 * i * PAGE_SIZE, PAGE_SIZE, 7);
         }
         let mut at = 0u64;
         let piece = |pieces| {
             let size = 2 * pieces * PAGE_SIZE;
             let offset = at.next_multiple_of(size) % length;
             at = offset + size;
-            Migration::new(here.memory(offset, size), there.memory(offset, size))
+            Migration::new(part(&here, offset, size), part(&there, offset, size))
         };
         let growth = Growth::Beside(1);
         row(report, &name, PIECES, growth, piece, |_, it| it.run());

@@ -4,7 +4,7 @@
 //! The memory is reserved. The missing pages are scattered; of them as many as [`TOUCHED`] has were
 //! written at the source and sent before, so the destination has to throw them away.
 
-use super::{Idle, Ram, Random, PAGE};
+use crate::memory::{Idle, Ram, Random, PAGE};
 use crate::report::{alternate, Report, Runs};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::migrate::{
@@ -52,7 +52,7 @@ impl Decider for Switches {
 
 /// The downtime of one migration, in milliseconds.
 fn downtime(source: &Ram, missing: Option<&Arc<Vec<u64>>>) -> f64 {
-    let there = Ram::new(source.length);
+    let there = Ram::new(source.length());
     let params = Params {
         postcopy: true,
         downtime_limit: Duration::from_secs(30),

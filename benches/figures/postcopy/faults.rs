@@ -6,9 +6,9 @@
 //! paced link all lanes send the rest meanwhile, either as fast as the link takes it, so that a page
 //! queues behind its buffer, or capped below the link's rate.
 
-use super::{Idle, Ram, Random, PAGE};
-use crate::kinds::HugePool;
+use crate::kinds::{HugePool, Made};
 use crate::link::{Link, Way};
+use crate::memory::{Idle, Ram, Random, PAGE};
 use crate::report::{Report, Runs};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::migrate::{
@@ -118,9 +118,17 @@ fn percentiles(mut times: Vec<Duration>) -> [f64; 2] {
     [at(50), at(99)]
 }
 
+/// Private memory in pages of so many bytes.
+fn made(page: usize) -> Made {
+    match page > PAGE {
+        true => Made::Huge,
+        false => Made::Anonymous,
+    }
+}
+
 /// Waits of a thread that touches missing pages.
 fn waits(case: &Case, source: &Ram, seed: u64) -> [f64; 2] {
-    let there = Ram::of(source.length, case.page);
+    let there = Ram::of(made(case.page), source.length());
     let params = Params {
         postcopy: true,
         channels: case.channels,
@@ -178,7 +186,7 @@ fn round_trips(case: &Case) -> [f64; 2] {
     let (near, far, _link) = connections(case, 1);
     let [mut near, mut far] = [near, far].map(|mut end| File::from(end.remove(0)));
     let length = case.page;
-    let to = Ram::of(case.faults * length, length);
+    let to = Ram::of(made(length), case.faults * length);
     let count = case.faults;
     let answers = std::thread::spawn(move || {
         let (mut request, answer) = ([0; SMALL], vec![7; SMALL + length]);
@@ -194,7 +202,7 @@ fn round_trips(case: &Case) -> [f64; 2] {
         far.read_exact(&mut answer).unwrap();
         // SAFETY: a page of our own mapping, and a page of the answer.
         unsafe {
-            let into = to.host.add(page * length);
+            let into = to.host().add(page * length);
             into.copy_from_nonoverlapping(answer.as_ptr().add(SMALL), length);
         }
         begun.elapsed()
@@ -219,7 +227,7 @@ pub fn measure(report: &mut Report) {
             report.skipped(&names[1], "huge pages cannot be reserved");
             continue;
         }
-        let source = Ram::of(case.length, case.page);
+        let source = Ram::of(made(case.page), case.length);
         (0..source.pages()).for_each(|page| source.fill(page));
         let mut all: [[Runs; 2]; 2] = Default::default();
         for turn in 0..=RUNS {
