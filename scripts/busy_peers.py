@@ -110,7 +110,7 @@ def by_brant(guest, slowing, image):
             work.await_begin()
             begun = time.monotonic()
             source.stdin.write(b".")
-            word, downtime, sent, passes = source.stdout.readline().decode().split()
+            word, downtime, sent, passes, _ = source.stdout.readline().decode().split()
             took = time.monotonic() - begun
             ended = "converged" if word == "moved" else "not over after %g s" % guest.patience
             return Moved(ended, took, int(sent), int(downtime) / 1000, int(passes), work.pages())
@@ -118,9 +118,10 @@ def by_brant(guest, slowing, image):
 
 @contextlib.contextmanager
 def qemu_side(command, guest, fd, directory, name, image, accel, *more):
+    """QEMU with a guest whose memory is a file, or private (None)."""
     path = os.path.join(directory, name)
-    backend = "memory-backend-file,id=ram,size=%d,mem-path=/proc/self/fd/%d,share=on,prealloc=on" % (
-        guest.memory, fd)
+    backend = "memory-backend-ram,id=ram,size=%d,prealloc=on" % guest.memory if fd is None else \
+        "memory-backend-file,id=ram,size=%d,mem-path=/proc/self/fd/%d,share=on,prealloc=on" % (guest.memory, fd)
     command = [*command, "-accel", accel, "-cpu", "host", "-machine", "pc,memory-backend=ram",
                "-m", "%dM" % (guest.memory // MIB), "-object", backend, "-smp", "1", "-bios", image,
                "-nodefaults", "-display", "none", "-qmp", "unix:%s,server=on,wait=off" % path, *more]

@@ -39,13 +39,21 @@ GROUPS = [
                "each page, with deltas over without", "<=", 0.3),
         Figure(r"delta\.size/", "the length of these encodings, over that encoder's", "<=", 1.0),
     ]),
-    ("Beside QEMU, from the migrate call to the running destination (make bench-peers)", [
-        Figure(r"stream\.qemu_ratio$", "2 GiB of data by TCP and one connection: throughput over QEMU's", ">=", 1.8),
+    ("Beside QEMU (make bench-peers)", [
+        Figure(r"stream\.qemu_ratio$", "2 GiB of data by TCP and one connection, from the migrate call to the running destination: "
+               "throughput over QEMU's", ">=", 1.8),
         Figure(r"stream\.qemu_multifd_ratio$", "the same by two connections, over QEMU's multifd", ">=", 1),
         Figure(r"cpu\.qemu_ratio$", "processor time of both sides for one GiB of data, over QEMU's", "<=", 0.8),
         Figure(r"cpu\.qemu_ratio/", "the same by several connections, over QEMU's multifd"),
         Figure(r"zero\.qemu_ratio$", "2 GiB of zeros that were written: throughput over QEMU's", ">=", 2.5),
         Figure(r"untouched\.qemu_ratio$", "2 GiB that were never touched: throughput over QEMU's", ">=", 50),
+        Figure(r"postcopy\.qemu_blackout", "a guest that sweeps 256 MiB flat out and is switched to postcopy after half a second, over a link "
+               "of 300 MB/s; by memory (a memfd of 1 GiB, if the name has none): how long it stands still, over QEMU's"),
+        Figure(r"postcopy\.qemu_blocked", "the same: how long its vCPU waits for pages, over QEMU's"),
+        Figure(r"snapshot\.qemu_guest_loss(/(private|memfd|huge).*)?$", "a guest that sweeps 512 MiB flat out and is saved as it is at 300 MB/s; by memory: the part of its "
+               "rate that it loses until the file is whole, over that of QEMU's background-snapshot", "<=", 1 / 1.5),
+        Figure(r"snapshot\.qemu_guest_loss/", "the same of a guest that sweeps 48 MiB, and as fast as the disk is"),
+        Figure(r"snapshot\.qemu_lost_s", "the same in seconds of the guest's work, over QEMU's"),
     ]),
     ("A guest in a file", [
         Figure(r"image\.write_fraction$", "1 GiB of data saved to a new file and synced: throughput over bare sequential "
@@ -57,12 +65,15 @@ GROUPS = [
                "writes of the same bytes", ">=", 0.9),
         Figure(r"snapshot\.guest_loss$", "the part of its rate that a guest loses during such a save, over that lost during a save "
                "by the dirty log"),
-        Figure(r"restore\.first_ms$", "until a guest that starts before its memory is read has read a random hundredth of its "
-               "pages, over reading all of the image first (BRANT_BENCH_RESTORE_GIB: 1)", "<=", 0.2),
-        Figure(r"restore\.first_ms/bare_reads$", "the same, over bare O_DIRECT reads of the same pages, one after the other"),
-        Figure(r"restore\.run_ms$", "the same, until the guest runs", "<=", 0.05),
-        Figure(r"restore\.mapped_ms$", "the same pages read by a guest in a private mapping of a trusted image, over those of a guest whose "
-               "pages come by fault"),
+        Figure(r"restore\.first_ms(/(private|memfd).*)?$", "until a guest that starts before its memory is read has read a random hundredth "
+               "of its pages, over reading all of the image first; by memory (private memory of 1 GiB, if the name has none)",
+               "<=", 0.2),
+        Figure(r"restore\.first_ms/", "the same in pages of 2 MiB, each of which has one of them"),
+        Figure(r"restore\.first_over_bare", "the same pages, over bare O_DIRECT reads of their places in the file, one after the other"),
+        Figure(r"restore\.run_ms", "until the guest runs, over reading all of the image first", "<=", 0.05),
+        Figure(r"restore\.mapped_ms", "the same pages read by a guest in a private mapping of a trusted image, over those of a guest "
+               "whose pages come by fault"),
+        Figure(r"restore\.mapped_run_ms", "until that guest runs, over one whose pages come by fault"),
     ]),
     ("Standing still", [
         Figure(r"standstill\.idle_blocks/", "downtime of an idle guest of that many blocks, over that of an idle guest of "

@@ -1,5 +1,5 @@
-"""Processes of one migration, and QEMU's control socket. scripts/bench-peers and scripts/busy_peers.py
-use it.
+"""Processes of one migration, and QEMU's control socket. scripts/bench-peers, scripts/busy_peers.py
+and scripts/served_peers.py use it.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ def free_port():
 
 @contextlib.contextmanager
 def process(command, fd, **how):
-    child = subprocess.Popen(command, pass_fds=[fd], **how)
+    """A process that has a descriptor of ours, if any."""
+    child = subprocess.Popen(command, pass_fds=[] if fd is None else [fd], **how)
     try:
         yield child
     finally:
@@ -60,7 +61,8 @@ class Qmp:
         self.socket.settimeout(SECONDS)
         self.file = self.socket.makefile("rwb")
         self.version = json.loads(self.file.readline())["QMP"]["version"]["qemu"]
-        self.events = []
+        # The time of day of the last one of each name, in seconds.
+        self.events = {}
         self.call("qmp_capabilities")
 
     def call(self, command, **arguments):
@@ -69,7 +71,7 @@ class Qmp:
         while True:
             answer = json.loads(self.file.readline())
             if "event" in answer:
-                self.events.append(answer["event"])
+                self.note(answer)
             elif "error" in answer:
                 raise Cannot("QEMU: %s" % answer["error"]["desc"])
             else:
@@ -79,7 +81,12 @@ class Qmp:
         while name not in self.events:
             answer = json.loads(self.file.readline())
             if "event" in answer:
-                self.events.append(answer["event"])
+                self.note(answer)
+        return self.events[name]
+
+    def note(self, event):
+        at = event["timestamp"]
+        self.events[event["event"]] = at["seconds"] + at["microseconds"] / 1e6
 
     def await_completed(self):
         while True:
