@@ -5363,7 +5363,7 @@ typedef struct brant_image_stats {
     uint64_t protecting_ns;
     /**
      * Save with BRANT_IMAGE_INSTANT_START, of the data pages: those that were copied because the
-     * guest wrote them first.
+     * guest wrote them first, or the pages before them.
      */
     uint64_t copied_pages;
     /**

@@ -251,7 +251,7 @@ pub struct brant_image_stats {
     /// `downtime_ns`; BRANT_UNKNOWN before that, and in other saves.
     pub protecting_ns: u64,
     /// Save with BRANT_IMAGE_INSTANT_START, of the data pages: those that were copied because the
-    /// guest wrote them first.
+    /// guest wrote them first, or the pages before them.
     pub copied_pages: u64,
     /// Save with BRANT_IMAGE_INSTANT_START, of the faults: those that waited for a buffer or the disk,
     /// because there was no room for a copy.

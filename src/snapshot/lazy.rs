@@ -14,6 +14,7 @@
 //! page is zeros, so that the VMM's operation that waits for it returns, and the restore fails before
 //! `run`. Once the guest may run, the page is given up: its access raises SIGBUS.
 
+use super::sequence::Sequence;
 use crate::error::{Error, Result};
 use crate::fallible;
 use crate::image::{Announce, Begun, Filled, Picked, Picker, Room, Singles};
@@ -27,8 +28,6 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Pages behind a fault that are read with it, when the faults before it came one behind the other.
-const AHEAD: Range<u64> = 8..256;
 /// Pages that are read ahead in the background at once: as many as a record has.
 const BACKGROUND: u64 = STRETCH_PAGES;
 /// The same while a thread has waited for a page a moment ago.
@@ -38,13 +37,6 @@ const QUIET: Duration = Duration::from_millis(2);
 /// and for so long at most.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// The last fault of a block, and what was read behind it.
-#[derive(Debug, Default, Clone, Copy)]
-struct Last {
-    end: u64,
-    ahead: u64,
-}
-
 #[derive(Default)]
 struct State {
     /// Pages that threads wait for.
@@ -52,7 +44,7 @@ struct State {
     /// A page was asked for, and there was no memory to note that.
     forgotten: bool,
     /// By block.
-    last: Vec<Last>,
+    last: Vec<Sequence>,
     /// Block and page where the background reads on.
     background: (usize, u64),
     /// A thread has waited since the background read last.
@@ -75,13 +67,10 @@ impl State {
         self.gently = true;
         self.faulted = Some(Instant::now());
         let last = &mut self.last[entry];
-        if (last.end..=last.end + AHEAD.start).contains(&page) {
+        if last.goes_on(page) {
             return false;
         }
-        *last = Last {
-            end: page + 1,
-            ahead: 0,
-        };
+        last.had(page + 1, 0);
         true
     }
 
@@ -184,7 +173,10 @@ impl Lazy {
         for (entry, block) in blocks.iter().enumerate() {
             fallible::insert(&mut entries, block.id(), entry, "blocks")?;
         }
-        let last = fallible::collect(blocks.iter().map(|_| Last::default()), "blocks")?;
+        let last = fallible::collect(
+            blocks.iter().map(|_| Sequence::new(Sequence::NEAR)),
+            "blocks",
+        )?;
         Ok(Lazy {
             picker,
             singles: Singles::new().ok(),
@@ -312,17 +304,12 @@ impl Lazy {
             }
             if let Some((entry, pages)) = state.urgent.pop_front() {
                 let last = &mut state.last[entry];
-                let behind = (last.end..=last.end + AHEAD.start).contains(&pages.start);
-                let ahead = match behind {
+                let ahead = match self.blocks[entry].page_size().0 > PAGE_SIZE {
                     // A huge page is much already.
-                    _ if self.blocks[entry].page_size().0 > PAGE_SIZE => 0,
-                    true => (last.ahead * 2).clamp(AHEAD.start, AHEAD.end),
-                    false => 0,
+                    true => 0,
+                    false => last.ahead_of(pages.start),
                 };
-                *last = Last {
-                    end: pages.end + ahead,
-                    ahead,
-                };
+                last.had(pages.end + ahead, ahead);
                 return Some((entry, pages, ahead));
             }
             if std::mem::take(&mut state.forgotten) {

@@ -19,6 +19,7 @@
 //! | `lazy` | memory that comes while the guest runs |
 //! | `report` | parameters and figures |
 //! | `task` | a thread that is started once, waited for and cancelled |
+//! | `sequence` | faults that come one behind the other |
 //! | `watching` | what the VMM asks of either while it is in progress |
 
 mod chain;
@@ -32,6 +33,7 @@ mod report;
 mod restore;
 mod save;
 mod saving;
+mod sequence;
 mod task;
 #[cfg(test)]
 mod testing;

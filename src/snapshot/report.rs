@@ -98,7 +98,7 @@ pub struct Stats {
     /// image did not have yet. Lazy restore: page faults, those on pages that were here included.
     pub faults: u64,
     /// Save with [`SaveInstant::Start`], of the data pages: those that were copied because the guest
-    /// wrote them first.
+    /// wrote them first, or the pages before them.
     pub copied_pages: u64,
     /// Save with [`SaveInstant::Start`], of the faults: those that waited for a buffer or the disk,
     /// because there was no room for a copy ([`SaveParams::max_copy_bytes`]).

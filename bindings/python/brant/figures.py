@@ -924,7 +924,7 @@ class ImageStats:
     #: `downtime_ns`; None before that, and in other saves.
     protecting_ns: Optional[int]
     #: Save with BRANT_IMAGE_INSTANT_START, of the data pages: those that were copied because the
-    #: guest wrote them first.
+    #: guest wrote them first, or the pages before them.
     copied_pages: int
     #: Save with BRANT_IMAGE_INSTANT_START, of the faults: those that waited for a buffer or the
     #: disk, because there was no room for a copy.

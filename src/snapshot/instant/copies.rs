@@ -17,15 +17,21 @@ pub(super) struct Copies {
     free: Vec<u32>,
     /// Pages that may still be allocated.
     left: usize,
+    /// Pages that were given out.
+    used: usize,
+    most: usize,
 }
 
 impl Copies {
     /// No copies yet, and later copies of at most `bytes` bytes.
     pub(super) fn new(bytes: u64) -> Copies {
+        let most = usize::try_from(bytes / PAGE_SIZE).unwrap_or(usize::MAX);
         Copies {
             chunks: Vec::new(),
             free: Vec::new(),
-            left: usize::try_from(bytes / PAGE_SIZE).unwrap_or(usize::MAX),
+            left: most,
+            used: 0,
+            most,
         }
     }
 
@@ -34,7 +40,17 @@ impl Copies {
         if self.free.is_empty() {
             self.grow()?;
         }
-        self.free.pop().map(Slot)
+        let slot = self.free.pop().map(Slot)?;
+        self.used += 1;
+        Some(slot)
+    }
+
+    /// [`Copies::take`] for a page that nobody waits for. One half is kept for those who do.
+    pub(super) fn take_spare(&mut self) -> Option<Slot> {
+        match self.used < self.most / 2 {
+            true => self.take(),
+            false => None,
+        }
     }
 
     fn grow(&mut self) -> Option<()> {
@@ -63,6 +79,7 @@ impl Copies {
     /// The copy is not needed any more.
     pub(super) fn give_back(&mut self, slot: Slot) {
         self.free.push(slot.0);
+        self.used -= 1;
     }
 }
 
@@ -84,6 +101,7 @@ mod tests {
             assert!(copies.bytes_mut(*slot).iter().all(|b| *b == expected));
         }
         copies.give_back(taken[5]);
+        assert_eq!(copies.take_spare(), None);
         assert_eq!(copies.take(), Some(taken[5]));
         assert_eq!(copies.take(), None);
         assert_eq!(Copies::new(PAGE_SIZE - 1).take(), None);

@@ -29,6 +29,8 @@ use crate::memory::{Block, BlockPin, Holder, Map, Memory, NeedsContents};
 use crate::runtime::{catch, spawn, Cancel, Join, Notify, Role};
 use crate::sys::event::{self, Poll, READABLE};
 use crate::sys::maps::Maps;
+use crate::sys::mem;
+use crate::sys::pagemap::{Pagemap, Query, PRESENT};
 use crate::sys::thread;
 use crate::sys::uffd::{Fault, Faults, Modes, Stopped};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
@@ -60,6 +62,8 @@ struct Shared {
     failed: Cancel,
     /// The save's thread, which reads memory: its number in the kernel.
     walker: u32,
+    /// `None`: which pages are there cannot be asked, so only pages that were written are copied.
+    pagemap: Option<Pagemap>,
 }
 
 struct Inner {
@@ -169,6 +173,7 @@ impl Watch {
             registered: Mutex::default(),
             failed: failed.clone(),
             walker: thread::number(),
+            pagemap: Pagemap::open().ok(),
         });
         let stop = Notify::new()?;
         let (ready, is_ready) = mpsc::sync_channel(1);
@@ -473,14 +478,41 @@ fn decide(shared: &Shared, fault: &Fault) -> Result<Answer> {
         let page = fault.address..fault.address + PAGE_SIZE;
         return Ok(Answer::Wake(page));
     }
-    inner.ledger.touched(touched, |to| {
+    let ledger = &mut inner.ledger;
+    let copy = |address: u64, to: &mut [u8]| {
         // SAFETY: a page of a block that is held, so mapped. It is there, because it is protected,
         // and nobody has taken it away since (see the file's description). The kernel lets no thread
         // write it before the answer.
-        unsafe {
-            std::ptr::copy_nonoverlapping(fault.address as *const u8, to.as_mut_ptr(), to.len());
+        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), to.len()) };
+    };
+    let answer = ledger.touched(touched, |to| copy(fault.address, to))?;
+    match (answer, &shared.pagemap) {
+        (Answer::Unprotect(page), Some(pagemap)) if !touched.by_walk => {
+            let end = ledger.copy_ahead(&page, |behind| there(pagemap, behind), copy)?;
+            Ok(Answer::Unprotect(page.start..end))
         }
-    })
+        (answer, _) => Ok(answer),
+    }
+}
+
+/// Up to which address pages are there and can be read.
+fn there(pagemap: &Pagemap, behind: Range<u64>) -> u64 {
+    let absent = Query {
+        inverted: PRESENT,
+        all: PRESENT,
+        report: PRESENT,
+        ..Query::default()
+    };
+    let end = match pagemap.first(behind.clone(), &absent) {
+        Ok(first) => first.unwrap_or(behind.end),
+        Err(_) => behind.start,
+    };
+    let length = (end - behind.start) as usize;
+    // The VMM may have forbidden access.
+    match length > 0 && mem::populate_read(behind.start as *mut u8, length).is_ok() {
+        true => end,
+        false => behind.start,
+    }
 }
 
 /// What cannot be done now, because a message is unread, is put into `again`.

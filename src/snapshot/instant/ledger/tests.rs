@@ -122,6 +122,47 @@ fn without_room_for_a_copy_the_thread_waits_and_its_unit_comes_first() {
 }
 
 #[test]
+fn behind_writes_one_behind_the_other_pages_are_copied_before_they_are_written() {
+    let mut ledger = ledger(64);
+    ledger.arm();
+    // As far as pages are there: page 40 is a hole.
+    let write = |ledger: &mut Ledger, at: u64| {
+        let answer = touch(ledger, at, true);
+        assert_eq!(answer, Answer::Unprotect(page(at)));
+        let there = |behind: Range<u64>| behind.end.min(page(40).start);
+        let copy = |address, to: &mut [u8]| to.fill(((address - BASE) / PAGE_SIZE) as u8);
+        let end = ledger.copy_ahead(&page(at), there, copy).unwrap();
+        (end - BASE) / PAGE_SIZE
+    };
+    // Far from the one before.
+    assert_eq!(write(&mut ledger, 600), 601);
+    assert_eq!(write(&mut ledger, 0), 1);
+    assert_eq!(write(&mut ledger, 1), 10);
+    // A hole that was filled is known.
+    assert_eq!(touch(&mut ledger, 20, false), Answer::Zero(page(20)));
+    assert_eq!(write(&mut ledger, 12), 20);
+    // One half of the room is for pages that somebody waits for.
+    assert_eq!(write(&mut ledger, 21), 34);
+    let copied = ledger.tally.copied;
+    assert_eq!((copied, ledger.tally.held), (32, 0));
+    assert_eq!(write(&mut ledger, 34), 35);
+    assert_eq!(ledger.tally.copied, 33);
+    assert_eq!(ledger.next(), Some(SECOND));
+    let kept = ledger.begin(SECOND);
+    ledger.done(SECOND, &kept);
+    let kept = ledger.begin(FIRST);
+    for Kept { page, copy } in &kept {
+        let right = |slot: &Slot| ledger.copy_of(*slot).iter().all(|it| *it == page.0 as u8);
+        assert_eq!(copy.as_ref().is_some_and(right), page.0 != 20, "{page:?}");
+    }
+    ledger.done(FIRST, &kept);
+    // Nothing is copied of a unit that is done, nor behind the end of one.
+    let no = |_: Range<u64>| panic!("asked");
+    let end = ledger.copy_ahead(&page(33), no, |_, _| panic!("copied"));
+    assert_eq!(end.unwrap(), page(33).end);
+}
+
+#[test]
 fn a_huge_page_is_never_copied_by_itself() {
     let mut ledger = ledger(10);
     ledger.arm();
