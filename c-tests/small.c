@@ -167,6 +167,55 @@ static void states(void)
     small_free(b);
 }
 
+static bool refused(struct small *s, void *data, size_t length, const char *words)
+{
+    brant_error *error;
+    int32_t code = brant_guest_add_state(s->guest, "bad", 0, 1, data, length, &error);
+
+    kept(code, error);
+    note("%s", message);
+    return code == BRANT_E_INVALID && strstr(message, "state `bad`: expected") && strstr(message, words);
+}
+
+/* Memory that cannot be accessed, at once or later: an error with the byte, and no signal. */
+static void broken_states(void)
+{
+    struct small *a = small_new(), *b = small_new();
+    char *page = mmap(NULL, 2 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int both = PROT_READ | PROT_WRITE;
+
+    munmap(page + 4096, 4096);
+    ok(refused(a, page, 8, "does not let it be read") && refused(a, page + 4096, 8, "nothing is mapped")
+           && refused(a, (void *)(UINTPTR_MAX - 3), 8, "end of the address space")
+           && refused(a, a->more, 0, "found 0 at"),
+       "memory that cannot be read is no state");
+    if (mprotect(page, 4096, both))
+        bail("mprotect: %s", strerror(errno));
+    ok(refused(a, page + 4090, 8, "byte 6: nothing is mapped"), "nor is memory that ends in the middle");
+    add(a, "page", 0, 1, page, 4096);
+    add(b, "page", 0, 1, b->more, 4096);
+    mprotect(page, 4096, PROT_NONE);
+    ok(migrate(a, b) == BRANT_E_VMM && strstr(message, "that can still be read; found at byte 0"),
+       "state that cannot be read any more ends the migration: %s", message);
+    mprotect(page, 4096, both);
+    memset(page, 'p', 4096);
+    ok(migrate(a, b) == 0 && b->more[4095] == 'p', "the guest was still here, and moves when it can be");
+    small_free(a);
+    small_free(b);
+
+    a = small_new(), b = small_new();
+    add(a, "page", 0, 1, a->more, 4096);
+    add(b, "page", 0, 1, page, 4096);
+    mprotect(page, 4096, PROT_READ);
+    ok(migrate(a, b) == BRANT_E_REFUSED && strstr(message, "that can be written; found at byte 0"),
+       "state that cannot be written is refused by the destination: %s", message);
+    mprotect(page, 4096, both);
+    ok(migrate(a, b) == 0, "and comes when it can be");
+    small_free(a);
+    small_free(b);
+    munmap(page, 4096);
+}
+
 static uint64_t taken(struct small *s, uint64_t *first)
 {
     brant_run runs[8];
@@ -222,8 +271,9 @@ static void memory(void)
 
 int main(void)
 {
-    plan(15);
+    plan(21);
     states();
+    broken_states();
     memory();
     return done();
 }

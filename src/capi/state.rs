@@ -17,9 +17,14 @@ use std::ffi::{c_char, c_void};
 /// `load`. A destination that refuses may have loaded some states before.
 ///
 /// The bytes stay the VMM's. brant reads them when the guest is paused, and writes them when a guest
-/// arrives that does not run yet; nobody else writes them meanwhile. At most 1 GiB each and 4096 states a
-/// guest. Add them before the migration starts, also in `early_load`. BRANT_E_EXISTS for a name and
-/// instance that is there. Any thread.
+/// arrives that does not run yet; nobody else writes them meanwhile. Bytes that cannot be read or written
+/// then raise no signal: `save` or `load` fails, the message names the state and the byte, and the guest
+/// runs on at the source. Memory that is unmapped or protected by another thread in the same moment is
+/// not noticed.
+///
+/// 1 byte to 1 GiB each and 4096 states a guest. Add them before the migration starts, also in
+/// `early_load`. BRANT_E_EXISTS for a name and instance that is there. BRANT_E_INVALID for 0 bytes, bytes
+/// that reach past the end of the address space, and bytes that cannot be read now. Any thread.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_add_state(
     guest: *mut brant_guest,

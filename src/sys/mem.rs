@@ -333,12 +333,21 @@ impl Pipe {
     /// cannot be used any more.
     ///
     /// # Safety
-    /// No Rust reference covers the range, and its contents are not needed.
+    /// As for [`Pipe::write`].
     pub unsafe fn zero(&self, address: *mut u8, length: usize) -> io::Result<()> {
         static ZEROS: [u8; 4096] = [0; 4096];
-        let length = length.min(ZEROS.len());
-        // SAFETY: at most the bytes of ZEROS.
-        let put = unsafe { kernel::write(self.writer.as_raw_fd(), ZEROS.as_ptr().cast(), length) };
+        // SAFETY: the caller's contract.
+        unsafe { self.write(address, &ZEROS[..length.min(ZEROS.len())]) }
+    }
+
+    /// Writes `bytes`, at most 4096, to memory. After an error the pipe cannot be used any more.
+    ///
+    /// # Safety
+    /// No Rust reference covers the range, and its contents are not needed.
+    pub unsafe fn write(&self, address: *mut u8, bytes: &[u8]) -> io::Result<()> {
+        let length = bytes.len();
+        // SAFETY: those bytes.
+        let put = unsafe { kernel::write(self.writer.as_raw_fd(), bytes.as_ptr().cast(), length) };
         Pipe::moved(put, length)?;
         // SAFETY: the kernel writes there, by the caller's promise, or answers EFAULT.
         let got = unsafe { kernel::read(self.reader.as_raw_fd(), address.cast(), length) };

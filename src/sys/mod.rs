@@ -34,6 +34,7 @@ pub mod own;
 pub mod pagemap;
 pub mod passing;
 pub mod pipe;
+pub mod plain;
 pub mod seals;
 pub mod shm;
 pub mod signal;

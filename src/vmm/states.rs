@@ -6,6 +6,7 @@
 
 use super::{StateBlob, StateSink};
 use crate::error::{Error, Kind, Result};
+use crate::sys::plain::{self, Bad};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard};
 
@@ -32,6 +33,15 @@ unsafe impl Send for State {}
 impl State {
     fn is(&self, name: &str, instance: u32) -> bool {
         self.name == name && self.instance == instance
+    }
+
+    /// The error for a byte that cannot be accessed.
+    fn broken(&self, kind: Kind, expected: &str, bad: &Bad) -> Error {
+        let length = self.length;
+        Error::new(
+            kind,
+            format!("{self}: expected {length} bytes {expected}; found at {bad}"),
+        )
     }
 }
 
@@ -93,7 +103,8 @@ impl States {
     /// VMM's own number of their layout.
     ///
     /// # Errors
-    /// `Invalid` for a name or a length that cannot be, `Exists` for a name and instance that is there.
+    /// `Invalid` for a name or a length that cannot be and for bytes that cannot be read, `Exists` for a
+    /// name and instance that is there.
     ///
     /// # Safety
     /// Until the state is removed, or this list is dropped, the bytes may be read by [`States::save`] and
@@ -125,12 +136,17 @@ impl States {
             length,
             has_come: false,
         };
-        if length > STATE_BYTES_MAX || (at.is_null() && length > 0) {
+        if !(1..=STATE_BYTES_MAX).contains(&length) || at.addr().checked_add(length).is_none() {
             return refused(
                 Kind::Invalid,
-                format!("{state}: expected at most {STATE_BYTES_MAX} bytes at an address; found {length} at {at:p}"),
+                format!(
+                    "{state}: expected 1 to {STATE_BYTES_MAX} bytes that end before the end of the \
+                     address space; found {length} at {at:p}"
+                ),
             );
         }
+        plain::check_readable(at, length)
+            .map_err(|bad| state.broken(Kind::Invalid, "of memory that can be read", &bad))?;
         let mut list = self.list();
         if list.iter().any(|other| other.is(name, instance)) {
             return refused(Kind::Exists, format!("{state} is there already"));
@@ -162,14 +178,14 @@ impl States {
     /// Puts every state into `sink`, in order.
     ///
     /// # Errors
-    /// Those of the sink.
+    /// Those of the sink, and `Memory` for bytes that cannot be read any more.
     pub fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
         for state in self.list().iter() {
-            let data = match state.length {
-                0 => &[][..],
-                // SAFETY: the promise of `add`; the state cannot be removed meanwhile.
-                length => unsafe { std::slice::from_raw_parts(state.at, length) },
-            };
+            plain::check_readable(state.at, state.length)
+                .map_err(|bad| state.broken(Kind::Memory, "that can still be read", &bad))?;
+            // SAFETY: the promise of `add`; the state cannot be removed meanwhile, and was readable a
+            // moment ago.
+            let data = unsafe { std::slice::from_raw_parts(state.at, state.length) };
             sink.put(&StateBlob {
                 name: &state.name,
                 instance: state.instance,
@@ -183,7 +199,8 @@ impl States {
     /// Takes a blob into its state. `false` when it is of none of these.
     ///
     /// # Errors
-    /// `Unsupported` when version or length differ, with both.
+    /// `Unsupported` when version or length differ, with both. `Memory` for bytes that cannot be written,
+    /// of which some may be the blob's then.
     pub fn load(&self, blob: &StateBlob<'_>) -> Result<bool> {
         let mut list = self.list();
         let Some(at) = list
@@ -210,11 +227,10 @@ impl States {
             list.iter_mut().for_each(|state| state.has_come = false);
         }
         let state = &mut list[at];
+        // SAFETY: the promise of `add`; as many bytes as just compared.
+        unsafe { plain::write(state.at, blob.data) }
+            .map_err(|bad| state.broken(Kind::Memory, "that can be written", &bad))?;
         state.has_come = true;
-        if state.length > 0 {
-            // SAFETY: the promise of `add`; as many bytes as just compared.
-            unsafe { state.at.copy_from(blob.data.as_ptr(), state.length) };
-        }
         Ok(true)
     }
 
@@ -242,6 +258,7 @@ impl States {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::own::OwnMemory;
 
     fn blob<'a>(name: &'a str, version: u32, data: &'a [u8]) -> StateBlob<'a> {
         StateBlob {
@@ -291,6 +308,56 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_cannot_be_accessed_any_more_is_an_error_and_no_signal() {
+        struct Nowhere;
+        impl StateSink for Nowhere {
+            fn put(&mut self, _: &StateBlob<'_>) -> Result<()> {
+                Ok(())
+            }
+        }
+        let memory = OwnMemory::new(2 * 4096, "a test").unwrap();
+        let at = memory.as_ptr().cast_mut();
+        let change = |protection| {
+            // SAFETY: this test's own memory, to which it has no reference.
+            let changed = unsafe { libc::mprotect(at.cast(), 2 * 4096, protection) };
+            assert_eq!(changed, 0);
+        };
+        let list = States::default();
+        // SAFETY: the memory outlives the list.
+        let add = |name| unsafe { list.add(name, 0, 7, at.add(4000), 200) };
+        add("rtc").unwrap();
+        list.save(&mut Nowhere).unwrap();
+
+        change(libc::PROT_READ);
+        list.save(&mut Nowhere).unwrap();
+        let wrong = list.load(&blob("rtc", 7, &[1; 200])).unwrap_err();
+        assert_eq!(wrong.kind(), Kind::Memory);
+        assert_eq!(
+            wrong.message(),
+            "state `rtc`: expected 200 bytes that can be written; found at byte 0: its mapping does not \
+             let it be written"
+        );
+        assert!(list.loaded().is_err(), "it has not come");
+
+        change(libc::PROT_NONE);
+        let wrong = list.save(&mut Nowhere).unwrap_err();
+        assert_eq!(wrong.kind(), Kind::Memory);
+        assert!(
+            wrong.message().contains("that can still be read"),
+            "{wrong}"
+        );
+        let wrong = add("pit").unwrap_err();
+        assert_eq!(wrong.kind(), Kind::Invalid);
+        assert!(
+            wrong.message().contains("of memory that can be read"),
+            "{wrong}"
+        );
+        change(libc::PROT_READ | libc::PROT_WRITE);
+        assert!(list.load(&blob("rtc", 7, &[1; 200])).unwrap());
+        list.loaded().unwrap();
+    }
+
+    #[test]
     fn what_cannot_be_a_state_is_refused() {
         let (list, mut bytes) = (States::default(), [0u8]);
         for name in ["", "a\tb", &"n".repeat(STATE_NAME_MAX + 1)] {
@@ -303,21 +370,28 @@ mod tests {
         unsafe {
             for (at, length) in [
                 (std::ptr::null_mut(), 1),
+                (bytes.as_mut_ptr(), 0),
                 (bytes.as_mut_ptr(), STATE_BYTES_MAX + 1),
+                (bytes.as_mut_ptr(), usize::MAX),
+                (std::ptr::without_provenance_mut(usize::MAX - 9), 20),
+                (std::ptr::without_provenance_mut(usize::MAX - 9), 5),
             ] {
-                assert_eq!(
-                    list.add("x", 0, 1, at, length).unwrap_err().kind(),
-                    Kind::Invalid
+                let wrong = list.add("x", 0, 1, at, length).unwrap_err();
+                assert_eq!(wrong.kind(), Kind::Invalid);
+                let words = wrong.message();
+                assert!(
+                    words.contains("expected") && words.contains("found"),
+                    "{words}"
                 );
             }
-            list.add("empty", 0, 1, std::ptr::null_mut(), 0).unwrap();
         }
+        added(&list, "x", &mut bytes).unwrap();
         assert_eq!(
-            added(&list, "empty", &mut bytes).unwrap_err().kind(),
+            added(&list, "x", &mut bytes).unwrap_err().kind(),
             Kind::Exists
         );
-        list.remove("empty", 0).unwrap();
-        assert_eq!(list.remove("empty", 0).unwrap_err().kind(), Kind::NotFound);
+        list.remove("x", 0).unwrap();
+        assert_eq!(list.remove("x", 0).unwrap_err().kind(), Kind::NotFound);
         for n in 0..STATES_MAX {
             added(&list, &format!("s{n}"), &mut bytes).unwrap();
         }
