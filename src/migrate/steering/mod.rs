@@ -28,6 +28,8 @@ pub(super) mod passes;
 #[doc(hidden)]
 pub mod policies;
 #[doc(hidden)]
+pub mod policy;
+#[doc(hidden)]
 pub mod progress;
 pub(super) mod recent;
 #[doc(hidden)]
