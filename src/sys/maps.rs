@@ -68,6 +68,11 @@ impl Area {
     pub fn range(&self) -> Range<u64> {
         self.start..self.end
     }
+
+    /// Whether it is a private mapping of a file of the VMM's: what is not written there is the file's.
+    pub fn is_private_file(&self) -> bool {
+        !self.shared && self.inode != 0 && !self.huge_anonymous
+    }
 }
 
 /// An open `/proc/self/maps`, for the process that opened it.

@@ -162,7 +162,7 @@ fn kind_of(faults: &Faults, block: &Block, area: &Area, part: &Range<u64>) -> Re
     };
     let wanted =
         match area.shared {
-            false if area.inode != 0 && !area.huge_anonymous => return Err(no(
+            false if area.is_private_file() => return Err(no(
                 "it is a private mapping of a file, and a page that is discarded there gets the \
                  file's contents back",
             )),

@@ -251,7 +251,8 @@ impl Watch {
         drop(inner);
         debug_assert_eq!(number, self.blocks.len());
         self.blocks.push(pin);
-        let can = self.shared.faults.register(range.clone(), modes)?;
+        let can = self.shared.faults.register(range.clone(), modes);
+        let can = can.map_err(|error| self.refused(&range, error))?;
         self.shared.registered().push(range);
         if !can.protect || (modes.missing && !can.zero) {
             return Err(Error::new(
@@ -260,6 +261,28 @@ impl Watch {
             ));
         }
         Ok(())
+    }
+
+    /// The kernel's refusal to watch a range, in words that say what to do where the memory is mapped
+    /// from a file, as after the restore of a trusted image.
+    fn refused(&self, range: &Range<u64>, error: Error) -> Error {
+        let mut of_file = false;
+        if let (Kind::Invalid, Some(maps)) = (error.kind(), &self.maps) {
+            let looked = maps.over(range.clone(), |area| {
+                of_file |= area.is_private_file();
+                !of_file
+            });
+            of_file &= looked.is_ok();
+        }
+        match of_file {
+            false => error,
+            true => Error::new(
+                Kind::Unsupported,
+                "it is a private mapping of a file, as after a restore of a trusted image, and \
+                 userfaultfd cannot protect such memory from writes; save the guest as it is at the end, \
+                 or restore it without trust in the image",
+            ),
+        }
     }
 
     /// The instant: protects all blocks of `map`, which is the paused guest's, or those parts in

@@ -4,7 +4,7 @@
 use crate::error::{Error, Kind};
 use crate::memory::Whose;
 use crate::snapshot::testing::*;
-use crate::snapshot::{merge, Chain, Restore, RestoreParams, SaveParams};
+use crate::snapshot::{merge, Chain, Restore, RestoreParams, SaveInstant, SaveParams};
 use crate::sys::uffd::{Faults, Modes};
 use crate::units::PAGE_SIZE;
 use std::path::Path;
@@ -155,6 +155,39 @@ fn what_cannot_be_mapped_is_refused_by_name_before_anything_is_touched() {
     };
     let error = Restore::new(Arc::clone(&there.memory), vmm, both).unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid);
+}
+
+/// The kernel protects private mappings of tmpfs files; there the save succeeds.
+#[test]
+fn a_save_of_the_start_says_that_a_mapped_guest_cannot_be_protected_and_what_to_do() {
+    let (_directory, path) = place();
+    saved(&path);
+    let there = world_of(FEW, Notes::default());
+    let _restore = restored(&there, &path).unwrap();
+    let contents = there.contents();
+    let start = SaveParams {
+        instant: SaveInstant::Start,
+        ..SaveParams::default()
+    };
+    let again = path.with_extension("again");
+    let save = there.save(start);
+    save.start(&again).unwrap();
+    if let Err(error) = save.wait(Some(LONG)) {
+        assert_eq!(error.kind(), Kind::Unsupported, "{error}");
+        for words in [
+            "block `",
+            "private mapping of a file",
+            "as it is at the end",
+        ] {
+            assert!(error.message().contains(words), "{words}: {error}");
+        }
+        assert!(!there.notes.calls().contains(&"pause".into()));
+        there.save_to(&again).unwrap();
+    }
+    assert_eq!(there.memory.ownership().whose(), Whose::Here);
+    let third = world_of(FEW, Notes::default());
+    third.restore_from(&again).unwrap();
+    assert!(third.contents() == contents);
 }
 
 #[test]
