@@ -81,6 +81,26 @@ pub enum EventKind {
     Recovered = 12,
 }
 
+impl EventKind {
+    /// The kind in one word, for logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            EventKind::State => "state",
+            EventKind::Pass => "pass",
+            EventKind::Warning => "warning",
+            EventKind::Completed => "completed",
+            EventKind::Failed => "failed",
+            EventKind::Unanswered => "unanswered",
+            EventKind::Mismatch => "mismatch",
+            EventKind::Downtime => "downtime",
+            EventKind::Stalled => "stalled",
+            EventKind::Throttle => "throttle",
+            EventKind::Interrupted => "interrupted",
+            EventKind::Recovered => "recovered",
+        }
+    }
+}
+
 /// Something that happened, told through [`Vmm::event`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]

@@ -30,6 +30,7 @@ mod migration;
 mod policies;
 mod postcopy;
 mod proven;
+mod recording;
 mod simulate;
 mod standstill;
 mod unreadable;

@@ -133,6 +133,9 @@ pub const BRANT_ROLE_DIGEST: u32 = 10;
 /// A thread of a migration whose guest has devices (`brant_guest_add_device`): at the total timeout or
 /// the switchover timeout it asks a device in a call to return (`brant_device.cancel`).
 pub const BRANT_ROLE_WATCH: u32 = 11;
+/// A thread that writes the recording of a migration (`brant_outgoing_record`). It calls no operation but
+/// `thread_start`.
+pub const BRANT_ROLE_RECORD: u32 = 12;
 
 /// The VMM's operations. An operation that the VMM does not have is NULL. Operations belong to a
 /// guest: `brant_guest_new` copies the table, and takes the `opaque` that each operation gets.
@@ -835,5 +838,6 @@ mod tests {
         assert_eq!(Role::Image.number(), BRANT_ROLE_IMAGE);
         assert_eq!(Role::Digest.number(), BRANT_ROLE_DIGEST);
         assert_eq!(Role::Watch.number(), BRANT_ROLE_WATCH);
+        assert_eq!(Role::Record.number(), BRANT_ROLE_RECORD);
     }
 }

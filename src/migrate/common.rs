@@ -7,6 +7,7 @@
 use super::callbacks::Callbacks;
 use super::handle::Handle;
 use super::params::Params;
+use super::record::Record;
 use super::report::{Meter, Renewed, Stats};
 use super::state::Side;
 use super::switchover::window::Window;
@@ -23,6 +24,7 @@ pub(super) struct Migration<G, S> {
     pub(super) vmm: Arc<dyn Vmm>,
     pub(super) params: Params,
     pub(super) handle: Handle<S>,
+    pub(super) record: Record,
 }
 
 impl<G, S: Side> Migration<G, S> {
@@ -34,12 +36,14 @@ impl<G, S: Side> Migration<G, S> {
             vmm,
             params,
             handle: Handle::new()?,
+            record: Record::default(),
         }))
     }
 
     /// The VMM's operations, called in the name of this migration.
     pub(super) fn callbacks(&self) -> Callbacks {
-        Callbacks::new(Arc::clone(&self.vmm), self.handle.owner())
+        let callbacks = Callbacks::new(Arc::clone(&self.vmm), self.handle.owner());
+        callbacks.heard_by(self.record.ear())
     }
 }
 

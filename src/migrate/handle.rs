@@ -237,6 +237,20 @@ impl<S: Side> Handle<S> {
         self.lock().over
     }
 
+    /// Waits for the end, for `limit`, or until `stop` is cancelled and [`Handle::look_again`] called.
+    pub(super) fn wait_over_or(&self, limit: Duration, stop: &Cancel) {
+        let going_on = |public: &mut Public<S>| !public.over && !stop.is_cancelled();
+        let waited = self.ended.wait_timeout_while(self.lock(), limit, going_on);
+        drop(waited.unwrap_or_else(|e| e.into_inner()));
+    }
+
+    /// Has threads in [`Handle::wait_over_or`] look at what they wait for.
+    pub(super) fn look_again(&self) {
+        // With the lock, so that no thread is between its look and its sleep.
+        let _public = self.lock();
+        self.ended.notify_all();
+    }
+
     /// Waits for the end of a migration whose state says that the end is near.
     pub(super) fn wait_over(&self) {
         if !inside(self.owner()) {

@@ -122,10 +122,12 @@ pub struct Stats {
         serialize_with = "json::as_nanos_or_null"
     )]
     pub expected_downtime: Option<Duration>,
-    /// The downtime that was expected when the guest was paused, to compare with `downtime`.
+    /// The downtime that was expected when the guest was paused, to compare with `downtime`. `None`
+    /// before, and where nothing was known by then: a switch to postcopy may be asked for before
+    /// anything was measured.
     #[serde(
         rename = "promised_downtime_ns",
-        serialize_with = "json::as_nanos_or_0"
+        serialize_with = "json::as_nanos_or_null"
     )]
     pub promised_downtime: Option<Duration>,
     /// The parts of `promised_downtime`, when the decider is brant's own. Each stands beside what

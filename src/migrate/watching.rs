@@ -36,6 +36,37 @@ macro_rules! watching {
                 self.shared.handle.notify.fd()
             }
 
+            /// Records this migration as JSON lines to `to`: its figures every
+            /// [`interval`](crate::migrate::RecordParams::interval) when they have changed, and each
+            /// event. `docs/recording.md` has the lines. The recording ends with the migration, or by
+            /// `end_record`, and `to` is closed then.
+            ///
+            /// A thread of its own ([`Role::Record`](crate::vmm::Role::Record)) writes, and never holds
+            /// up the migration: when `to` takes nothing, 256 KiB of lines wait, and further ones are
+            /// dropped and counted. Before the start or at any time after it.
+            ///
+            /// # Errors
+            /// [`Kind::Invalid`](crate::Kind::Invalid) for a descriptor that is not open for writing and
+            /// for parameters out of range, [`Kind::Exists`](crate::Kind::Exists) when there is a
+            /// recording that was not ended.
+            pub fn record(
+                &self,
+                to: std::os::fd::OwnedFd,
+                params: crate::migrate::RecordParams,
+            ) -> crate::error::Result<()> {
+                crate::migrate::record::begin(&self.shared, to, params)
+            }
+
+            /// Ends the recording, after the last figures have been written, for which it waits a second
+            /// at most when nobody reads. Says what became of it.
+            ///
+            /// # Errors
+            /// [`Kind::State`](crate::Kind::State) when nothing is recorded,
+            /// [`Kind::Callback`](crate::Kind::Callback) inside a callback of this migration.
+            pub fn end_record(&self) -> crate::error::Result<crate::migrate::Recorded> {
+                crate::migrate::record::end(&*self.shared)
+            }
+
             /// Whether this thread is inside one of this migration's callbacks.
             pub fn in_callback(&self) -> bool {
                 self.shared.handle.in_callback()

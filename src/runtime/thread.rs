@@ -44,11 +44,13 @@ pub enum Role {
     Digest = 10,
     /// Ends calls of devices that outlast a time limit.
     Watch = 11,
+    /// Writes the recording of a migration.
+    Record = 12,
 }
 
 impl Role {
     /// Every role, by number.
-    pub const ALL: [Role; 11] = [
+    pub const ALL: [Role; 12] = [
         Role::Migration,
         Role::Channel,
         Role::Listener,
@@ -60,6 +62,7 @@ impl Role {
         Role::Image,
         Role::Digest,
         Role::Watch,
+        Role::Record,
     ];
 
     /// The number in the C ABI.
@@ -82,6 +85,7 @@ impl Role {
             Role::Image => "brant-image",
             Role::Digest => "brant-digest",
             Role::Watch => "brant-watch",
+            Role::Record => "brant-record",
         }
     }
 

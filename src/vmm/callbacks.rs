@@ -45,16 +45,34 @@ impl Drop for Entered {
     }
 }
 
+/// Hears of events beside the VMM. Must not wait.
+pub(crate) trait Ear: Send + Sync {
+    fn hears(&self, kind: EventKind, message: &str);
+}
+
 /// The VMM as `owner` calls it.
 #[derive(Clone)]
 pub(crate) struct Callbacks {
     vmm: Arc<dyn Vmm>,
     owner: usize,
+    ear: Option<Arc<dyn Ear>>,
 }
 
 impl Callbacks {
     pub(crate) fn new(vmm: Arc<dyn Vmm>, owner: usize) -> Self {
-        Callbacks { vmm, owner }
+        Callbacks {
+            vmm,
+            owner,
+            ear: None,
+        }
+    }
+
+    /// The same, whose events `ear` hears before the VMM.
+    pub(crate) fn heard_by(self, ear: Arc<dyn Ear>) -> Self {
+        Callbacks {
+            ear: Some(ear),
+            ..self
+        }
     }
 
     /// Makes this thread count as inside an operation for as long as the guard lives.
@@ -86,6 +104,9 @@ impl Callbacks {
     }
 
     pub(crate) fn event(&self, kind: EventKind, message: String) {
+        if let Some(ear) = &self.ear {
+            ear.hears(kind, &message);
+        }
         let _entered = Entered::new(self.owner);
         // A panic in the VMM's `event` is dropped: the migration does not depend on it.
         let _ = catch(|| self.vmm.event(&Event { kind, message }));

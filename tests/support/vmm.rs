@@ -164,6 +164,10 @@ impl TestVmm {
         let of = heard.events.iter().filter(|e| e.0 == kind);
         of.map(|e| e.1.clone()).collect()
     }
+    /// All events, in order.
+    pub fn all_events(&self) -> Vec<(EventKind, String)> {
+        self.heard.lock().unwrap().events.clone()
+    }
     pub fn loaded_blobs(&self) -> Vec<OwnedBlob> {
         self.heard.lock().unwrap().blobs.clone()
     }

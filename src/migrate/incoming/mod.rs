@@ -24,6 +24,7 @@ mod placement;
 mod postcopy;
 mod prefault;
 mod receiver;
+mod recorded;
 mod targets;
 mod workers;
 
@@ -35,7 +36,8 @@ use crate::memory::served::{Blocked, Theirs};
 use crate::memory::{Block, Memory};
 use crate::migrate::common::Migration;
 use crate::migrate::params::Params;
-use crate::migrate::report::{LaneState, LaneStats};
+use crate::migrate::record;
+use crate::migrate::report::LaneStats;
 use crate::migrate::steering::forecast::Forecast;
 use crate::migrate::steering::stall::Cause;
 use crate::migrate::switchover::destination::State;
@@ -178,12 +180,7 @@ impl Incoming {
             let message = format!("expected a channel from 0 to {}, found {channel}", most - 1);
             return Err(Error::new(Kind::Invalid, message));
         }
-        let figures = self.shared.guest.figures();
-        let mut stats = figures.get(channel as usize).map(|figures| figures.stats());
-        if let Some(stats) = stats.as_mut().filter(|_| self.shared.handle.is_over()) {
-            stats.state = LaneState::Closed;
-        }
-        Ok(stats.unwrap_or_default())
+        Ok(self.shared.lane(channel))
     }
 
     /// Ends the migration before the guest is taken over. A successful return proves that the guest
@@ -339,5 +336,6 @@ impl Drop for Incoming {
         let wake = || self.shared.guest.cancel_devices();
         self.shared.handle.shut_down(wake);
         self.shared.guest.late.end(self.in_callback());
+        record::shut_down(&*self.shared);
     }
 }

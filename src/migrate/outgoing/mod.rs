@@ -25,6 +25,7 @@ mod packing;
 mod postcopy;
 mod queue;
 mod rates;
+mod recorded;
 mod replies;
 mod sent_pages;
 mod steer;
@@ -44,6 +45,7 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::callbacks::check_not_inside;
 use crate::migrate::common::Migration;
 use crate::migrate::params::{check_max_bandwidth, Params};
+use crate::migrate::record;
 use crate::migrate::report::LaneStats;
 use crate::migrate::steering::forecast::Forecast;
 use crate::migrate::steering::policies::Policy;
@@ -64,7 +66,7 @@ use foresight::Foresight;
 use leaving::Leaving;
 use orders::{Order, Orders};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A migration of the guest from this host to another. One object serves one migration.
 ///
@@ -423,13 +425,11 @@ impl Outgoing {
     /// `None` until the bandwidth is measured or stated and the first pass has begun. From the pause
     /// on the forecast stays as it was. Of a completed migration it has the true figures.
     pub fn forecast(&self) -> Option<Forecast> {
-        let guest = &self.shared.guest;
-        guest.foresight.forecast(Instant::now(), guest.pacer.sent())
+        self.shared.forecast()
     }
 
     fn standing(&self) -> Option<Cause> {
-        let guest = &self.shared.guest;
-        guest.standstill().cause(guest.pacer.moved_at())
+        self.shared.standing()
     }
 
     /// Waits until the migration is over, for at most `limit`. After `limit` the error is
@@ -523,5 +523,6 @@ impl Drop for Outgoing {
         // An interrupted migration would wait for its VMM for ever.
         self.shared.guest.decisions.retire();
         self.shared.handle.shut_down(|| self.cancel_devices());
+        record::shut_down(&*self.shared);
     }
 }

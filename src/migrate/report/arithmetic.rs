@@ -73,6 +73,10 @@ impl Stats {
     /// Why the downtime was longer than `limit`: which parts took longer than promised, the worst
     /// first, at most three; and the longest part, when the promise was above the limit.
     pub(in crate::migrate) fn why_longer(&self, limit: Duration) -> String {
+        if self.promised_downtime.is_none() {
+            return "nothing was promised, because nothing was measured before the pause"
+                .to_owned();
+        }
         let promised = self.promised.named();
         let mut longer: Vec<_> = (self.parts().named().into_iter().zip(promised))
             .map(|((name, took), (_, promised))| {
@@ -291,6 +295,9 @@ mod tests {
         assert_eq!(stats.round_trips, ms(40));
         let sum = stats.parts().total();
         assert_eq!(sum, Duration::from_millis(1 + 2 + 3 + 500 + 4 + 25));
+        let nothing = "nothing was promised, because nothing was measured before the pause";
+        assert_eq!(stats.why_longer(Duration::from_secs(1)), nothing);
+        stats.promised_downtime = ms(450);
         stats.promised.state = Duration::from_millis(310);
         stats.promised.load = Duration::from_millis(10);
         stats.promised.round_trips = Duration::from_millis(30);

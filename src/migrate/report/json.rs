@@ -119,6 +119,7 @@ mod tests {
             "dirty_pages_per_second",
             "time_left_ns",
             "expected_downtime_ns",
+            "promised_downtime_ns",
             "switchover_bandwidth",
             "round_trip_ns",
             "first_mismatch_block",
