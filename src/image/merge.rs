@@ -29,13 +29,35 @@ pub fn file_at(path: &Path) -> Option<(u64, u64)> {
     Some((device, found.ino()))
 }
 
+/// How far a merge is.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Merged {
+    /// The guest's memory.
+    pub total: Pages,
+    /// Pages with contents that were written.
+    pub data: u64,
+    /// Zero pages.
+    pub zero: u64,
+    /// Bytes of the VMM's blobs.
+    pub blobs: u64,
+    /// All pages are written, and the file is made whole.
+    pub finishing: bool,
+}
+
 /// Makes one full image, which gets the name `to`, of the image `from` and the images before it.
-/// `to` may be `from` itself.
+/// `to` may be `from` itself. `tell` is called after each run of pages.
 ///
 /// # Errors
 /// Those of opening, reading and writing. [`Kind::Invalid`] when `to` is an image before `from`,
 /// without which `from` and others are of no use. No file is left then.
-pub fn merge(from: &Path, to: &Path, caching: Caching, cancel: &Cancel) -> Result<ImageId> {
+pub fn merge(
+    from: &Path,
+    to: &Path,
+    caching: Caching,
+    cancel: &Cancel,
+    tell: &mut dyn FnMut(&Merged),
+) -> Result<ImageId> {
+    cancel.check("merging images")?;
     let image = Image::open(from, caching)?;
     if let Some(file) = file_at(to) {
         if image.layer_in_file(file)?.is_some_and(|layer| layer > 0) {
@@ -68,12 +90,20 @@ pub fn merge(from: &Path, to: &Path, caching: Caching, cancel: &Cancel) -> Resul
     file.set_length(at)?;
     let mut deal = Deal::default();
     let blocks = &image.index().blocks;
+    let mut merged = Merged {
+        total: Pages(blocks.iter().map(|block| block.pages()).sum()),
+        blobs: image.index().blobs.iter().map(|blob| blob.length).sum(),
+        ..Merged::default()
+    };
+    tell(&merged);
     while let Some(hand) = deal.next(blocks, |entry, piece| image.sums(entry, piece))? {
         cancel.check("merging images")?;
+        let pages = hand.pages.end - hand.pages.start;
         let Some(layer) = hand.source else {
+            merged.zero += pages;
+            tell(&merged);
             continue;
         };
-        let pages = hand.pages.end - hand.pages.start;
         let bytes = &mut buffer.bytes_mut()[..Pages(pages).bytes().0 as usize];
         image.checked(&hand, layer, bytes)?;
         let area = &areas[hand.entry];
@@ -83,7 +113,11 @@ pub fn merge(from: &Path, to: &Path, caching: Caching, cancel: &Cancel) -> Resul
             let doing = format!("block `{}`: writing at {offset}", area.name);
             file.failed(&doing, e)
         })?;
+        merged.data += pages;
+        tell(&merged);
     }
+    merged.finishing = true;
+    tell(&merged);
     let mut index = Index::default();
     for area in &areas {
         let entry = table(&file, area)?;

@@ -20,11 +20,13 @@
 //! | `reader` | an image and those before it, brought into guest memory |
 //! | `private` | memory that is mapped from the file |
 //! | `merge` | one full image of an image and those before it |
+//! | `describe` | what is in an image, for a person or a program that looks at it |
 //! | `picker` | any pages of the file in any order, checked |
 //! | `single` | single pages of it, for which no thread waits |
 
 mod buffer;
 mod deal;
+mod describe;
 mod draft;
 pub mod format;
 pub mod identity;
@@ -39,8 +41,9 @@ mod table;
 mod unfinished;
 mod writer;
 
+pub use describe::{describe, BlockFound, Description, LayerFound, StateFound};
 pub use draft::Draft;
-pub use merge::{file_at, merge};
+pub use merge::{file_at, merge, Merged};
 pub use picker::{Picked, Picker, Room};
 pub use pool::Announce;
 pub use private::Mapped;

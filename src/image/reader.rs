@@ -83,16 +83,17 @@ impl Image {
     pub fn open(path: &Path, caching: Caching) -> Result<Image> {
         let mut layers = Vec::new();
         fallible::push(&mut layers, Layer::open(path, caching)?, "images")?;
-        while let Some(last) = layers.last().filter(|last| last.parent.is_some()) {
-            if layers.len() >= CHAIN_MAX {
-                return Err(last.wrong(format_args!(
-                    "expected at most {CHAIN_MAX} images that belong together, and it is not the last \
-                     of them"
-                )));
-            }
-            let parent = before(last, caching)?;
+        while let Some(parent) = next_layer(&layers, caching)? {
             fallible::push(&mut layers, parent, "images")?;
         }
+        Image::of(layers)
+    }
+
+    /// The image of these layers: an image, its parent, and so on to one that holds all of memory.
+    ///
+    /// # Errors
+    /// [`Kind::Image`] when a block does not go on in the image before.
+    pub(super) fn of(layers: Vec<Layer>) -> Result<Image> {
         let places = (0..layers[0].index.blocks.len()).map(|entry| places(&layers, entry));
         let places = fallible::collect(places, "blocks")?;
         let places = places.into_iter().collect::<Result<_>>()?;
@@ -394,6 +395,22 @@ impl Fill {
         self.filled.zero.fetch_add(range.end - range.start, Relaxed);
         Ok(())
     }
+}
+
+/// Opens the image before the last of `layers`; `None` when that one holds all of memory.
+///
+/// # Errors
+/// As for [`Image::open`].
+pub(super) fn next_layer(layers: &[Layer], caching: Caching) -> Result<Option<Layer>> {
+    let Some(last) = layers.last().filter(|last| last.parent.is_some()) else {
+        return Ok(None);
+    };
+    if layers.len() >= CHAIN_MAX {
+        return Err(last.wrong(format_args!(
+            "expected at most {CHAIN_MAX} images that belong together, and it is not the last of them"
+        )));
+    }
+    before(last, caching).map(Some)
 }
 
 /// Opens the image before `last`, which holds what changed since.

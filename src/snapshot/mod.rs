@@ -12,6 +12,8 @@
 //! | `saving` | a save in progress: figures, events, pause, resume |
 //! | `passes` | a save whose instant is its end: passes, pause, state, last pages, resume |
 //! | `chain` | images that hold what changed since the image before |
+//! | `merge` | one full image of an image and those before it, as a job |
+//! | `describe` | what is in an image |
 //! | `instant` | a save whose instant is its start, by write protection |
 //! | `converge` | whether another pass is worth it; pure |
 //! | `restore` | memory, state, run |
@@ -24,10 +26,12 @@
 
 mod chain;
 mod converge;
+mod describe;
 mod devices;
 mod instant;
 mod layout;
 mod lazy;
+mod merge;
 mod passes;
 mod report;
 mod restore;
@@ -41,28 +45,10 @@ mod testing;
 mod tests;
 mod watching;
 
+pub use crate::image::{BlockFound, Description, LayerFound, StateFound};
 pub use chain::Chain;
+pub use describe::describe;
+pub use merge::{merge, Merge, MergeParams};
 pub use report::{RestoreParams, SaveInstant, SaveParams, State, Stats};
 pub use restore::Restore;
 pub use save::Save;
-
-use crate::error::Result;
-use crate::runtime::Cancel;
-use crate::sys::disk::Caching;
-use std::path::Path;
-
-/// Makes one full image, which gets the name `to`, of the image `from` and the images before it in
-/// its [`Chain`]: the guest at the moment of `from`. No guest is needed. Returns when the new image is
-/// whole and on its device. `to` may be `from` itself, whose file is replaced; images that hold what
-/// changed since `from` are of no use then.
-///
-/// # Errors
-/// [`Kind::NotFound`](crate::Kind::NotFound), [`Kind::Image`](crate::Kind::Image) and
-/// [`Kind::Version`](crate::Kind::Version) for images that are not there, are damaged, or do not belong
-/// together; [`Kind::Invalid`](crate::Kind::Invalid) when `to` is an image before `from`; those of
-/// writing. There is no new file then.
-pub fn merge(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
-    let from = task::image_path(from.as_ref())?;
-    let to = task::image_path(to.as_ref())?;
-    crate::image::merge(&from, &to, Caching::Direct, &Cancel::new()?).map(drop)
-}

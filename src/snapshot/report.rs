@@ -16,7 +16,7 @@ pub enum State {
     Idle = 0,
     /// Save: making the file. Restore: opening it, and comparing memory layouts.
     Preparing = 1,
-    /// Save: writing memory while the guest runs.
+    /// Save: writing memory while the guest runs. Merge: writing memory.
     Copying = 2,
     /// Save: the guest is paused. The VMM saves its state, and the last pages are written.
     Paused = 3,

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often the figures are renewed.
-const RENEW: Duration = Duration::from_millis(100);
+pub(super) const RENEW: Duration = Duration::from_millis(100);
 
 /// What a save's thread shares with the VMM's object.
 pub(super) struct Shared {

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Pages of the guest.
-const SMALL: u64 = 1100;
+pub(super) const SMALL: u64 = 1100;
 
 /// Four images of a guest in a directory, and its contents at the last.
-fn example() -> (tempfile::TempDir, Vec<PathBuf>, Vec<u8>, (World, Chain)) {
+pub(super) fn example() -> (tempfile::TempDir, Vec<PathBuf>, Vec<u8>, (World, Chain)) {
     let (directory, _) = place();
     let paths = paths(&directory, 4);
     let here = world_of(SMALL, Notes::default());

@@ -7,6 +7,7 @@ mod endings;
 mod faults;
 mod instant;
 mod lazy;
+mod merge;
 mod trusted;
 mod unseen;
 mod whole;
