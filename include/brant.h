@@ -1158,6 +1158,11 @@ typedef struct brant_event {
  * the switchover timeout it asks a device in a call to return (`brant_device.cancel`).
  */
 #define BRANT_ROLE_WATCH 11
+/**
+ * A thread that writes the recording of a migration (`brant_outgoing_record`). It calls no operation but
+ * `thread_start`.
+ */
+#define BRANT_ROLE_RECORD 12
 
 /**
  * The VMM's operations. An operation that the VMM does not have is NULL. Operations belong to a
@@ -1391,9 +1396,14 @@ int32_t brant_saver_put(struct brant_saver *saver,
  * `load`. A destination that refuses may have loaded some states before.
  *
  * The bytes stay the VMM's. brant reads them when the guest is paused, and writes them when a guest
- * arrives that does not run yet; nobody else writes them meanwhile. At most 1 GiB each and 4096 states a
- * guest. Add them before the migration starts, also in `early_load`. BRANT_E_EXISTS for a name and
- * instance that is there. Any thread.
+ * arrives that does not run yet; nobody else writes them meanwhile. Bytes that cannot be read or written
+ * then raise no signal: `save` or `load` fails, the message names the state and the byte, and the guest
+ * runs on at the source. Memory that is unmapped or protected by another thread in the same moment is
+ * not noticed.
+ *
+ * 1 byte to 1 GiB each and 4096 states a guest. Add them before the migration starts, also in
+ * `early_load`. BRANT_E_EXISTS for a name and instance that is there. BRANT_E_INVALID for 0 bytes, bytes
+ * that reach past the end of the address space, and bytes that cannot be read now. Any thread.
  */
 int32_t brant_guest_add_state(struct brant_guest *guest,
                               const char *name,
@@ -4907,6 +4917,97 @@ typedef struct brant_forecast {
     uint32_t guessed;
 } brant_forecast;
 
+/**
+ * The version of the lines of `brant_outgoing_record`, which their first line has. A line that means
+ * something else gets another version; new fields and kinds of lines do not.
+ */
+#define BRANT_RECORD_VERSION 1
+
+/** What became of a recording. */
+typedef struct brant_recorded {
+    /** sizeof(brant_recorded). */
+    size_t size;
+    /** Lines that were written. */
+    uint64_t lines;
+    /** Their bytes. */
+    uint64_t bytes;
+    /** Lines that were dropped, because the descriptor took nothing for too long. */
+    uint64_t dropped;
+} brant_recorded;
+
+/**
+ * Records the migration as JSON lines on `fd`: a file, a pipe, a socket, whatever is open for writing.
+ * `python -m brant plot` and `timeline` show such a file. Call it before the start or at any time after
+ * it; what happened before is not in the lines, but for the figures. One recording at a time:
+ * BRANT_E_EXISTS.
+ *
+ * `fd` stays the VMM's: brant duplicates it, and the VMM may close its own when the call has returned. The
+ * duplicate is closed when the recording ends, so that a reader of a pipe finds the end; its blocking mode
+ * is not changed. `interval_ms` is the time between two looks at the figures, 10 to 3600000, or 0 for 50;
+ * figures that have not changed are not written again. `what` is a text of at most 1024 bytes for the
+ * first line, or NULL. BRANT_E_INVALID for a descriptor that is not open for writing, an interval out of
+ * range and a longer text.
+ *
+ * A thread of brant's (BRANT_ROLE_RECORD) writes. It never holds up the migration: while nobody reads a
+ * pipe, up to 256 KiB of lines wait, and further ones are dropped and counted. A descriptor that fails, for
+ * example a pipe whose reader is gone, ends the recording and nothing else; SIGPIPE is not raised in any
+ * thread of the VMM's. The recording ends with the migration, by `brant_outgoing_end_record`, or with
+ * `brant_outgoing_free`.
+ *
+ * Each line is one object. `time_ns` counts from the call, and `kind` says what it is:
+ *
+ * - "begin", the first line: `version` (BRANT_RECORD_VERSION), `library`, `what`, `interval_ns`;
+ * - "stats": the figures of `brant_outgoing_get_stats_json`, among them `state`, `throughput`,
+ *   `dirty_pages_per_second`, `remaining_bytes`, `throttle`, `expected_downtime_ns`, and each part of the
+ *   downtime, promised and measured; `lanes`, a list of the channels' figures by the names of
+ *   brant_lane_stats; and `dropped`, how many lines were dropped so far;
+ * - "event": `event`, the kind in lower case as in BRANT_EVENT_*, and `message`;
+ * - "end", the last line of a migration that is over: `error`, 0 or a BRANT_E_* code, `message`, `dropped`.
+ *
+ * A reader ignores fields and kinds that it does not know. Any thread, also inside callbacks.
+ *
+ * Experimental: fields may be added.
+ */
+int32_t brant_outgoing_record(struct brant_outgoing *outgoing,
+                              int32_t fd,
+                              uint64_t interval_ms,
+                              const char *what,
+                              struct brant_error **error);
+
+/**
+ * Ends the recording when all that happened is written, and closes the duplicate of its descriptor. While
+ * nobody reads a pipe, the call waits a second for it, and then drops the rest. `recorded` (may be NULL)
+ * gets what became of the recording, also when it failed. Returns 0 for a recording that has ended with its
+ * migration or by this call, else why it ended before: BRANT_E_IO when nobody reads any more, or the code
+ * of a write that failed. BRANT_E_STATE when nothing is recorded, BRANT_E_CALLBACK inside one of the
+ * migration's own callbacks. Any thread; one call ends one recording.
+ *
+ * Experimental: as `brant_outgoing_record`.
+ */
+int32_t brant_outgoing_end_record(struct brant_outgoing *outgoing,
+                                  struct brant_recorded *recorded,
+                                  struct brant_error **error);
+
+/**
+ * As `brant_outgoing_record`, with the figures of the destination.
+ *
+ * Experimental: as `brant_outgoing_record`.
+ */
+int32_t brant_incoming_record(struct brant_incoming *incoming,
+                              int32_t fd,
+                              uint64_t interval_ms,
+                              const char *what,
+                              struct brant_error **error);
+
+/**
+ * As `brant_outgoing_end_record`.
+ *
+ * Experimental: as `brant_outgoing_record`.
+ */
+int32_t brant_incoming_end_record(struct brant_incoming *incoming,
+                                  struct brant_recorded *recorded,
+                                  struct brant_error **error);
+
 /* =============================================================================================
  * Rate: how fast a guest dirties its memory, without a migration
  * ============================================================================================= */
@@ -5080,81 +5181,6 @@ int32_t brant_rate_cancel(const struct brant_rate *rate,
  * ============================================================================================= */
 
 /**
- * A save of a guest to a file: its memory as it is at one moment, and the blobs of `early_save`
- * and `save`. The guest runs while most pages are written, and stands still for the last pages.
- * One object is one save. Migrations, saves and restores of one guest exclude each other:
- * BRANT_E_BUSY.
- *
- * The file gets its name when it is whole and on its device. Until then an older file of that name
- * stays. A save that fails or is cancelled leaves no file, and the guest runs on. A process that
- * is killed during a save leaves a file named `.brant-image-` and 16 hexadecimal digits, which
- * nobody reads.
- *
- * Threads: any, several at once. `brant_image_save_cancel` may be called by any number of threads,
- * also while others wait, whose waits it ends. `brant_image_save_free` is the last call: all
- * others on it have returned before it begins. Inside a callback of the same save, waiting and
- * freeing are BRANT_E_CALLBACK, and cancelling only asks.
- */
-typedef struct brant_image_save brant_image_save;
-
-/**
- * A restore of a guest from a file that a save made, into a guest whose blocks match by name,
- * length and page size; `early_load` may add blocks. One object is one restore. A file that is
- * damaged, cut off or something else is BRANT_E_IMAGE, with the place in the file, what was
- * expected and what was found. A page with a wrong checksum never reaches guest memory. After a
- * failure no guest is here.
- *
- * Threads: any, several at once. `brant_image_restore_cancel` may be called by any number of
- * threads, also while others wait, whose waits it ends. `brant_image_restore_free` is the last
- * call: all others on it have returned before it begins. Inside a callback of the same restore,
- * waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
- */
-typedef struct brant_image_restore brant_image_restore;
-
-/** In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and resumed. */
-#define BRANT_IMAGE_RESUME 0
-/**
- * In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and stays so.
- * After a failure or a cancel it is resumed. After a success the guest's state is
- * BRANT_GUEST_STANDS: call `brant_guest_runs_here` before the vCPUs run again.
- */
-#define BRANT_IMAGE_STAY_PAUSED 1
-/**
- * In `brant_image_save_params.guest`: the guest is paused when the save is started and stays so.
- * Neither `pause` nor `resume` is called. Afterwards the guest's state is what it was before,
- * BRANT_GUEST_UNKNOWN or BRANT_GUEST_HERE, and the VMM starts the guest without a word to brant.
- * `kick` may be called from the end of the save on, and must leave a guest standing that the VMM
- * has paused. A guest that was BRANT_GUEST_STANDS or BRANT_GUEST_EMPTY before is
- * BRANT_GUEST_STANDS: call `brant_guest_runs_here` before the vCPUs run again.
- */
-#define BRANT_IMAGE_ALREADY_PAUSED 2
-
-/**
- * In `brant_image_save_params.instant`, the default: the image holds the guest as it is at the end
- * of the save. Memory is written while the guest runs, what the guest writes meanwhile is written
- * again, and the guest is paused for the last pages.
- */
-#define BRANT_IMAGE_INSTANT_END 0
-/**
- * In `brant_image_save_params.instant`: the image holds the guest as it is at the start of the save.
- * The guest is paused while its state is saved and its memory is protected from writes
- * (userfaultfd; Linux 5.19, and 5.7 for private memory), and runs on at once. A page that it writes
- * before the image has it is copied first. With BRANT_IMAGE_RESUME only.
- *
- * Such a save sees writes through the block's own mapping: by vCPUs, by threads of this process,
- * and by the kernel for either. It fails before the pause with BRANT_E_UNSUPPORTED for a tracker
- * with a vhost, VFIO or iommufd log and for a guest with a VFIO or vhost-user device, and with
- * BRANT_E_EXISTS where another userfaultfd watches some of the memory. It is the VMM's duty that
- * nothing else writes guest memory through another mapping or past page tables until the save is
- * over: no other process, no DMA, no O_DIRECT or io_uring read into guest memory. Before guest
- * memory is discarded, call `brant_guest_before_discard`.
- *
- * While such a save is in progress no block is removed (BRANT_E_BUSY). A block that is added after
- * the pause is not in the image.
- */
-#define BRANT_IMAGE_INSTANT_START 1
-
-/**
  * In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long
  * reads and writes go past the page cache (O_DIRECT), where the file system lets them.
  */
@@ -5165,119 +5191,15 @@ typedef struct brant_image_restore brant_image_restore;
  */
 #define BRANT_IMAGE_CACHED 1
 
-struct brant_image_chain;
-
-/**
- * How a guest is saved. A field that is 0 has its default. A value out of range is
- * BRANT_E_INVALID, with the range in the message.
- */
-typedef struct brant_image_save_params {
-    /** sizeof(brant_image_save_params). */
-    size_t size;
-    /**
-     * Passes go on until the remaining pages can be written in half of this time; milliseconds, 1
-     * to 3600000; default 300. When the guest writes as fast as the disk, it is paused all the
-     * same.
-     */
-    uint64_t downtime_limit_ms;
-    /**
-     * After so many passes the guest is paused, however many pages remain; 1 to 1000; default
-     * 30.
-     */
-    uint32_t max_passes;
-    /** Threads that write; 1 to 64; default 2. */
-    uint32_t writers;
-    /** BRANT_IMAGE_RESUME, BRANT_IMAGE_STAY_PAUSED or BRANT_IMAGE_ALREADY_PAUSED. */
-    uint32_t guest;
-    /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
-    uint32_t cache;
-    /**
-     * Bytes of pages a second that are written while the guest runs, by all threads together; 64
-     * KiB/s to 1 TiB/s; default no cap. When the save has paused the guest, the rest is not capped.
-     * With BRANT_IMAGE_ALREADY_PAUSED and BRANT_IMAGE_INSTANT_START the cap holds to the end.
-     */
-    uint64_t max_bandwidth;
-    /**
-     * With BRANT_IMAGE_INSTANT_START: bytes of memory for copies of pages that the guest writes
-     * before the image has them; 1 MiB to 1 TiB; default 64 MiB. At the limit, threads of the guest
-     * wait until their pages are read. Each writer has buffers of 4 MiB besides.
-     */
-    uint64_t max_copy_bytes;
-    /** BRANT_IMAGE_INSTANT_END or BRANT_IMAGE_INSTANT_START. */
-    uint32_t instant;
-    /** 0. */
-    uint32_t reserved;
-    /**
-     * The chain of which the image becomes the next, or NULL: the image holds all of memory. The
-     * chain is of the same tracker, else BRANT_E_INVALID. It may be freed while the save is there.
-     */
-    struct brant_image_chain *chain;
-} brant_image_save_params;
-
-/**
- * How a guest is restored. A field that is 0 has its default. A value out of range is
- * BRANT_E_INVALID, with the range in the message.
- */
-typedef struct brant_image_restore_params {
-    /** sizeof(brant_image_restore_params). */
-    size_t size;
-    /**
-     * The most bytes of early configuration and device state that brant takes; 4 KiB to 1 TiB;
-     * default 256 MiB.
-     */
-    uint64_t max_state_bytes;
-    /** Threads that read; 1 to 64; default 4. */
-    uint32_t readers;
-    /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
-    uint32_t cache;
-    /**
-     * BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: `run` is not
-     * called, and the VMM starts the guest itself, after `brant_guest_runs_here`.
-     */
-    uint32_t guest;
-    /**
-     * 0: the guest starts when all of its memory is here. 1: the guest starts at once
-     * (BRANT_GUEST_INCOMPLETE), and a thread that touches a page of it waits until the page is here.
-     * In the background brant reads ahead through the file. The restore is over when all pages are
-     * here; `brant_image_restore_finish` brings them in faster. Needs a userfaultfd that is told of
-     * the kernel's own accesses (CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1, or access to
-     * /dev/userfaultfd) and memory that it can watch, which no other userfaultfd watches:
-     * BRANT_E_UNSUPPORTED or BRANT_E_EXISTS names the block and the reason, before the first page is
-     * touched. `load` and `run` may touch the guest's memory; `thread_start` must not.
-     *
-     * A page that is damaged in the file, or cannot be read, never becomes wrong memory. When it is
-     * found before `run`, the restore fails and no guest is here. When the guest may be running, an
-     * access of the page raises SIGBUS, as of memory that the hardware has lost (a vCPU's: in the
-     * thread that called KVM_RUN), a BRANT_EVENT_WARNING says so, and the restore fails with
-     * BRANT_E_IMAGE, or the code of the failed read, when all other pages are here. The guest's state
-     * is then BRANT_GUEST_HERE, and those pages count as declared lost.
-     */
-    uint32_t lazy;
-    /**
-     * 1: the VMM trusts the image: nobody cuts it or writes to it as long as this guest exists. The
-     * image's file is mapped privately (MAP_PRIVATE, MAP_FIXED) in place of the blocks' memory, and the
-     * guest starts at once. The kernel reads a page when it is touched, and nobody checks it: a damaged
-     * page is wrong memory, and the access of a page that was cut off raises SIGBUS. Advice that the VMM
-     * gave for the memory (madvise, mlock, mbind) ends, and pages that a device had pinned are not the
-     * guest's any more. Refused by name before anything is touched: BRANT_E_UNSUPPORTED for blocks of
-     * shared memory, of a file or of huge pages, for an image that holds what changed
-     * (`brant_image_merge` makes a full one), and for one of older software; BRANT_E_EXISTS for memory
-     * that a userfaultfd watches; BRANT_E_INVALID with `lazy`. `data_pages` and `zero_pages` stay 0.
-     */
-    uint32_t trusted;
-    /** 0. */
-    uint32_t reserved;
-} brant_image_restore_params;
-
 /** Not started. */
 #define BRANT_IMAGE_IDLE 0
 /** Save: making the file. Restore: opening it, comparing memory layouts. */
 #define BRANT_IMAGE_PREPARING 1
-/** Save: writing memory while the guest runs. */
+/** Save: writing memory while the guest runs. Merge: writing memory. */
 #define BRANT_IMAGE_COPYING 2
 /** Save: the guest is paused; its state is saved and the last pages are written. */
 #define BRANT_IMAGE_PAUSED 3
-/** Save: the last page is written; the file is made whole and gets its name. */
+/** Save and merge: the last page is written; the file is made whole and gets its name. */
 #define BRANT_IMAGE_FINISHING 4
 /** Restore: memory is being read. */
 #define BRANT_IMAGE_FILLING 5
@@ -5374,6 +5296,116 @@ typedef struct brant_image_stats {
 } brant_image_stats;
 
 /**
+ * A save of a guest to a file: its memory as it is at one moment, and the blobs of `early_save`
+ * and `save`. The guest runs while most pages are written, and stands still for the last pages.
+ * One object is one save. Migrations, saves and restores of one guest exclude each other:
+ * BRANT_E_BUSY.
+ *
+ * The file gets its name when it is whole and on its device. Until then an older file of that name
+ * stays. A save that fails or is cancelled leaves no file, and the guest runs on. A process that
+ * is killed during a save leaves a file named `.brant-image-` and 16 hexadecimal digits, which
+ * nobody reads.
+ *
+ * Threads: any, several at once. `brant_image_save_cancel` may be called by any number of threads,
+ * also while others wait, whose waits it ends. `brant_image_save_free` is the last call: all
+ * others on it have returned before it begins. Inside a callback of the same save, waiting and
+ * freeing are BRANT_E_CALLBACK, and cancelling only asks.
+ */
+typedef struct brant_image_save brant_image_save;
+
+/** In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and resumed. */
+#define BRANT_IMAGE_RESUME 0
+/**
+ * In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and stays so.
+ * After a failure or a cancel it is resumed. After a success the guest's state is
+ * BRANT_GUEST_STANDS: call `brant_guest_runs_here` before the vCPUs run again.
+ */
+#define BRANT_IMAGE_STAY_PAUSED 1
+/**
+ * In `brant_image_save_params.guest`: the guest is paused when the save is started and stays so.
+ * Neither `pause` nor `resume` is called. Afterwards the guest's state is what it was before,
+ * BRANT_GUEST_UNKNOWN or BRANT_GUEST_HERE, and the VMM starts the guest without a word to brant.
+ * `kick` may be called from the end of the save on, and must leave a guest standing that the VMM
+ * has paused. A guest that was BRANT_GUEST_STANDS or BRANT_GUEST_EMPTY before is
+ * BRANT_GUEST_STANDS: call `brant_guest_runs_here` before the vCPUs run again.
+ */
+#define BRANT_IMAGE_ALREADY_PAUSED 2
+
+/**
+ * In `brant_image_save_params.instant`, the default: the image holds the guest as it is at the end
+ * of the save. Memory is written while the guest runs, what the guest writes meanwhile is written
+ * again, and the guest is paused for the last pages.
+ */
+#define BRANT_IMAGE_INSTANT_END 0
+/**
+ * In `brant_image_save_params.instant`: the image holds the guest as it is at the start of the save.
+ * The guest is paused while its state is saved and its memory is protected from writes
+ * (userfaultfd; Linux 5.19, and 5.7 for private memory), and runs on at once. A page that it writes
+ * before the image has it is copied first. With BRANT_IMAGE_RESUME only.
+ *
+ * Such a save sees writes through the block's own mapping: by vCPUs, by threads of this process,
+ * and by the kernel for either. It fails before the pause with BRANT_E_UNSUPPORTED for a tracker
+ * with a vhost, VFIO or iommufd log and for a guest with a VFIO or vhost-user device, and with
+ * BRANT_E_EXISTS where another userfaultfd watches some of the memory. It is the VMM's duty that
+ * nothing else writes guest memory through another mapping or past page tables until the save is
+ * over: no other process, no DMA, no O_DIRECT or io_uring read into guest memory. Before guest
+ * memory is discarded, call `brant_guest_before_discard`.
+ *
+ * While such a save is in progress no block is removed (BRANT_E_BUSY). A block that is added after
+ * the pause is not in the image.
+ */
+#define BRANT_IMAGE_INSTANT_START 1
+
+struct brant_image_chain;
+
+/**
+ * How a guest is saved. A field that is 0 has its default. A value out of range is
+ * BRANT_E_INVALID, with the range in the message.
+ */
+typedef struct brant_image_save_params {
+    /** sizeof(brant_image_save_params). */
+    size_t size;
+    /**
+     * Passes go on until the remaining pages can be written in half of this time; milliseconds, 1
+     * to 3600000; default 300. When the guest writes as fast as the disk, it is paused all the
+     * same.
+     */
+    uint64_t downtime_limit_ms;
+    /**
+     * After so many passes the guest is paused, however many pages remain; 1 to 1000; default
+     * 30.
+     */
+    uint32_t max_passes;
+    /** Threads that write; 1 to 64; default 2. */
+    uint32_t writers;
+    /** BRANT_IMAGE_RESUME, BRANT_IMAGE_STAY_PAUSED or BRANT_IMAGE_ALREADY_PAUSED. */
+    uint32_t guest;
+    /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
+    uint32_t cache;
+    /**
+     * Bytes of pages a second that are written while the guest runs, by all threads together; 64
+     * KiB/s to 1 TiB/s; default no cap. When the save has paused the guest, the rest is not capped.
+     * With BRANT_IMAGE_ALREADY_PAUSED and BRANT_IMAGE_INSTANT_START the cap holds to the end.
+     */
+    uint64_t max_bandwidth;
+    /**
+     * With BRANT_IMAGE_INSTANT_START: bytes of memory for copies of pages that the guest writes
+     * before the image has them; 1 MiB to 1 TiB; default 64 MiB. At the limit, threads of the guest
+     * wait until their pages are read. Each writer has buffers of 4 MiB besides.
+     */
+    uint64_t max_copy_bytes;
+    /** BRANT_IMAGE_INSTANT_END or BRANT_IMAGE_INSTANT_START. */
+    uint32_t instant;
+    /** 0. */
+    uint32_t reserved;
+    /**
+     * The chain of which the image becomes the next, or NULL: the image holds all of memory. The
+     * chain is of the same tracker, else BRANT_E_INVALID. It may be freed while the save is there.
+     */
+    struct brant_image_chain *chain;
+} brant_image_save_params;
+
+/**
  * Makes a save of the guest that `tracker` was made from. The operations of that guest must have
  * `pause` and `resume`, except with BRANT_IMAGE_ALREADY_PAUSED: else BRANT_E_INVALID. `parameters`
  * may be NULL for the defaults. Nothing happens before the start.
@@ -5433,6 +5465,75 @@ int32_t brant_image_save_get_stats(const struct brant_image_save *save,
  * The descriptor stays the save's: do not close it. A negative code if `save` is NULL.
  */
 int32_t brant_image_save_event_fd(const struct brant_image_save *save);
+
+/**
+ * A restore of a guest from a file that a save made, into a guest whose blocks match by name,
+ * length and page size; `early_load` may add blocks. One object is one restore. A file that is
+ * damaged, cut off or something else is BRANT_E_IMAGE, with the place in the file, what was
+ * expected and what was found. A page with a wrong checksum never reaches guest memory. After a
+ * failure no guest is here.
+ *
+ * Threads: any, several at once. `brant_image_restore_cancel` may be called by any number of
+ * threads, also while others wait, whose waits it ends. `brant_image_restore_free` is the last
+ * call: all others on it have returned before it begins. Inside a callback of the same restore,
+ * waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
+ */
+typedef struct brant_image_restore brant_image_restore;
+
+/**
+ * How a guest is restored. A field that is 0 has its default. A value out of range is
+ * BRANT_E_INVALID, with the range in the message.
+ */
+typedef struct brant_image_restore_params {
+    /** sizeof(brant_image_restore_params). */
+    size_t size;
+    /**
+     * The most bytes of early configuration and device state that brant takes; 4 KiB to 1 TiB;
+     * default 256 MiB.
+     */
+    uint64_t max_state_bytes;
+    /** Threads that read; 1 to 64; default 4. */
+    uint32_t readers;
+    /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
+    uint32_t cache;
+    /**
+     * BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: `run` is not
+     * called, and the VMM starts the guest itself, after `brant_guest_runs_here`.
+     */
+    uint32_t guest;
+    /**
+     * 0: the guest starts when all of its memory is here. 1: the guest starts at once
+     * (BRANT_GUEST_INCOMPLETE), and a thread that touches a page of it waits until the page is here.
+     * In the background brant reads ahead through the file. The restore is over when all pages are
+     * here; `brant_image_restore_finish` brings them in faster. Needs a userfaultfd that is told of
+     * the kernel's own accesses (CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1, or access to
+     * /dev/userfaultfd) and memory that it can watch, which no other userfaultfd watches:
+     * BRANT_E_UNSUPPORTED or BRANT_E_EXISTS names the block and the reason, before the first page is
+     * touched. `load` and `run` may touch the guest's memory; `thread_start` must not.
+     *
+     * A page that is damaged in the file, or cannot be read, never becomes wrong memory. When it is
+     * found before `run`, the restore fails and no guest is here. When the guest may be running, an
+     * access of the page raises SIGBUS, as of memory that the hardware has lost (a vCPU's: in the
+     * thread that called KVM_RUN), a BRANT_EVENT_WARNING says so, and the restore fails with
+     * BRANT_E_IMAGE, or the code of the failed read, when all other pages are here. The guest's state
+     * is then BRANT_GUEST_HERE, and those pages count as declared lost.
+     */
+    uint32_t lazy;
+    /**
+     * 1: the VMM trusts the image: nobody cuts it or writes to it as long as this guest exists. The
+     * image's file is mapped privately (MAP_PRIVATE, MAP_FIXED) in place of the blocks' memory, and the
+     * guest starts at once. The kernel reads a page when it is touched, and nobody checks it: a damaged
+     * page is wrong memory, and the access of a page that was cut off raises SIGBUS. Advice that the VMM
+     * gave for the memory (madvise, mlock, mbind) ends, and pages that a device had pinned are not the
+     * guest's any more. Refused by name before anything is touched: BRANT_E_UNSUPPORTED for blocks of
+     * shared memory, of a file or of huge pages, for an image that holds what changed
+     * (`brant_image_merge` makes a full one), and for one of older software; BRANT_E_EXISTS for memory
+     * that a userfaultfd watches; BRANT_E_INVALID with `lazy`. `data_pages` and `zero_pages` stay 0.
+     */
+    uint32_t trusted;
+    /** 0. */
+    uint32_t reserved;
+} brant_image_restore_params;
 
 /**
  * Makes a restore into `guest`, whose operations must have `run`: else BRANT_E_INVALID. The
@@ -5552,10 +5653,90 @@ int32_t brant_image_chain_new(struct brant_tracker *tracker,
 void brant_image_chain_free(struct brant_image_chain *chain);
 
 /**
+ * A merge of an image and those before it into one full image, as `brant_image_merge` makes it, on a
+ * thread of its own. One object is one merge. No guest is needed, and no callback is called: the thread
+ * (`brant-snapshot`) has all signals masked.
+ *
+ * The new file gets its name when it is whole and on its device. Until then an older file of that name
+ * stays. A merge that fails or is cancelled leaves no file.
+ *
+ * Threads: any, several at once. `brant_image_merging_cancel` may be called by any number of threads, also
+ * while others wait, whose waits it ends. `brant_image_merging_free` is the last call: all others on it
+ * have returned before it begins.
+ */
+typedef struct brant_image_merging brant_image_merging;
+
+/**
+ * How images are merged. A field that is 0 has its default. A value out of range is BRANT_E_INVALID, with
+ * the range in the message.
+ */
+typedef struct brant_image_merge_params {
+    /** sizeof(brant_image_merge_params). */
+    size_t size;
+    /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
+    uint32_t cache;
+    /** 0. */
+    uint32_t reserved;
+} brant_image_merge_params;
+
+/** Makes a merge. `parameters` may be NULL for the defaults. Nothing happens before the start. */
+int32_t brant_image_merging_new(const struct brant_image_merge_params *parameters,
+                                struct brant_image_merging **merging,
+                                struct brant_error **error);
+
+/** Cancels a merge that is in progress, waits for its end, and frees it; NULL is fine. */
+void brant_image_merging_free(struct brant_image_merging *merging);
+
+/**
+ * Starts to make one full image, which gets the name `to`, of the image at the path `image` and those
+ * before it, and returns at once. What is found out about the files is an error of
+ * `brant_image_merging_wait`, with the codes of `brant_image_merge`. BRANT_E_STATE for a merge that was
+ * started before; BRANT_E_INVALID for an empty path.
+ */
+int32_t brant_image_merging_start(struct brant_image_merging *merging,
+                                  const char *image,
+                                  const char *to,
+                                  struct brant_error **error);
+
+/**
+ * Ends the merge and returns when its file is gone: within 100 ms, unless a kernel call is in progress. A
+ * merge that has ended stays as it is.
+ */
+int32_t brant_image_merging_cancel(struct brant_image_merging *merging,
+                                   struct brant_error **error);
+
+/**
+ * Waits until the merge is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
+ * at all). Returns 0 if the new image is whole, has its name and is on its device, BRANT_E_PENDING if the
+ * merge is still in progress, else the code that says why it failed: those of `brant_image_merge`, and
+ * BRANT_E_CANCELLED.
+ */
+int32_t brant_image_merging_wait(struct brant_image_merging *merging,
+                                 uint64_t timeout_ms,
+                                 struct brant_error **error);
+
+/**
+ * Fills in the figures as they are now: `state` is BRANT_IMAGE_IDLE, _PREPARING, _COPYING (pages are
+ * written), _FINISHING, _COMPLETED or _FAILED; `progress`, the sizes, `data_pages`, `zero_pages` and
+ * `elapsed_ns` are those of the merge. All other figures are 0, and times that are unknown are
+ * BRANT_UNKNOWN. Any thread.
+ */
+int32_t brant_image_merging_get_stats(const struct brant_image_merging *merging,
+                                      struct brant_image_stats *stats,
+                                      struct brant_error **error);
+
+/**
+ * An eventfd that becomes readable when the figures have changed, for poll; reading it resets it. The
+ * descriptor stays the merge's: do not close it. A negative code if `merging` is NULL.
+ */
+int32_t brant_image_merging_event_fd(const struct brant_image_merging *merging);
+
+/**
  * Makes one full image, which gets the name `to`, of the image at the path `image` and those before it:
  * the guest at the moment of that image. Needs no guest, and returns when the new image is whole and on
- * its device: all pages are read, checked and written in this call. Any thread. `to` may be `image`
- * itself, whose file is replaced; images that hold what changed since are of no use then.
+ * its device: all pages are read, checked and written in this call, which nothing can end
+ * (`brant_image_merging` can be watched and cancelled). Any thread. `to` may be `image` itself, whose file
+ * is replaced; images that hold what changed since are of no use then.
  *
  * BRANT_E_NOT_FOUND, BRANT_E_IMAGE or BRANT_E_VERSION, with the image's path, when an image is not
  * there, is damaged, or is not the one that belongs there; BRANT_E_INVALID when `to` is an image before
@@ -5564,6 +5745,39 @@ void brant_image_chain_free(struct brant_image_chain *chain);
 int32_t brant_image_merge(const char *image,
                           const char *to,
                           struct brant_error **error);
+
+/**
+ * Describes the image at `path` as one JSON object, without a guest. Header, index and the file's tables
+ * of checksums are read and checked; pages and state are not. The text in `buffer` is NUL-terminated and
+ * cut to `capacity` bytes; `*needed` (may be NULL) gets the bytes that the whole text takes. 64 KiB are
+ * enough for an image of some hundred blocks and states. Any thread.
+ *
+ * Sizes are bytes, pages 4 KiB; what is unknown is null. A reader ignores fields that it does not know.
+ *
+ * - `kind`: "full", or "changes" for an image that holds what changed since the image before; `format`: the
+ *   version of the format; `id` and `checksum`: the image's random number and the checksum of its header,
+ *   which covers all other checksums, in hexadecimal;
+ * - `complete`: whether the file and all images before it are there and belong together; `problem`: why
+ *   not, or null; `mappable`: whether a VMM that trusts the image can map it
+ *   (`brant_image_restore_params.trusted`);
+ * - `file_bytes`; `disk_bytes`: what the file takes on its disk; `memory_bytes`: the guest's memory;
+ *   `state_bytes`: the VMM's state;
+ * - `blocks`: of each `name`, `bytes`, `page_size`, `rom`, `offset` (in the file), `data_pages` (in the
+ *   file), `zero_pages` (holes of the file), `unchanged_pages` (as in the image before);
+ * - `states`: of each `kind` ("early", "device" or "state"), `name`, `instance`, `version`, `bytes`;
+ * - `parents`: the images before it, the newest first, each with `file` (its name in the same directory),
+ *   `found`, `id`, `checksum`, `file_bytes`.
+ *
+ * BRANT_E_NOT_FOUND when there is no file, BRANT_E_IMAGE for one that is no image, is not whole or is
+ * damaged in its header or index, BRANT_E_VERSION for one of a format that this library does not read.
+ *
+ * Experimental: fields may be added.
+ */
+int32_t brant_image_describe(const char *path,
+                             char *buffer,
+                             size_t capacity,
+                             size_t *needed,
+                             struct brant_error **error);
 
 /* =============================================================================================
  * Bitmaps: dirty bits by themselves

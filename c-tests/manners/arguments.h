@@ -135,7 +135,9 @@ static void args_fill(struct args *a)
     a->brant_gate_config = (brant_gate_config){ .size = sizeof(brant_gate_config) };
     a->brant_image_save_params.size = sizeof a->brant_image_save_params;
     a->brant_image_restore_params.size = sizeof a->brant_image_restore_params;
+    a->brant_image_merge_params.size = sizeof a->brant_image_merge_params;
     a->brant_image_stats.size = sizeof a->brant_image_stats;
+    a->brant_recorded.size = sizeof a->brant_recorded;
     a->region = (brant_uffd_region){ .address = PAGE, .length = PAGE };
 }
 

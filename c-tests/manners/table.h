@@ -43,6 +43,7 @@ struct world;
 /* The arguments of one call. */
 struct args {
     brant_ram_block brant_ram_block;
+    brant_recorded brant_recorded;
     brant_slot brant_slot;
     brant_ops brant_ops;
     brant_device brant_device;
@@ -70,6 +71,7 @@ struct args {
     brant_gate_config brant_gate_config;
     brant_image_save_params brant_image_save_params;
     brant_image_restore_params brant_image_restore_params;
+    brant_image_merge_params brant_image_merge_params;
     brant_image_stats brant_image_stats;
     brant_run runs[RUNS];
     brant_missing_run missing[RUNS];
@@ -133,6 +135,7 @@ struct world {
     brant_image_save *save;
     brant_image_restore *restore;
     brant_image_chain *chain;
+    brant_image_merging *merging;
     brant_bitmap *bitmap, *other_bitmap;
     brant_blocker *blocker;
     brant_gate *gate;

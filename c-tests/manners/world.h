@@ -89,6 +89,7 @@ static void world_begin(struct world *w, enum state state)
     MUST(brant_image_save_new(w->tracker, NULL, &w->save, NULL));
     MUST(brant_image_restore_new(w->there, NULL, &w->restore, NULL));
     MUST(brant_image_chain_new(w->tracker, &w->chain, NULL));
+    MUST(brant_image_merging_new(NULL, &w->merging, NULL));
     MUST(brant_bitmap_new(4096, &w->bitmap, NULL));
     MUST(brant_bitmap_new(4096, &w->other_bitmap, NULL));
     MUST(brant_bitmap_set(w->bitmap, 5, 2, NULL, NULL));
@@ -170,6 +171,7 @@ static void world_end(struct world *w)
         wrong("a migration cannot be freed");
     if (brant_image_save_free(w->save) || brant_image_restore_free(w->restore))
         wrong("a save or a restore cannot be freed");
+    brant_image_merging_free(w->merging);
     brant_blocker_free(w->blocker);
     brant_gate_device_free(w->gate_device);
     brant_gate_vcpu_free(w->gate_vcpu);

@@ -1,10 +1,9 @@
 //! Chains of images: each later one holds what changed since the one before.
 
 use super::error::{brant_error, invalid};
-use super::structs::{handle, path, put};
+use super::structs::{handle, put};
 use super::tracker::brant_tracker;
 use crate::snapshot::Chain;
-use std::ffi::c_char;
 use std::sync::Arc;
 
 /// A chain of images of one guest. The first save with it (`brant_image_save_params.chain`) holds all
@@ -62,26 +61,5 @@ pub unsafe extern "C" fn brant_image_chain_free(chain: *mut brant_image_chain) {
             // SAFETY: from Box::into_raw above, not freed before, by contract.
             drop(unsafe { Box::from_raw(chain) });
         }
-    })
-}
-
-/// Makes one full image, which gets the name `to`, of the image at the path `image` and those before it:
-/// the guest at the moment of that image. Needs no guest, and returns when the new image is whole and on
-/// its device: all pages are read, checked and written in this call. Any thread. `to` may be `image`
-/// itself, whose file is replaced; images that hold what changed since are of no use then.
-///
-/// BRANT_E_NOT_FOUND, BRANT_E_IMAGE or BRANT_E_VERSION, with the image's path, when an image is not
-/// there, is damaged, or is not the one that belongs there; BRANT_E_INVALID when `to` is an image before
-/// `image`; BRANT_E_KERNEL for a full disk. There is no new file then.
-#[no_mangle]
-pub unsafe extern "C" fn brant_image_merge(
-    image: *const c_char,
-    to: *const c_char,
-    error: *mut *mut brant_error,
-) -> i32 {
-    boundary!(error, {
-        // SAFETY: null or strings by contract.
-        let (image, to) = unsafe { (path(image)?, path(to)?) };
-        crate::snapshot::merge(image, to)
     })
 }

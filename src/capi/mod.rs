@@ -42,6 +42,9 @@ pub mod gate;
 pub mod guest;
 pub mod hints;
 pub mod image;
+pub mod image_merge;
+pub mod image_restore;
+pub mod image_save;
 pub mod incoming;
 pub mod kvm;
 #[cfg(target_arch = "x86_64")]
@@ -56,6 +59,7 @@ pub mod policy;
 mod postcopy;
 pub mod rate;
 pub mod reader;
+pub mod record;
 pub mod ring;
 pub mod state;
 pub mod stats;

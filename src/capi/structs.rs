@@ -113,12 +113,12 @@ fn check_size<T: Sized>(size: usize) -> Result<()> {
 ///
 /// # Safety
 /// Null or a string that lives for `'a`.
-pub(super) unsafe fn path<'a>(path: *const c_char) -> Result<&'a Path> {
-    if path.is_null() {
-        return Err(invalid("path is NULL"));
+pub(super) unsafe fn path_of<'a>(text: *const c_char, name: &str) -> Result<&'a Path> {
+    if text.is_null() {
+        return Err(invalid(format!("{name} is NULL")));
     }
     // SAFETY: the caller's contract.
-    let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
+    let bytes = unsafe { CStr::from_ptr(text) }.to_bytes();
     Ok(Path::new(OsStr::from_bytes(bytes)))
 }
 

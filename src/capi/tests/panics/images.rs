@@ -1,8 +1,10 @@
-//! Calls on saves to an image and restores from one.
+//! Calls on saves to an image, restores from one, merges and descriptions.
 
 use super::{Answer, Export};
 use crate::capi::chain::*;
-use crate::capi::image::*;
+use crate::capi::image_merge::*;
+use crate::capi::image_restore::*;
+use crate::capi::image_save::*;
 use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
@@ -28,6 +30,71 @@ pub const CALLS: &[Export] = &[
         |e| {
             // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_merge(null(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_merging_new",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_image_merging_new(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_merging_free",
+        |_| {
+            // SAFETY: null is nothing.
+            unsafe { brant_image_merging_free(null_mut()) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_image_merging_start",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_image_merging_start(null_mut(), null(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_merging_cancel",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_image_merging_cancel(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_merging_wait",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_image_merging_wait(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_merging_get_stats",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_image_merging_get_stats(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_merging_event_fd",
+        |_| {
+            // SAFETY: a null pointer.
+            Answer::Code(unsafe { brant_image_merging_event_fd(null()) })
+        },
+        Some("-22"),
+    ),
+    (
+        "brant_image_describe",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_image_describe(null(), null_mut(), 0, null_mut(), e) })
         },
         None,
     ),

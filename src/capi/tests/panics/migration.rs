@@ -7,9 +7,42 @@ use crate::capi::ops::*;
 use crate::capi::outgoing::*;
 use crate::capi::policy::*;
 use crate::capi::postcopy::*;
+use crate::capi::record::*;
 use std::ptr::{null, null_mut};
 
 pub const CALLS: &[Export] = &[
+    (
+        "brant_outgoing_record",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_outgoing_record(null_mut(), -1, 0, null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_end_record",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_outgoing_end_record(null_mut(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_record",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_incoming_record(null_mut(), -1, 0, null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_end_record",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_incoming_end_record(null_mut(), null_mut(), e) })
+        },
+        None,
+    ),
     (
         "brant_outgoing_get_line",
         |e| {
