@@ -34,6 +34,7 @@ GIVEN = {
     "brant_image_save_params": ("SaveParams", {
         "guest": "IMAGE:RESUME,STAY_PAUSED,ALREADY_PAUSED", "cache": "IMAGE:DIRECT,CACHED",
         "instant": "IMAGE_INSTANT"}),
+    "brant_image_merge_params": ("MergeParams", {"cache": "IMAGE:DIRECT,CACHED"}),
     "brant_image_restore_params": ("RestoreParams", {
         "guest": "IMAGE:RESUME,STAY_PAUSED", "cache": "IMAGE:DIRECT,CACHED", "lazy": "bool", "trusted": "bool"}),
 }

@@ -7,7 +7,8 @@ Three levels, each usable alone:
   KVM or by marks. Each written page is handed out once, and to each :class:`Consumer` apart.
   :class:`Rate` measures how fast they are written;
 * :class:`Outgoing` and :class:`Incoming`: a guest moves to another process or host while it runs;
-  :class:`ImageSave` and :class:`ImageRestore`: to a file and back.
+  :class:`ImageSave` and :class:`ImageRestore`: to a file and back; :func:`brant.image.describe`
+  says what is in such a file.
 
 A page is 4096 bytes (:data:`PAGE_SIZE`) everywhere. A failed call raises :class:`BrantError`, with
 the library's code and message. Objects that hold a handle of the library's are context managers
@@ -19,6 +20,7 @@ variable ``BRANT_LIBRARY`` says, else beside this file (in an installed package)
 repository that has this file (``target/c``), else by the system's loader.
 """
 
+from . import image
 from ._native import (
     PAGE_SIZE,
     BrantError,
@@ -37,6 +39,7 @@ from .figures import (
     ImageStats,
     KvmInfo,
     LaneStats,
+    MergeParams,
     MissingRun,
     Params,
     Policy,
@@ -46,7 +49,7 @@ from .figures import (
     Stats,
 )
 from .guest import Guest
-from .images import ImageChain, ImageRestore, ImageSave, merge_images
+from .images import ImageChain, ImageMerge, ImageRestore, ImageSave, merge_images
 from .measure import KvmCost, KvmCosts, measure_kvm
 from .migration import Incoming, Outgoing
 from .operations import Blob, Event, Saver
@@ -72,6 +75,7 @@ __all__ = [
     "Forecast",
     "Guest",
     "ImageChain",
+    "ImageMerge",
     "ImageRestore",
     "ImageSave",
     "ImageStats",
@@ -80,6 +84,7 @@ __all__ = [
     "KvmCosts",
     "KvmInfo",
     "LaneStats",
+    "MergeParams",
     "MissingRun",
     "Outgoing",
     "Params",
@@ -101,6 +106,7 @@ __all__ = [
     "enable_kvm_ring",
     "follow",
     "has_feature",
+    "image",
     "library_path",
     "measure_kvm",
     "merge_images",

@@ -82,6 +82,7 @@ CONSTANTS: Dict[str, int] = {
     "BRANT_ROLE_IMAGE": 9,
     "BRANT_ROLE_DIGEST": 10,
     "BRANT_ROLE_WATCH": 11,
+    "BRANT_ROLE_RECORD": 12,
     "BRANT_ALL_VCPUS": 4294967295,
     "BRANT_GATE_INSTALL_HANDLER": 1,
     "BRANT_HELD_BEFORE_START": 1,
@@ -192,13 +193,9 @@ CONSTANTS: Dict[str, int] = {
     "BRANT_LANE_CLOSED": 0,
     "BRANT_LANE_IDLE": 1,
     "BRANT_LANE_BUSY": 2,
+    "BRANT_RECORD_VERSION": 1,
     "BRANT_RATE_BY_LOG": 0,
     "BRANT_RATE_BY_SAMPLING": 1,
-    "BRANT_IMAGE_RESUME": 0,
-    "BRANT_IMAGE_STAY_PAUSED": 1,
-    "BRANT_IMAGE_ALREADY_PAUSED": 2,
-    "BRANT_IMAGE_INSTANT_END": 0,
-    "BRANT_IMAGE_INSTANT_START": 1,
     "BRANT_IMAGE_DIRECT": 0,
     "BRANT_IMAGE_CACHED": 1,
     "BRANT_IMAGE_IDLE": 0,
@@ -211,6 +208,11 @@ CONSTANTS: Dict[str, int] = {
     "BRANT_IMAGE_STARTING": 7,
     "BRANT_IMAGE_COMPLETED": 8,
     "BRANT_IMAGE_FAILED": 9,
+    "BRANT_IMAGE_RESUME": 0,
+    "BRANT_IMAGE_STAY_PAUSED": 1,
+    "BRANT_IMAGE_ALREADY_PAUSED": 2,
+    "BRANT_IMAGE_INSTANT_END": 0,
+    "BRANT_IMAGE_INSTANT_START": 1,
     "BRANT_BITMAP_BITS_MAX": 1099511627776,
 }
 
@@ -778,6 +780,15 @@ class brant_forecast(Structure):
     ]
 
 
+class brant_recorded(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("lines", c_uint64),
+        ("bytes", c_uint64),
+        ("dropped", c_uint64),
+    ]
+
+
 class brant_rate_params(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -799,6 +810,35 @@ class brant_dirty_rate(Structure):
         ("sampled_pages", c_uint64),
         ("changed_pages", c_uint64),
         ("warnings", c_uint64),
+    ]
+
+
+class brant_image_stats(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("state", c_uint32),
+        ("pass", c_uint32),
+        ("error", c_int32),
+        ("progress", c_uint32),
+        ("total_bytes", c_uint64),
+        ("remaining_bytes", c_uint64),
+        ("data_pages", c_uint64),
+        ("zero_pages", c_uint64),
+        ("ballooned_pages", c_uint64),
+        ("poisoned_pages", c_uint64),
+        ("state_bytes", c_uint64),
+        ("file_bytes", c_uint64),
+        ("elapsed_ns", c_uint64),
+        ("downtime_ns", c_uint64),
+        ("urgent_pages", c_uint64),
+        ("lost_pages", c_uint64),
+        ("faults", c_uint64),
+        ("fault_p50_ns", c_uint64),
+        ("fault_p99_ns", c_uint64),
+        ("fault_max_ns", c_uint64),
+        ("protecting_ns", c_uint64),
+        ("copied_pages", c_uint64),
+        ("held_faults", c_uint64),
     ]
 
 
@@ -831,32 +871,11 @@ class brant_image_restore_params(Structure):
     ]
 
 
-class brant_image_stats(Structure):
+class brant_image_merge_params(Structure):
     _fields_ = [
         ("size", c_size_t),
-        ("state", c_uint32),
-        ("pass", c_uint32),
-        ("error", c_int32),
-        ("progress", c_uint32),
-        ("total_bytes", c_uint64),
-        ("remaining_bytes", c_uint64),
-        ("data_pages", c_uint64),
-        ("zero_pages", c_uint64),
-        ("ballooned_pages", c_uint64),
-        ("poisoned_pages", c_uint64),
-        ("state_bytes", c_uint64),
-        ("file_bytes", c_uint64),
-        ("elapsed_ns", c_uint64),
-        ("downtime_ns", c_uint64),
-        ("urgent_pages", c_uint64),
-        ("lost_pages", c_uint64),
-        ("faults", c_uint64),
-        ("fault_p50_ns", c_uint64),
-        ("fault_p99_ns", c_uint64),
-        ("fault_max_ns", c_uint64),
-        ("protecting_ns", c_uint64),
-        ("copied_pages", c_uint64),
-        ("held_faults", c_uint64),
+        ("cache", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -894,11 +913,13 @@ STRUCTURES: Tuple[type, ...] = (
     brant_stats,
     brant_lane_stats,
     brant_forecast,
+    brant_recorded,
     brant_rate_params,
     brant_dirty_rate,
+    brant_image_stats,
     brant_image_save_params,
     brant_image_restore_params,
-    brant_image_stats,
+    brant_image_merge_params,
 )
 
 #: The result and the parameters of each function.
@@ -2061,6 +2082,42 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
             POINTER(c_void_p),
         ],
     ),
+    "brant_outgoing_record": (
+        c_int32,
+        [
+            c_void_p,
+            c_int32,
+            c_uint64,
+            c_char_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_outgoing_end_record": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(brant_recorded),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_incoming_record": (
+        c_int32,
+        [
+            c_void_p,
+            c_int32,
+            c_uint64,
+            c_char_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_incoming_end_record": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(brant_recorded),
+            POINTER(c_void_p),
+        ],
+    ),
     "brant_rate_new": (
         c_int32,
         [
@@ -2251,11 +2308,73 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
             c_void_p,
         ],
     ),
+    "brant_image_merging_new": (
+        c_int32,
+        [
+            POINTER(brant_image_merge_params),
+            POINTER(c_void_p),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_image_merging_free": (
+        None,
+        [
+            c_void_p,
+        ],
+    ),
+    "brant_image_merging_start": (
+        c_int32,
+        [
+            c_void_p,
+            c_char_p,
+            c_char_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_image_merging_cancel": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_image_merging_wait": (
+        c_int32,
+        [
+            c_void_p,
+            c_uint64,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_image_merging_get_stats": (
+        c_int32,
+        [
+            c_void_p,
+            POINTER(brant_image_stats),
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_image_merging_event_fd": (
+        c_int32,
+        [
+            c_void_p,
+        ],
+    ),
     "brant_image_merge": (
         c_int32,
         [
             c_char_p,
             c_char_p,
+            POINTER(c_void_p),
+        ],
+    ),
+    "brant_image_describe": (
+        c_int32,
+        [
+            c_char_p,
+            c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
             POINTER(c_void_p),
         ],
     ),

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from . import events, plots
+from . import image as images
 from ._native import BrantError, library_path, version
 from .figures import Params, Policy, RateParams
 from .guest import Guest
@@ -36,7 +37,7 @@ def _region(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=1, help="of the order of the pages (1)")
 
 
-def _made(arguments: argparse.Namespace, event: Any = None) -> Region:
+def _made(arguments: argparse.Namespace) -> Region:
     if not 0 < arguments.hot <= 1 or arguments.mib < 1 or arguments.rate < 0:
         raise SystemExit("brant: --mib from 1, --hot above 0 up to 1, --rate from 0 are expected")
     return Region(
@@ -44,7 +45,6 @@ def _made(arguments: argparse.Namespace, event: Any = None) -> Region:
         hot=arguments.hot,
         rate=arguments.rate,
         seed=arguments.seed,
-        event=event,
     )
 
 
@@ -126,7 +126,7 @@ def record(arguments: argparse.Namespace) -> None:
         channels=arguments.channels,
     )
     with Recorder(arguments.out, what=arguments.what or arguments.policy) as recorder:
-        region = _made(arguments, recorder.event)
+        region = _made(arguments)
         memory = mmap.mmap(-1, region.bytes)
         target = Guest(run=lambda: None)
         target.add_block("region", memory)
@@ -136,8 +136,8 @@ def record(arguments: argparse.Namespace) -> None:
             with Outgoing(tracker, params) as outgoing:
                 outgoing.set_policy(policy)
                 incoming.start([there for _, there in pairs])
-                outgoing.start([here for here, _ in pairs])
                 recorder.watch(outgoing)
+                outgoing.start([here for here, _ in pairs])
                 try:
                     outgoing.wait()
                 except BrantError:
@@ -150,6 +150,15 @@ def timeline(arguments: argparse.Namespace) -> None:
     """Prints a recorded migration as text."""
     for n, path in enumerate(arguments.files):
         print("\n".join([""] * bool(n) + events.text(events.read(path))))
+
+
+def image(arguments: argparse.Namespace) -> None:
+    """Prints what is in an image."""
+    for path in arguments.files:
+        if arguments.json:
+            print(images.text(path))
+        else:
+            print("\n".join(images.lines(images.describe(path), path)))
 
 
 def _curve(path: str) -> Optional[Tuple[str, List[Dict[str, Any]]]]:
@@ -223,6 +232,10 @@ def _parser() -> argparse.ArgumentParser:
 
     part = command("timeline", timeline)
     part.add_argument("files", nargs="+", metavar="EVENTS", help="an events file")
+
+    part = command("image", image)
+    part.add_argument("files", nargs="+", metavar="FILE", help="an image")
+    part.add_argument("--json", action="store_true", help="as the library's JSON, one line for each")
 
     part = command("plot", plot)
     part.add_argument("files", nargs="+", metavar="FILE", help="events files, or files of rate --out")

@@ -93,6 +93,12 @@ CHOICES: Dict[str, Dict[str, Dict[str, int]]] = {
             "start": 1,
         },
     },
+    "MergeParams": {
+        "cache": {
+            "direct": 0,
+            "cached": 1,
+        },
+    },
     "RestoreParams": {
         "guest": {
             "resume": 0,
@@ -408,6 +414,15 @@ class SaveParams:
     max_copy_bytes: int = 0
     #: BRANT_IMAGE_INSTANT_END or BRANT_IMAGE_INSTANT_START. One of: "end", "start".
     instant: str = "end"
+
+
+@dataclass(frozen=True)
+class MergeParams:
+    """How images are merged. A field that is 0 has its default. A value out of range is
+    BRANT_E_INVALID, with the range in the message. The header's ``brant_image_merge_params``."""
+
+    #: BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. One of: "direct", "cached".
+    cache: str = "direct"
 
 
 @dataclass(frozen=True)
@@ -1000,4 +1015,4 @@ class Blocked:
 
 
 #: What is given to the library.
-Given = Union[Params, Policy, RateParams, SaveParams, RestoreParams]
+Given = Union[Params, Policy, RateParams, SaveParams, MergeParams, RestoreParams]

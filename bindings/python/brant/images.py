@@ -1,17 +1,17 @@
 """A guest in a file: saved (:class:`ImageSave`, :class:`ImageChain`) and restored
-(:class:`ImageRestore`)."""
+(:class:`ImageRestore`); images of a chain merged (:class:`ImageMerge`)."""
 
 from __future__ import annotations
 
 import os
 from ctypes import byref
-from typing import Optional, Union
+from typing import Optional, Tuple, Union
 
 from . import _declared as declared
 from . import _native as native
 from ._convert import figures, structure
 from ._job import Job
-from .figures import ImageStats, RestoreParams, SaveParams
+from .figures import ImageStats, MergeParams, RestoreParams, SaveParams
 from .guest import Guest, _Closes, handle_of
 from .tracker import Tracker
 
@@ -19,16 +19,18 @@ from .tracker import Tracker
 Path = Union[str, "os.PathLike[str]"]
 
 
-class _Image(Job):
-    def start(self, path: Path) -> None:
-        """Starts it, and returns at once. ``path`` is the image's file."""
-        self._call("start", native.text(os.fspath(path), "path"))
-
+class _OfImages(Job):
     def stats(self) -> ImageStats:
         """The figures as they are now."""
         now = native.sized(declared.brant_image_stats)
         self._call("get_stats", byref(now))
         return figures(ImageStats, now)
+
+
+class _Image(_OfImages):
+    def start(self, path: Path) -> None:
+        """Starts it, and returns at once. ``path`` is the image's file."""
+        self._call("start", native.text(os.fspath(path), "path"))
 
 
 class ImageChain(_Closes):
@@ -66,9 +68,45 @@ class ImageChain(_Closes):
 
 def merge_images(image: Path, to: Path) -> None:
     """Makes one full image, ``to``, of an image of a chain and those before it: the guest at the moment
-    of ``image``. Needs no guest; returns when the new file is whole."""
-    paths = native.text(os.fspath(image), "image"), native.text(os.fspath(to), "to")
-    native.call(native.lib.brant_image_merge, *paths)
+    of ``image``. Needs no guest; returns when the new file is whole. :class:`ImageMerge` can be watched
+    and cancelled."""
+    native.call(native.lib.brant_image_merge, *_names(image, to))
+
+
+def _names(image: Path, to: Path) -> Tuple[bytes, bytes]:
+    return native.text(os.fspath(image), "image"), native.text(os.fspath(to), "to")
+
+
+class ImageMerge(_OfImages):
+    """What :func:`merge_images` does, as something that is watched, waited for and cancelled.
+
+    ::
+
+        with brant.ImageMerge() as merge:
+            merge.start("/var/lib/guest.4", "/var/lib/guest.whole")
+            brant.follow(merge)                # a progress bar
+
+    The new file has its name when it is whole. A merge that fails or is cancelled leaves no file.
+    """
+
+    _what = "brant_image_merging_"
+    _name = "merge"
+
+    def __init__(self, params: Optional[MergeParams] = None) -> None:
+        given = structure(declared.brant_image_merge_params, params, MergeParams, "params")
+        new = native.lib.brant_image_merging_new
+        value = native.made(new, None if given is None else byref(given))
+        free = native.lib.brant_image_merging_free
+        self._handle = native.Handle(self, self._name, value, free)
+
+    def start(self, image: Path, to: Path) -> None:
+        """Starts to merge ``image``, and those before it, into one that gets the name ``to``; returns
+        at once. What is found out about the files is an error of :meth:`wait`."""
+        self._call("start", *_names(image, to))
+
+    def __enter__(self) -> "ImageMerge":
+        with self._handle.use():
+            return self
 
 
 class ImageSave(_Image):

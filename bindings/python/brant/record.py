@@ -1,30 +1,32 @@
-"""Writes what happens in a migration to an events file: JSON lines, for pictures and for programs.
+"""Has what happens in a migration written to an events file: JSON lines, for pictures and for programs.
 
-Each line is an object. ``time_ns`` counts from the beginning of the file, and ``kind`` is
+The library writes them (``brant_outgoing_record``); ``docs/recording.md`` of its repository has all
+fields. Each line is an object. ``time_ns`` counts from the beginning of the recording, and ``kind`` is
 
-- ``"begin"``, the first line: ``version`` of the format (1), ``library`` and ``what`` was recorded;
-- ``"stats"``: the figures as :meth:`Outgoing.json` has them, and ``lanes``, a list of the channels'
-  figures; written when the figures have changed;
+- ``"begin"``, the first line: ``version`` of the format (1), ``library``, ``what`` was recorded and
+  ``interval_ns``;
+- ``"stats"``: the figures as :meth:`Outgoing.json` has them, ``lanes``, a list of the channels'
+  figures, and ``dropped``, how many lines were dropped so far; written when the figures have changed;
 - ``"event"``: ``event``, its kind, and ``message``;
-- ``"end"``, the last line: ``error``, the library's code (0: it has succeeded), and ``message``.
+- ``"end"``, the last line: ``error``, the library's code (0: it has succeeded), ``message``, ``dropped``.
 
 Any program may write such a file. A reader ignores fields and kinds that it does not know.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import threading
-import time
-from dataclasses import asdict
-from typing import IO, Any, Dict, Optional, Union
+from ctypes import byref
+from typing import IO, Any, Optional, Union
 
-from ._native import BrantError, constant, version
+from . import _declared as declared
+from . import _native as native
+from ._native import BrantError, constant
 from .migration import Incoming, Outgoing
-from .operations import Event
 
-VERSION = 1
+VERSION: int = constant("RECORD_VERSION")
 
 
 class Recorder:
@@ -33,89 +35,104 @@ class Recorder:
     ::
 
         with brant.Recorder("migration.jsonl") as recorder:
-            guest = brant.Guest(pause=stop, resume=go, event=recorder.event)
-            ...
             recorder.watch(outgoing)           # before or after its start
             outgoing.start(...)
             outgoing.wait()
 
-    ``event`` is for the operation of that name; without it the file has figures only. A thread
-    writes the figures, about 20 times a second at most. Leaving the with-block waits until the last
-    figures of a migration that is over are written.
+    The library looks at the figures every ``interval_ms`` milliseconds (10 to 3600000), and hears every
+    event. It never holds up the migration: lines that the file does not take are dropped, and
+    :attr:`dropped` has their number when the recorder is closed. Leaving the with-block waits until the
+    last figures of a migration that is over are written. ``file`` is a path, or anything with a
+    ``write`` for text; what has a descriptor is written to directly.
     """
 
-    def __init__(self, file: Union[str, "os.PathLike[str]", IO[str]], *, what: str = "") -> None:
+    #: Lines that were written, and that were dropped; known when the recorder is closed.
+    lines: Optional[int] = None
+    dropped: Optional[int] = None
+
+    def __init__(
+        self,
+        file: Union[str, "os.PathLike[str]", IO[str]],
+        *,
+        what: str = "",
+        interval_ms: int = 50,
+    ) -> None:
         if isinstance(file, (str, os.PathLike)):
             self._file: IO[str] = open(file, "w", encoding="utf-8")
             self._mine = True
         else:
             self._file, self._mine = file, False
-        self._lock = threading.Lock()
-        self._start = time.monotonic_ns()
-        self._thread: Optional[threading.Thread] = None
-        self._stop = threading.Event()
-        self._write("begin", version=VERSION, library=version(), what=what)
-
-    def _write(self, kind: str, **fields: Any) -> None:
-        line = {"time_ns": time.monotonic_ns() - self._start, "kind": kind, **fields}
-        text = json.dumps(line, separators=(",", ":"))
-        with self._lock:
-            if not self._file.closed:
-                self._file.write(text + "\n")
-
-    def event(self, event: Event) -> None:
-        """The operation ``event``."""
-        self._write("event", event=event.kind, message=event.message)
+        self._what = native.text(what, "what")
+        self._interval = native.number(interval_ms, "interval_ms")
+        self._watched: Optional[Union[Outgoing, Incoming]] = None
+        #: Copies what comes through a pipe to a file without a descriptor.
+        self._copying: Optional[threading.Thread] = None
 
     def watch(self, migration: Union[Outgoing, Incoming]) -> None:
-        """Begins to write the figures of a migration, on a thread."""
-        if self._thread is not None:
+        """Begins to record a migration: its figures and its events from now on."""
+        if self._watched is not None:
             raise ValueError("a recorder watches one migration")
-        self._thread = threading.Thread(
-            target=self._watch, args=(migration,), name="brant-record", daemon=True
-        )
-        self._thread.start()
-
-    def _watch(self, migration: Union[Outgoing, Incoming]) -> None:
-        before: Dict[str, Any] = {}
+        if not isinstance(migration, (Outgoing, Incoming)):
+            raise TypeError("a migration is recorded, not %s" % type(migration).__name__)
         try:
-            while True:
-                over = migration.over
-                figures = migration.json()
-                lanes = [asdict(migration.lane_stats(n)) for n in range(migration.channels)]
-                while len(lanes) > 1 and lanes[-1]["wire_bytes"] == 0:
-                    lanes.pop()
-                if {**figures, "elapsed_ns": 0} != before:
-                    before = {**figures, "elapsed_ns": 0}
-                    self._write("stats", **figures, lanes=lanes)
-                if over or self._stop.is_set():
-                    break
-                self._stop.wait(0.05)
-            try:
-                ended = migration.wait(0)
-                if ended:
-                    self._write("end", error=0, message="")
-            except BrantError as why:
-                self._write("end", error=why.code, message=why.message)
-        except ValueError:
-            # It was closed meanwhile, which cancels it.
-            self._write("end", error=constant("E_CANCELLED"), message="it was closed")
+            self._file.flush()
+            fd, pipe = self._file.fileno(), None
+        except (AttributeError, io.UnsupportedOperation):
+            pipe, fd = os.pipe()
+        try:
+            migration._call("record", fd, self._interval, self._what)
+        except BaseException:
+            if pipe is not None:
+                os.close(pipe)
+            raise
+        finally:
+            if pipe is not None:
+                # The library has one of its own.
+                os.close(fd)
+        self._watched = migration
+        if pipe is not None:
+            self._copying = threading.Thread(
+                target=self._copy, args=(pipe,), name="brant-record", daemon=True
+            )
+            self._copying.start()
+
+    def _copy(self, pipe: int) -> None:
+        with open(pipe, encoding="utf-8") as lines:
+            for line in lines:
+                self._file.write(line)
 
     def close(self) -> None:
-        """Ends the recording. Again is fine."""
-        self._stop.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-        with self._lock:
+        """Ends the recording. Again is fine. Raises the :class:`BrantError` of a write that failed."""
+        watched, self._watched = self._watched, None
+        try:
+            if watched is not None:
+                self._end(watched)
+        finally:
+            if self._copying is not None and self._copying is not threading.current_thread():
+                self._copying.join()
             if self._mine:
                 self._file.close()
             elif not self._file.closed:
                 self._file.flush()
 
+    def _end(self, watched: Union[Outgoing, Incoming]) -> None:
+        recorded = native.sized(declared.brant_recorded)
+        try:
+            watched._call("end_record", byref(recorded))
+        except BrantError as why:
+            if why.code == constant("E_STATE"):
+                return
+            self.lines, self.dropped = recorded.lines, recorded.dropped
+            raise
+        except ValueError:
+            # It was closed meanwhile, which ended the recording.
+            return
+        self.lines, self.dropped = recorded.lines, recorded.dropped
+
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *of: object) -> None:
+    def __exit__(self, *of: Any) -> None:
         self.close()
 
     def __repr__(self) -> str:

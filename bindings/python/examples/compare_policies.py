@@ -25,7 +25,7 @@ MIB, LINK = 32, 100_000_000  # bytes a second
 def migrated(path: str, name: str, policy: brant.Policy) -> events.Recording:
     """One migration of a new guest that writes the same pages each time."""
     with brant.Recorder(path, what=name) as recorder:
-        region = Region(MIB << 20, hot=0.25, rate=60_000, seed=1, event=recorder.event)
+        region = Region(MIB << 20, hot=0.25, rate=60_000, seed=1)
         there = brant.Guest(run=lambda: None)
         there.add_block("region", mmap.mmap(-1, region.bytes))
         params = brant.Params(
@@ -38,8 +38,8 @@ def migrated(path: str, name: str, policy: brant.Policy) -> events.Recording:
             with brant.Outgoing(tracker, params) as outgoing:
                 outgoing.set_policy(policy)
                 incoming.start(theirs)
-                outgoing.start(ours)
                 recorder.watch(outgoing)
+                outgoing.start(ours)
                 outgoing.wait()
                 recorder.close()
     return events.read(path)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -86,6 +87,91 @@ def test_a_recorded_migration_is_told_and_drawn(capsys, tmp_path):
     assert "pass 1 done" in page and "expected, ms" in page
     # Several, to compare.
     assert main(capsys, "plot", file, file, "-o", str(tmp_path / "two.png"))[0] == 0
+
+
+def test_what_is_in_an_image_is_printed(capsys, tmp_path):
+    from test_migration import Side
+
+    side, path = Side(), str(tmp_path / "guest.image")
+    with brant.Tracker(side.guest) as tracker, brant.ImageSave(tracker) as save:
+        save.start(path)
+        save.wait()
+    status, out, _ = main(capsys, "image", path)
+    assert status == 0 and out.startswith("%s: full, complete\n  format 1, checksum " % path)
+    assert re.search(r"block +ram +4.0 MiB in pages of 4096: .*1024 zero pages", out)
+    assert re.search(r"state +counter +\d+ bytes, instance 7, version 2", out)
+    status, out, _ = main(capsys, "image", "--json", path, path)
+    assert status == 0 and [json.loads(line)["kind"] for line in out.splitlines()] == ["full"] * 2
+    status, _, err = main(capsys, "image", "/dev/null")
+    assert status == 1 and "/dev/null" in err
+
+
+def moved(*recorders):
+    """A guest that moves inside this process while a recorder of each side watches."""
+    from test_migration import Side
+
+    here, there = Side(), Side()
+    with brant.Tracker(here.guest) as tracker, brant.Incoming(there.guest) as incoming:
+        with brant.Outgoing(tracker) as outgoing:
+            for recorder, side in zip(recorders, (outgoing, incoming)):
+                recorder.watch(side)
+            ends = socket.socketpair()
+            incoming.start(ends[1])
+            outgoing.start(ends[0])
+            assert outgoing.wait() and incoming.wait()
+            for recorder in recorders:
+                recorder.close()
+
+
+def test_both_sides_are_recorded_to_a_path_and_to_what_has_no_descriptor(tmp_path):
+    text = io.StringIO()
+    here, there = brant.Recorder(tmp_path / "here", what="a test", interval_ms=10), brant.Recorder(text)
+    moved(here, there)
+    found = [events.read(tmp_path / "here"), events.parse(text.getvalue().splitlines(), "there")]
+    assert [one.error for one in found] == [0, 0] and found[0].what == "a test"
+    assert [one.last["state"] for one in found] == ["completed", "running"]
+    assert {"state", "pass", "completed"} <= {kind for _, kind, _ in found[0].events}
+    with open(tmp_path / "here") as file:
+        assert (here.lines, here.dropped) == (len(file.readlines()), 0)
+    assert there.lines == text.getvalue().count("\n") and not text.closed
+
+
+def test_a_pipe_that_nobody_reads_or_that_is_closed_holds_up_no_migration(tmp_path):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"\n" * 4096)
+    except BlockingIOError:
+        pass
+    full = brant.Recorder(os.fdopen(writer, "w"))
+    moved(full)
+    assert full.lines == 0 and full.dropped > 2
+    os.close(reader)
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = brant.Recorder(os.fdopen(writer, "w"))
+    with pytest.raises(brant.BrantError, match="nobody reads"):
+        moved(gone)
+
+
+def test_a_recorder_watches_one_migration_and_a_closed_one_is_recorded_to_its_end(tmp_path):
+    from test_migration import Side
+
+    side, path = Side(), tmp_path / "events"
+    with brant.Tracker(side.guest) as tracker:
+        with brant.Recorder(path) as recorder, brant.Outgoing(tracker) as outgoing:
+            recorder.watch(outgoing)
+            with pytest.raises(ValueError, match="one migration"):
+                recorder.watch(outgoing)
+            with pytest.raises(brant.BrantError, match="recorded already"):
+                brant.Recorder(tmp_path / "other").watch(outgoing)
+            with pytest.raises(brant.BrantError, match="10 to 3600000"):
+                brant.Recorder(tmp_path / "other", interval_ms=5).watch(outgoing)
+        with pytest.raises(TypeError):
+            brant.Recorder(tmp_path / "other").watch(tracker)
+    found = events.read(path)
+    assert found.last["state"] == "idle" and found.error is None
 
 
 def test_what_is_no_events_file_is_named_with_its_line(capsys, tmp_path):

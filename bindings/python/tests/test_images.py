@@ -1,5 +1,6 @@
 """A guest in a file: saved at the end or at an instant, restored whole or while it runs."""
 
+import io
 import mmap
 import os
 import threading
@@ -165,6 +166,81 @@ def test_each_image_of_a_chain_is_the_guest_at_its_moment(source, tmp_path):
     with pytest.raises(brant.BrantError, match="holds what changed"):
         restored(images[2])
     assert restored(whole)[0].memory[:] == moments[2]
+
+
+@pytest.fixture
+def chained(source, tmp_path):
+    """Three images of a chain, and the guest's memory at the last."""
+    images = [tmp_path / ("image.%d" % number) for number in range(3)]
+    with brant.ImageChain(source.tracker) as chain:
+        for number, image in enumerate(images):
+            source.memory[number * PAGE : number * PAGE + 4] = b"%04d" % number
+            source.tracker.mark_block("ram", number * PAGE, 4)
+            with brant.ImageSave(source.tracker, chain=chain) as save:
+                save.start(image)
+                assert save.wait()
+    return images, source.memory[:]
+
+
+def test_a_merge_is_watched_and_makes_one_full_image(chained, tmp_path):
+    images, moment = chained
+    whole = tmp_path / "whole"
+    with brant.ImageMerge(brant.MergeParams(cache="cached")) as merge:
+        assert merge.stats().state == "idle"
+        merge.start(images[2], whole)
+        out = io.StringIO()
+        brant.follow(merge, file=out)
+        now = merge.stats()
+        assert (now.state, now.progress, now.total_bytes) == ("completed", 10000, BYTES)
+        with pytest.raises(brant.BrantError, match="started before"):
+            merge.start(images[2], whole)
+    with pytest.raises(ValueError, match="this merge is closed"):
+        merge.wait()
+    assert restored(whole)[0].memory[:] == moment
+
+
+def test_a_merge_that_is_cancelled_or_fails_leaves_no_file(chained, tmp_path):
+    images, _ = chained
+    whole = tmp_path / "whole"
+    with brant.ImageMerge() as merge:
+        merge.cancel()
+        with pytest.raises(brant.CancelledError):
+            merge.start(images[2], whole)
+    images[0].unlink()
+    with brant.ImageMerge() as merge:
+        merge.start(images[2], whole)
+        with pytest.raises(brant.BrantError, match="holds what changed") as failed:
+            merge.wait()
+        assert failed.value.name == "not found"
+    assert not whole.exists()
+    with pytest.raises(TypeError):
+        brant.ImageMerge(brant.SaveParams())
+
+
+def test_an_image_is_described_without_a_guest(chained):
+    images, _ = chained
+    full, last = (brant.image.describe(image) for image in (images[0], str(images[2])))
+    assert (full.kind, full.format, full.complete, full.parents) == ("full", 1, True, [])
+    assert full.memory_bytes == BYTES and full.file_bytes == images[0].stat().st_size
+    (block,) = full.blocks
+    assert (block.name, block.bytes, block.page_size) == ("ram", BYTES, PAGE)
+    assert block.data_pages + block.zero_pages == BYTES // PAGE and block.unchanged_pages == 0
+    assert [(state.kind, state.name) for state in full.states] == [
+        ("state", "counter"), ("state", "nothing"),
+    ]
+    assert full.state_bytes == sum(state.bytes for state in full.states)
+    assert (last.kind, last.complete, last.problem) == ("changes", True, None)
+    assert last.blocks[0].data_pages == 1
+    assert [(p.file, p.found) for p in last.parents] == [("image.1", True), ("image.0", True)]
+    assert last.parents[1].checksum == full.checksum and last.parents[1].id == full.id
+    images[1].unlink()
+    torn = brant.image.describe(images[2])
+    assert not torn.complete and "image.1" in torn.problem
+    assert [p.found for p in torn.parents] == [False]
+    for path, name in ((images[1], "not found"), ("/dev/null", "image")):
+        with pytest.raises(brant.BrantError) as failed:
+            brant.image.describe(path)
+        assert name in failed.value.name
 
 
 def test_a_chain_is_of_a_tracker_and_for_its_saves_only(source):

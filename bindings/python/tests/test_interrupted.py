@@ -20,6 +20,11 @@ import pytest
 PAGE = brant.PAGE_SIZE
 PAGES = 512
 
+#: Pages of the tests that interrupt every bytecode, which take the longer the more runs there are, and
+#: how many runs are then one batch: three batches, so that an exception meets the first, the last and
+#: one between two others.
+FEW, BATCH = 12, 2
+
 
 #: The files whose bytecodes are counted.
 PACKAGE = {brant.tracker.__file__, brant.taken.__file__}
@@ -38,8 +43,15 @@ def marked():
         yield tracker
 
 
-def mark_scattered(tracker):
-    expected = set(range(0, PAGES, 2))
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(brant.tracker, "_BATCH", BATCH)
+    for module in (brant.tracker, brant.taken):
+        monkeypatch.setattr(module, "ARRAY_BATCH", BATCH)
+
+
+def mark_scattered(tracker, pages=PAGES):
+    expected = set(range(0, pages, 2))
     for page in expected:
         tracker.mark_block("ram", page * PAGE, 1)
     tracker.sync()
@@ -80,12 +92,12 @@ def interrupted_at(number, action, *callers):
 
 
 @pytest.mark.parametrize("of", ["tracker", "consumer"])
-def test_an_exception_at_any_bytecode_of_a_walk_loses_no_page(marked, of):
+def test_an_exception_at_any_bytecode_of_a_walk_loses_no_page(marked, small_batches, of):
     reader = marked if of == "tracker" else marked.consumer()
-    number, step = 0, 1
+    number = 0
     while True:
-        number += step
-        expected = mark_scattered(marked)
+        number += 1
+        expected = mark_scattered(marked, FEW)
         seen = []
 
         def walk():
@@ -97,8 +109,6 @@ def test_an_exception_at_any_bytecode_of_a_walk_loses_no_page(marked, of):
         assert had | rest(reader) >= expected, "bytecode %d" % number
         if came is None:
             break
-        # Every bytecode at first, where batches begin and end, and then some of them.
-        step = 1 if number < 400 else 53
     assert number > 400
 
 
@@ -145,10 +155,10 @@ def dropped(reader, got):
 def interrupted_everywhere(marked, use, reader, kept):
     """Runs ``use`` with an exception at each of its bytecodes. Pages that it has not delivered are
     pending again, even while the exception and all variables of ``use`` are ``kept``."""
-    number, step = 0, 1
+    number = 0
     while True:
-        number += step
-        expected = mark_scattered(marked)
+        number += 1
+        expected = mark_scattered(marked, FEW)
         got = set()
         # The caller's own bytecodes too, for example between the return and the assignment.
         came = interrupted_at(number, lambda: use(reader, got), use)
@@ -158,22 +168,22 @@ def interrupted_everywhere(marked, use, reader, kept):
         assert got | rest(reader) >= expected, "bytecode %d" % number
         if ended:
             break
-        # Putting back 256 runs takes many bytecodes. The ends of a block are among the first.
-        step = 1 if number < 900 else 211
     assert number > 150
 
 
 @pytest.mark.parametrize("use", [in_a_block, failing_block, by_numpy])
 @pytest.mark.parametrize("of", ["tracker", "consumer"])
 def test_an_exception_at_any_bytecode_of_a_block_loses_no_page_though_its_variable_lives(
-    marked, of, use
+    marked, small_batches, of, use
 ):
     reader = marked if of == "tracker" else marked.consumer()
     interrupted_everywhere(marked, use, reader, kept=True)
 
 
 @pytest.mark.parametrize("use", [with_a_word, dropped, two_blocks])
-def test_an_exception_at_any_bytecode_of_an_array_and_its_use_loses_no_page(marked, use):
+def test_an_exception_at_any_bytecode_of_an_array_and_its_use_loses_no_page(
+    marked, small_batches, use
+):
     interrupted_everywhere(marked, use, marked, kept=False)
 
 
