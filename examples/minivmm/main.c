@@ -75,7 +75,10 @@ void program_tell_downtime(const struct mg_result *result)
 	for (int i = 0; i < MG_PARTS; i++)
 		n += (size_t)snprintf(text + n, sizeof(text) - n, "%s%s %.1f (%.1f)", i ? ", " : "", result->parts[i].name,
 				      result->parts[i].took_ms, result->parts[i].promised_ms);
-	screen_say("the guest stood still for %.1f ms; promised were %.1f ms", result->downtime_ms, result->promised_ms);
+	if (result->promised_ms < 0)
+		screen_say("the guest stood still for %.1f ms; nothing was promised", result->downtime_ms);
+	else
+		screen_say("the guest stood still for %.1f ms; promised were %.1f ms", result->downtime_ms, result->promised_ms);
 	screen_say("each part in ms (promised): %s", text);
 }
 

@@ -103,7 +103,7 @@ struct mg_result {
 	uint64_t verified_pages, unverified_pages, mismatched_pages;
 	double verify_ms;
 	uint64_t shared_pages; /* handed over by descriptors: no copy was made, and there is nothing to compare */
-	/* Source: what was promised of downtime_ms, and its parts. */
+	/* Source: what was promised of downtime_ms (-1: nothing, because nothing was measured), and its parts. */
 	double promised_ms;
 	struct mg_part parts[MG_PARTS];
 	char json[8192];

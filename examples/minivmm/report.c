@@ -107,7 +107,7 @@ struct mg_result report_result(const brant_stats *s)
 		.mismatched_pages = s->mismatched_pages,
 		.shared_pages = s->shared_bytes / MV_PAGE,
 		.verify_ms = (double)s->digest_ns / 1e6,
-		.promised_ms = (double)s->promised_downtime_ns / 1e6,
+		.promised_ms = known(s->promised_downtime_ns, 1e-6),
 		.parts = {
 			part("pause", s->promised_pause_ns, s->pause_ns),
 			part("sync", s->promised_sync_ns, s->last_sync_ns),
