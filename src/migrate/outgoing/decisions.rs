@@ -79,6 +79,8 @@ impl Decisions {
     /// resolves the migration meanwhile; [`Decisions::attempted`] has to follow it.
     pub(super) fn next(&self, attempt: &Cancel) -> Decision {
         let mut told = self.lock();
+        // An attempt that ended in a panic has not said so.
+        told.under_way = None;
         loop {
             if told.retired {
                 return Decision::Retire;

@@ -112,6 +112,8 @@ impl Driver {
             rest.check_complete()?;
             rest.served.finish()?;
             self.common.shared.guest.serves_no_more(&rest.served);
+            // Its descriptor of the urgent connection goes, although other processes may be served on.
+            rest.requests.clear();
         }
         self.renew(true);
         Ok(())
