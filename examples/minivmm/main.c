@@ -266,6 +266,9 @@ int program_migrate(struct program *p, const char *endpoint, int fd, struct mg_r
 	screen_say("%.2f s, %u passes, %" PRIu64 " pages with contents, %" PRIu64 " zero (%" PRIu64 " of them never touched), %.1f MB sent",
 		   result->seconds, result->passes, result->data_pages, result->zero_pages, result->hole_pages,
 		   (double)result->wire_bytes / 1e6);
+	if (result->recoveries)
+		screen_say("the connections were lost and made anew, %u time%s", result->recoveries,
+			   result->recoveries == 1 ? "" : "s");
 	if (o->json)
 		screen_say("%s", result->json);
 	return 0;
@@ -367,6 +370,9 @@ static int receive(const struct options *o)
 		goto out;
 	}
 	mv_counters(p.machine, -1, &before);
+	if (result.recoveries)
+		screen_say("the connections were lost and made anew, %u time%s", result.recoveries,
+			   result.recoveries == 1 ? "" : "s");
 	if (o->json)
 		screen_say("%s", result.json);
 	if (say_it_runs(&p, "runs", before.writes))

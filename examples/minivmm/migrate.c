@@ -7,6 +7,7 @@
 #include "migrate.h"
 
 #include "device.h"
+#include "recover.h"
 #include "report.h"
 #include "state.h"
 
@@ -46,6 +47,9 @@ struct migration {
 	struct task task;
 	/* The log sees every write, including the VMM's own. */
 	bool no_marks;
+	/* Where the other side is found again when the connections are lost; "": nowhere. */
+	char endpoint[256];
+	struct recovery recovery;
 	char error[512];
 };
 
@@ -374,7 +378,7 @@ static void op_event(void *opaque, const brant_event *event)
 
 	if (warns && g->hooks.warning)
 		g->hooks.warning(g->hooks.opaque, event->message);
-	if (event->kind == BRANT_EVENT_DOWNTIME && g->hooks.downtime)
+	if ((event->kind == BRANT_EVENT_DOWNTIME || event->kind == BRANT_EVENT_RECOVERED) && g->hooks.downtime)
 		g->hooks.downtime(g->hooks.opaque, event->message);
 }
 
@@ -404,6 +408,7 @@ struct migration *mg_new(const struct mg_options *options, const struct mg_hooks
 		return NULL;
 	g->options = *options;
 	g->hooks = *hooks;
+	g->recovery.limit_ms = options->recover_ms;
 	if (brant_guest_new(&ops, g, &g->guest, NULL)) {
 		free(g);
 		return NULL;
@@ -492,19 +497,20 @@ static int32_t watch(struct migration *g, brant_error **why_not)
 	brant_error *e;
 
 	while (mig_wait(g, 0, NULL) == BRANT_E_PENDING) {
-		if (look(g, mig_event_fd(g)) && mig_cancel(g, &e)) {
-			if (g->hooks.warning)
-				g->hooks.warning(g->hooks.opaque, brant_error_message(e));
-			brant_error_free(e);
+		if (look(g, mig_event_fd(g))) {
+			/* Behind the hand-over nothing is cancelled. Then no new connections are made when these are lost. */
+			g->recovery.give_up = mig_cancel(g, &e) != 0;
+			if (g->recovery.give_up) {
+				if (g->hooks.warning)
+					g->hooks.warning(g->hooks.opaque, brant_error_message(e));
+				brant_error_free(e);
+			}
 		}
-		/* Too late, when the guest is paused already. */
-		if (g->outgoing && g->hooks.switch_over && g->hooks.switch_over(g->hooks.opaque))
-			brant_outgoing_switch_over(g->outgoing, NULL);
-		/* This VMM makes no new connections for a guest whose memory was on its way when they broke. */
-		if (g->outgoing && g->options.postcopy && mig_stats(g).state == BRANT_SOURCE_INTERRUPTED)
-			brant_outgoing_resolve(g->outgoing, BRANT_RESOLVE_DESTROY, NULL);
-		if (g->incoming && mig_stats(g).state == BRANT_DESTINATION_INTERRUPTED)
-			brant_incoming_give_up(g->incoming, NULL);
+		const char *endpoint = g->endpoint[0] ? g->endpoint : NULL;
+		if (g->incoming)
+			recover_incoming(&g->recovery, g->incoming, endpoint);
+		else
+			recover_outgoing(&g->recovery, g->outgoing, endpoint);
 		const struct mg_progress p = mig_progress(g, false);
 		if (mig_wait(g, 0, NULL) == BRANT_E_PENDING)
 			show(g, p);
@@ -557,6 +563,7 @@ int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result 
 	brant_error *e;
 	int32_t code = endpoint ? brant_outgoing_start(out, endpoint, &e) : brant_outgoing_start_fd(out, fd, &e);
 
+	snprintf(g->endpoint, sizeof(g->endpoint), "%s", endpoint ? endpoint : "");
 	/* Too late, when a small guest is paused already. */
 	if (code == 0 && g->options.postcopy)
 		brant_outgoing_start_postcopy(out, NULL);
@@ -583,6 +590,8 @@ int mg_receive(struct migration *g, const char *endpoint, int fd, char *bound, s
 	if (endpoint) {
 		MUST(what, brant_incoming_listen(g->incoming, endpoint, &e));
 		MUST(what, brant_incoming_get_endpoint(g->incoming, bound, bound_len, NULL, &e));
+		/* With the port that was found. */
+		snprintf(g->endpoint, sizeof(g->endpoint), "%s", bound);
 	} else {
 		MUST(what, brant_incoming_start_fd(g->incoming, fd, &e));
 	}

@@ -1,6 +1,6 @@
 /*
- * Migration, as the rest of the VMM sees it: give it a machine, and tell it where to. Only migrate.c, report.c and
- * device.c, behind this, use brant; nothing here names it.
+ * Migration, as the rest of the VMM sees it: give it a machine, and tell it where to. Only migrate.c, report.c,
+ * recover.c, state.c and device.c, behind this, use brant; nothing here names it.
  */
 #ifndef MINIVMM_MIGRATE_H
 #define MINIVMM_MIGRATE_H
@@ -20,6 +20,7 @@ struct mg_options {
 	unsigned throttle_max;                       /* percent; 0: the default */
 	uint64_t ceiling_ms, deadline_ms;            /* 0: none */
 	enum mg_on_deadline on_deadline;
+	uint64_t recover_ms; /* how long new connections are tried when they are lost behind a postcopy */
 	bool postcopy; /* source: send the guest ahead of its memory as soon as that keeps the downtime limit */
 	bool hand_over; /* source: all memory goes by descriptors to a destination on this host, without a copy */
 	bool live;   /* save: the image holds the guest as it is at the start, not at the end */
@@ -63,8 +64,8 @@ struct mg_hooks {
 	void (*progress)(void *opaque, const struct mg_progress *progress);
 	/* A warning. Called on any thread. */
 	void (*warning)(void *opaque, const char *message);
-	/* Source: what became of the time in which the guest stands still. Example: a pause was aborted, because the guest
-	 * wrote too much in it. Called on any thread. */
+	/* What became of the time in which the guest stands still, at the source. Example: a pause was aborted, because the guest
+	 * wrote too much in it. Or that the connections were made anew. Called on any thread. */
 	void (*downtime)(void *opaque, const char *message);
 	/* A descriptor that is readable when the user wants an end (-1: never), and the function that reads it and returns
 	 * whether to cancel. */
@@ -98,6 +99,7 @@ struct mg_result {
 	double seconds, downtime_ms, limit_ms;
 	uint64_t data_pages, zero_pages, hole_pages, wire_bytes;
 	unsigned passes;
+	unsigned recoveries; /* how often the migration went on over new connections */
 	/* With options.verify. Source: pages compared, left out and different. verify_ms: computing checksums at the
 	 * destination, a part of the downtime. */
 	uint64_t verified_pages, unverified_pages, mismatched_pages;

@@ -49,6 +49,8 @@ static const char usage[] =
 	"                           and a unix endpoint, or a demo's transport unix or fd\n"
 	"  --verify                 send: compare the memory there with the memory here afterwards; a demo always does\n"
 	"  --postcopy               send: the guest goes ahead of its memory, which follows it\n"
+	"  --recover SECONDS        send, receive: when the connections are lost meanwhile, new ones are tried for so long,\n"
+	"                           0 to 86400 (60)\n"
 	"  --log MODE               auto; with KVM: get-and-clear, manual, initially-set, or measured, which tries\n"
 	"                           them and rings for 0.2 s and takes the cheapest; without: marks (auto)\n"
 	"  --ring                   dirty rings, one a vCPU, instead of KVM's bitmap\n"
@@ -68,7 +70,7 @@ const char *const options_workloads[] = {
 	[GV_IDLE] = "idle", [GV_SWEEP] = "sweep", [GV_RANDOM] = "random", [GV_HOT] = "hot", [GV_MIXED] = "mixed", NULL};
 
 enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, POLICY, THROTTLE, CEILING,
-       DEADLINE, ON_DEADLINE, TIMEOUT, HAND_OVER, VERIFY, POSTCOPY, LOG,
+       DEADLINE, ON_DEADLINE, TIMEOUT, HAND_OVER, VERIFY, POSTCOPY, RECOVER, LOG,
        CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, DEVICE, DEVICE_RATE, JSON, LIVE, TO, LISTEN, FROM, LAZY, LEDGER, SOCKET, VERSION, HELP, END };
 
 #define ALL (DEMO | SEND | RECEIVE | SAVE | RESTORE)
@@ -100,6 +102,7 @@ static const struct {
 	[HAND_OVER - KIND] = {"hand-over", DEMO | SEND, 0, 0, NULL},
 	[VERIFY - KIND] = {"verify", SEND, 0, 0, NULL},
 	[POSTCOPY - KIND] = {"postcopy", SEND, 0, 0, NULL},
+	[RECOVER - KIND] = {"recover", SEND | RECEIVE, 0, 86400, "0 to 86400 seconds"},
 	[LOG - KIND] = {"log", DEMO | SEND | SAVE, 0, 0, "auto, get-and-clear, manual, initially-set, measured or marks"},
 	[CHUNK_SHIFT - KIND] = {"chunk-shift", DEMO | SEND | SAVE, 6, 31, "6 to 31"},
 	[CLEAR_AT_SYNC - KIND] = {"clear-at-sync", DEMO | SEND | SAVE, 0, 0, NULL},
@@ -261,6 +264,8 @@ static int check_together(struct options *o, const bool *given)
 		if (m->log_mode == 1)
 			return refuse("--%s does nothing: get-and-clear clears as it reads", table[i - KIND].name);
 	}
+	if (given[RECOVER - KIND] && o->verb == SEND && !m->postcopy)
+		return refuse("--recover does nothing without --postcopy: the guest runs on here when the connections are lost");
 	if (m->postcopy && m->hand_over)
 		return refuse("--postcopy does nothing: with --hand-over all memory is there at once");
 	if (m->hand_over && !o->machine.memfd)
@@ -316,6 +321,7 @@ static bool take(struct options *o, int option, uint64_t n, int *kind)
 	case HAND_OVER: o->migration.hand_over = true; return true;
 	case VERIFY: o->migration.verify = true; return true;
 	case POSTCOPY: o->migration.postcopy = true; return true;
+	case RECOVER: o->migration.recover_ms = n * 1000; return true;
 	case LOG:
 		which = choice(optarg, logs);
 		o->migration.log_mode = (unsigned)which;
@@ -406,7 +412,7 @@ int options_parse(int argc, char **argv, struct options *o, bool *done)
 		.verb = (enum verb)(1 << which),
 		.machine = {.memory_bytes = 1u << 30, .vcpus = 1, .workload = GV_SWEEP, .rate = 20000, .fill_percent = 50,
 			    .seed = 1},
-		.migration = {.downtime_ms = 300, .device_rate = 1, .verify = 1 << which == DEMO},
+		.migration = {.downtime_ms = 300, .recover_ms = 60000, .device_rate = 1, .verify = 1 << which == DEMO},
 		.after = 1,
 		.ledger_fd = -1,
 		.socket_fd = -1,
