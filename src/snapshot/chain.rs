@@ -34,7 +34,7 @@ const RUNS: usize = 256;
 
 /// Images of one guest: the first holds all of its memory, each later one what changed since the one
 /// before. [`Save::in_chain`](super::Save::in_chain) makes the next. All of them lie in one directory,
-/// and a [`Restore`](super::Restore) takes the path of any. [`merge`](super::merge) makes one full image
+/// and a [`Restore`](super::Restore) takes the path of any. [`merge`](super::merge()) makes one full image
 /// of an image and those before it.
 ///
 /// The chain follows all writes from the first image until it is dropped and no save of it is in

@@ -272,7 +272,7 @@ pub struct RestoreParams {
     /// are read by the kernel when they are touched, and are **not checked**: a damaged page is wrong
     /// memory, and the access of a page that was cut off raises SIGBUS. For blocks of private memory
     /// without a file and huge pages, and for an image that holds all of memory
-    /// ([`merge`](super::merge)); all others are refused by name before anything is touched. Not
+    /// ([`merge`](super::merge())); all others are refused by name before anything is touched. Not
     /// together with `lazy`.
     pub trusted: bool,
 }

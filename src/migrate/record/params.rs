@@ -11,6 +11,48 @@ pub const RECORD_VERSION: u32 = 1;
 pub const RECORD_WHAT_MAX: usize = 1024;
 
 /// What a recording is made of.
+///
+/// ```
+/// # use brant::dirty::tracker::{Clearing, Tracker};
+/// # use brant::memory::{Memory, NO_SLOT};
+/// # use brant::migrate::{Blockers, Incoming, Outgoing, Params, AcceptFrom, ConnectTo};
+/// use brant::migrate::{RecordParams, Recorded};
+/// # use brant::vm_memory::{GuestAddress, GuestMemoryMmap};
+/// # use brant::vmm::Vmm;
+/// # use std::os::unix::net::UnixStream;
+/// # use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// # struct Nothing;
+/// # impl Vmm for Nothing {
+/// #     fn pause(&self) -> brant::Result<()> { Ok(()) }
+/// #     fn resume(&self) -> brant::Result<()> { Ok(()) }
+/// #     fn run(&self) -> brant::Result<()> { Ok(()) }
+/// # }
+/// # fn guest() -> brant::Result<Arc<Memory>> {
+/// #     let ram: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+/// #     let memory = Arc::new(Memory::new()?);
+/// #     memory.add_guest_memory(&ram, NO_SLOT)?;
+/// #     Ok(memory)
+/// # }
+/// # fn main() -> brant::Result<()> {
+/// # let (a, b) = UnixStream::pair()?;
+/// # let incoming = Incoming::new(guest()?, Arc::new(Nothing), Params::default())?;
+/// # incoming.start(AcceptFrom::Connected(b.into()))?;
+/// # let tracker = Tracker::new(guest()?, Clearing::default())?;
+/// # let outgoing = Outgoing::new(tracker, Blockers::new(), Arc::new(Nothing), Params::default())?;
+/// # let file = tempfile::NamedTempFile::new()?;
+/// # let (path, file) = (file.path().to_owned(), file.reopen()?);
+/// let how = RecordParams { interval: Duration::from_millis(100), what: "an idle guest".into() };
+/// outgoing.record(file.into(), how)?;
+/// outgoing.start(ConnectTo::Connected(a.into()))?;
+/// outgoing.wait(None)?;
+/// let Recorded { lines, dropped, error, .. } = outgoing.end_record()?;
+/// assert_eq!((dropped, error), (0, None));
+/// assert_eq!(std::fs::read_to_string(path)?.lines().count() as u64, lines);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordParams {
     /// The time between two looks at the figures: 10 ms to 1 h, by default 50 ms, as often as a migration
