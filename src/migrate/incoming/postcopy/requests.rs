@@ -38,7 +38,7 @@ pub(in crate::migrate::incoming) struct Requests {
     asker: Mutex<Option<Asker>>,
     /// Raised when the urgent lane's thread has something to ask for, or to send.
     some: Recall,
-    /// Whether some request was lost, because there was no memory for it.
+    /// Whether some request was lost, because there was no memory for it or it could not be sent.
     lost: AtomicBool,
     vmm: Callbacks,
     /// Whether the VMM was told that a fault cannot be answered.
@@ -134,9 +134,10 @@ impl Supplier for Requests {
         };
         let wanted = self.take();
         match asked(&wanted).and_then(|records| asker.say(&records)) {
-            Ok(true) => {}
-            // The lane's thread waits for room.
-            Ok(false) => self.some.raise(),
+            Ok(true) if !self.lost.load(Ordering::Relaxed) => {}
+            // The lane's thread waits for room, or has all asked for again. It may not have seen yet that a
+            // request was lost: `take` has lowered what would wake it.
+            Ok(_) => self.some.raise(),
             Err(_) => {
                 self.lost.store(true, Ordering::Relaxed);
                 self.some.raise();
@@ -201,7 +202,9 @@ fn merge(wanted: &mut Vec<Wanted>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::channel::Channel;
     use crate::dirty::testing::Guest;
+    use std::os::unix::net::UnixStream;
 
     struct Nothing;
 
@@ -248,6 +251,28 @@ mod tests {
         requests.all_wanted();
         requests.clear();
         assert!(!requests.some().is_raised() && requests.take().is_empty());
+    }
+
+    #[test]
+    fn a_lost_request_wakes_the_lanes_thread_whatever_is_asked_for_directly() {
+        let guest = Guest::new(8);
+        guest.block("ram", 8);
+        let block = Arc::clone(&guest.memory.map().blocks()[0]);
+        let vmm = Callbacks::new(Arc::new(Nothing), 1);
+        let requests = Requests::new([(77, &block)].into_iter(), vmm).unwrap();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let twin = Channel::from_fd(ours.into()).unwrap();
+        requests.ask_by(Asker::new(twin, &Arc::default()));
+        requests.wanted(&block, Pages(3)..Pages(4));
+        requests.all_wanted();
+        assert!(
+            !requests.some().is_raised(),
+            "asked for, and nobody is woken"
+        );
+        requests.lost.store(true, Ordering::Relaxed);
+        requests.wanted(&block, Pages(4)..Pages(5));
+        requests.all_wanted();
+        assert!(requests.some().is_raised() && requests.was_lost());
     }
 
     fn runs(record: &Record) -> (u32, &[(Pages, u32)]) {
