@@ -76,7 +76,8 @@ impl Decisions {
     }
 
     /// Waits for the next decision. `attempt` ends the attempt to recover, when one follows and the VMM
-    /// resolves the migration meanwhile; [`Decisions::attempted`] has to follow it.
+    /// resolves the migration meanwhile; [`Decisions::attempted`] has to follow it. No other decision comes
+    /// behind [`Decisions::retire`], so all attempts may have the same one.
     pub(super) fn next(&self, attempt: &Cancel) -> Decision {
         let mut told = self.lock();
         // An attempt that ended in a panic has not said so.

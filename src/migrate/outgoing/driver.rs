@@ -118,8 +118,11 @@ pub(super) struct Driver {
     arrived_before: [u64; 2],
     /// Both sides have agreed on a recovery, and no page has arrived over its connections.
     recovering: bool,
-    /// The VMM's new connections for a recovery, and what ends the attempt.
-    recovery: Option<(Route, Cancel)>,
+    /// The VMM's new connections for a recovery.
+    recovery: Option<Route>,
+    /// Ends attempts to recover: once, for good, because a resolved migration is not recovered any more.
+    /// Made before the start, with postcopy: an interrupted migration waits also when no descriptor is left.
+    attempts: Option<Cancel>,
     /// The migration is over and asks the consumer nothing any more: its figures stay as they are.
     ended: bool,
 }
@@ -422,7 +425,10 @@ impl Driver {
         let devices = shared.guest.tracker.memory().devices().in_use();
         shared.guest.devices.hold(devices);
         let streams = Streams::of(shared.guest.devices.list(), streams::watch(&shared))?;
+        let attempts = shared.params.postcopy;
+        let attempts = attempts.then(|| Cancel::under(&shared.handle.cancel));
         Ok(Driver {
+            attempts: attempts.transpose()?,
             lent: lent.is_some(),
             consumer: lent.unwrap_or_else(|| Arc::new(shared.guest.tracker.consumer())),
             steer: Steer::new(&shared, decider)?,

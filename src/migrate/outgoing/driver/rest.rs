@@ -285,8 +285,8 @@ impl Driver {
         );
         self.common.vmm.event(EventKind::Interrupted, text);
         let shared = Arc::clone(&self.common.shared);
-        let attempt = Cancel::under(&shared.handle.cancel)?;
-        match shared.guest.decisions.next(&attempt) {
+        let attempts = self.attempts.as_ref().ok_or_else(no_connection)?;
+        match shared.guest.decisions.next(attempts) {
             Decision::Retire if self.common.stats.run.is_some() => {
                 let text = format!("{} pages were not sent: {why}", self.consumer.pending());
                 self.common.error = Some(Error::new(Kind::Unanswered, text));
@@ -295,7 +295,7 @@ impl Driver {
             Decision::Retire => Ok(Event::Retire),
             Decision::Recover(route) => {
                 self.common.error = None;
-                self.recovery = Some((route, attempt));
+                self.recovery = Some(route);
                 Ok(Event::Recover)
             }
         }
@@ -306,7 +306,8 @@ impl Driver {
     /// destination's VMM may recover later than this side's.
     pub(super) fn reconnect(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
-        let (mut route, attempt) = self.recovery.take().ok_or_else(no_connection)?;
+        let mut route = self.recovery.take().ok_or_else(no_connection)?;
+        let attempt = self.attempts.clone().ok_or_else(no_connection)?;
         let limit = shared.params.connect().from_now();
         let recovered = loop {
             let result = self.recover(&mut route, &attempt, limit);
