@@ -52,7 +52,8 @@ pub(super) trait Recordable: Send + Sync + 'static {
 
 struct Running {
     stop: Cancel,
-    thread: Join<Recorded>,
+    /// `None`: it is being ended, and its thread is waited for.
+    thread: Option<Join<Recorded>>,
 }
 
 /// The recording of a migration, if there is one.
@@ -96,6 +97,7 @@ pub(super) fn begin<M: Recordable>(of: &Arc<M>, to: OwnedFd, params: RecordParam
     let body = move || run(&*ours, begun, outlet, params.interval, &stopped);
     match spawn(Role::Record, |_| (), body) {
         Ok(thread) => {
+            let thread = Some(thread);
             *running = Some(Running { stop, thread });
             Ok(())
         }
@@ -109,12 +111,19 @@ pub(super) fn begin<M: Recordable>(of: &Arc<M>, to: OwnedFd, params: RecordParam
 /// Ends the recording of a migration, when what is known by now is written.
 pub(super) fn end<M: Recordable>(of: &M) -> Result<Recorded> {
     check_not_inside(of.handle().owner(), "the end of a recording")?;
-    let Some(running) = of.record().running().take() else {
+    let taken = of.record().running().as_mut().and_then(|running| {
+        let thread = running.thread.take()?;
+        Some((running.stop.clone(), thread))
+    });
+    let Some((stop, thread)) = taken else {
         return Err(Error::new(Kind::State, "this migration is not recorded"));
     };
-    running.stop.cancel();
+    stop.cancel();
     of.handle().look_again();
-    running.thread.join()
+    let done = thread.join();
+    // Until here no other recording begins: the thread takes events, and at its end closes the tape.
+    *of.record().running() = None;
+    done
 }
 
 /// Ends a recording when its migration is dropped.
