@@ -55,7 +55,7 @@ bool virtio_next(struct virtio *dev, unsigned queue, struct virtio_request *requ
 
 	if (!q->ready)
 		return false;
-	if (!driver || !table)
+	if (!driver || !table || !q->size || q->size > VIRTIO_QUEUE_SIZE) /* the size too can have come from a source */
 		return broken(dev);
 	if (q->next == __atomic_load_n(&driver->idx, __ATOMIC_ACQUIRE))
 		return false;
