@@ -184,8 +184,6 @@ fn a_late_source_is_answered_by_its_recovery_number_and_a_page_that_it_sends_is_
             assert!(begun.elapsed() < LONG);
             std::thread::sleep(MS);
         }
-        // Until another answer may begin.
-        std::thread::sleep(MS * 5);
     };
     wait(&source, &answers, 1);
     let before = warnings(&source);

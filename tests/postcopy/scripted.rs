@@ -4,8 +4,9 @@
 use crate::support::guest::Guest;
 use crate::support::memory::{Ram, Spec, PAGE};
 use crate::support::peer::{block, hello, Raw};
-use crate::support::time::LONG;
+use crate::support::time::{LONG, MS};
 use crate::support::vmm::{Side, TestVmm, World};
+use brant::error::{Kind, Result};
 use brant::migrate::{AcceptFrom, Incoming, Params};
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire::{
@@ -16,6 +17,7 @@ use brant::wire::{
 use std::net::Shutdown;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The source's number of the block.
 pub const BLOCK: u32 = 4;
@@ -262,6 +264,16 @@ impl Scripted {
     /// Hands new connections to a destination that is interrupted, and says on each that they are of
     /// recovery `epoch`.
     pub fn reconnect(&mut self, epoch: u32) {
+        let begun = Instant::now();
+        while let Err(error) = self.try_to_reconnect(epoch) {
+            // An answer to an earlier recovery, of which an event has told, ends a moment later.
+            assert_eq!(error.kind(), Kind::Busy, "{error}");
+            assert!(begun.elapsed() < LONG, "{error}");
+            std::thread::sleep(MS);
+        }
+    }
+
+    fn try_to_reconnect(&mut self, epoch: u32) -> Result<()> {
         let channels = self.bulk.len() as u16;
         let (mut lanes, mut theirs) = (Vec::new(), Vec::new());
         for channel in 0..=channels {
@@ -272,9 +284,10 @@ impl Scripted {
             theirs.push(fd);
         }
         let from = AcceptFrom::ConnectedAll(theirs);
-        self.incoming.recover(from).unwrap();
+        self.incoming.recover(from)?;
         self.urgent = lanes.pop().unwrap();
         self.bulk = lanes;
+        Ok(())
     }
 
     /// Hears the answers to [`Scripted::reconnect`], and returns the pages that the destination says
