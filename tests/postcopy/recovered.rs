@@ -201,3 +201,36 @@ fn at_a_listener_a_newer_recovery_takes_the_place_of_an_older_one() {
     source.finish();
     source.assert_whole(&[]);
 }
+
+#[test]
+fn at_a_listener_the_same_channel_of_a_newer_recovery_takes_the_place_of_a_lost_one() {
+    let mut source = running(&[5..9], 1);
+    source.lose();
+    source.to.wait_state(INTERRUPTED);
+    let endpoint = Endpoint::parse("tcp:127.0.0.1:0").unwrap();
+    let Endpoint::Tcp(at) = source.incoming.recover_at(&endpoint).unwrap() else {
+        unreachable!()
+    };
+    let mut reply = [0; 32];
+    // The links of two tries are lost when each has one connection here: the same one. The third has all.
+    let mut here = Vec::new();
+    for (channel, epoch) in [(0, 1), (0, 2), (0, 3), (1, 3)] {
+        let mut connection = TcpStream::connect(at).unwrap();
+        connection.set_read_timeout(Some(LONG)).unwrap();
+        connection.write_all(&opening(channel, epoch)).unwrap();
+        connection.read_exact(&mut reply).unwrap();
+        assert_eq!(
+            &reply[..5],
+            b"BRNT\x02",
+            "HELLO_REPLY to {channel} of {epoch}"
+        );
+        here.push(connection);
+    }
+    drop(here);
+    interrupted(&source, 2);
+    source.reconnect(4);
+    assert_eq!(source.told(4), [5..9]);
+    source.bulk[0].pages(5..9);
+    source.finish();
+    source.assert_whole(&[]);
+}

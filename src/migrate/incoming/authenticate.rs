@@ -33,6 +33,9 @@ pub(super) struct Session {
     opening: Hello,
     /// Of each connection: its channels, and behind them the urgent lane when there is to be one.
     there: Vec<bool>,
+    /// Whether a channel may come again: which recovery a connection belongs to shows later, and the
+    /// one that is there may be a lost one of an earlier recovery.
+    again: bool,
 }
 
 /// How many connections the session of `hello` has: one for each channel, and the urgent lane where
@@ -55,16 +58,28 @@ impl Session {
         let mut session = Session {
             there: vec![false; connections(&opening)],
             opening,
+            again: false,
         };
         session.there[usize::from(session.opening.channel)] = true;
         session
     }
 
-    /// A session that was opened by `opening` and has lost all of its connections.
+    /// A session that was opened by `opening` and has lost all of its connections. New ones are handed
+    /// in, each once.
     pub(super) fn again(opening: Hello) -> Self {
         Session {
             there: vec![false; connections(&opening)],
             opening,
+            again: false,
+        }
+    }
+
+    /// The same at a listener, where a channel's connection may be lost before all are there, and
+    /// another one comes.
+    pub(super) fn again_at_listener(opening: Hello) -> Self {
+        Session {
+            again: true,
+            ..Self::again(opening)
         }
     }
 
@@ -95,7 +110,7 @@ impl Session {
             );
         }
         match self.there.get_mut(usize::from(hello.channel)) {
-            Some(there) if !*there => {
+            Some(there) if !*there || self.again => {
                 *there = true;
                 Ok(())
             }
@@ -108,6 +123,13 @@ impl Session {
     pub(super) fn forget(&mut self, channel: u16) {
         if let Some(there) = self.there.get_mut(usize::from(channel)) {
             *there = false;
+        }
+    }
+
+    /// Notes that a channel is there after all.
+    pub(super) fn note(&mut self, channel: u16) {
+        if let Some(there) = self.there.get_mut(usize::from(channel)) {
+            *there = true;
         }
     }
 

@@ -76,6 +76,11 @@ impl Gathering {
         self.session.iter_mut().for_each(|s| s.forget(channel));
     }
 
+    /// A channel of the session is there: its connection takes the place of one that was forgotten.
+    pub(super) fn note(&mut self, channel: u16) {
+        self.session.iter_mut().for_each(|s| s.note(channel));
+    }
+
     /// Waits for the HELLO that opens a session. `warn` gets warnings for the VMM's user, a few a
     /// minute at most.
     ///

@@ -2,7 +2,8 @@
 //! HELLO as at the beginning, and which recovery it belongs to.
 //!
 //! A connection of an earlier recovery may still come to the listener. It is told by its epoch, is
-//! refused, and its channel is waited for again.
+//! refused, and its channel is waited for again. And one may be here already when the source tries anew,
+//! because the others were lost on their way: the newer recovery's connections take the place of all.
 //!
 //! Called by the migration's thread for a recovery, and for a source that recovers when the guest is
 //! whole here.
@@ -63,7 +64,7 @@ impl Rejoining<'_> {
     pub(super) fn connections(&self, accepting: Accepting) -> Result<(Vec<Receiver>, u32)> {
         match accepting {
             Accepting::Listener(listener) => {
-                let session = Session::again(self.opening.clone());
+                let session = Session::again_at_listener(self.opening.clone());
                 let params = self.shared.params.clone();
                 self.gather(Gathering::again(listener, params, session))
             }
@@ -88,20 +89,25 @@ impl Rejoining<'_> {
                 let mut lane = self.lane_of(&arrival.hello, arrival.channel)?;
                 match self.recovers(&mut lane, recovery) {
                     Ok(epoch) => {
-                        if recovery.is_some_and(|known| known != epoch) {
-                            // A newer recovery: the connections of the older one are over.
-                            for old in lanes.drain(..) {
-                                old.lane.close();
-                                gathering.forget(old.channel);
-                            }
+                        let newer = recovery.is_some_and(|known| known != epoch);
+                        let (over, kept) = lanes
+                            .drain(..)
+                            .partition(|old| newer || old.channel == number);
+                        lanes = kept;
+                        for old in over {
+                            old.lane.close();
+                            gathering.forget(old.channel);
                         }
+                        gathering.note(number);
                         recovery = Some(epoch);
                         fallible::push(&mut lanes, lane, "lanes")?;
                     }
                     Err(error) => {
                         lane.lane.abort_at_once(&error);
                         lane.lane.close();
-                        gathering.forget(number);
+                        if !lanes.iter().any(|there| there.channel == number) {
+                            gathering.forget(number);
+                        }
                         warn(format!("a connection for a recovery was closed: {error}"));
                     }
                 }
