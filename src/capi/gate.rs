@@ -229,7 +229,8 @@ pub unsafe extern "C" fn brant_gate_pause(
 
 /// Takes one `brant_gate_pause` back. A guest that another user, a migration or a save has paused stays paused until
 /// that lets it go. A guest that no user has paused is fine. BRANT_E_STATE when the guest was handed over or given
-/// up: it stays paused. BRANT_E_CANCELLED when it has shut down.
+/// up: the pause is taken back, so that it does not hold a guest that comes back, and the guest does not run
+/// here. BRANT_E_CANCELLED when it has shut down.
 #[no_mangle]
 pub unsafe extern "C" fn brant_gate_resume(
     gate: *mut brant_gate,

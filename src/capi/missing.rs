@@ -190,7 +190,7 @@ pub unsafe extern "C" fn brant_incoming_give_up(
 /// (BRANT_DESTINATION_RUNNING behind a switch to postcopy), and is interrupted. Then the call tells it, on a
 /// thread of brant's: the source completes. The state here stays, and BRANT_EVENT_RECOVERED or
 /// BRANT_EVENT_WARNING says what became of it. That is possible until brant_incoming_free, any number of
-/// times; BRANT_E_BUSY while one such call is at work.
+/// times; BRANT_E_BUSY while one such call is at work, which is so for a moment after its event.
 ///
 /// BRANT_E_STATE in any other state. Any thread, also inside callbacks.
 #[no_mangle]

@@ -40,7 +40,8 @@ pub unsafe extern "C" fn brant_outgoing_start_postcopy(
 ///   be called again, any number of times.
 ///
 /// The descriptor of brant_outgoing_event_fd becomes readable with each of these changes.
-/// brant_outgoing_resolve ends the tries.
+/// brant_outgoing_resolve ends the tries. In the moment in which both sides have agreed and the state is not
+/// yet BRANT_SOURCE_SERVING it comes too late: it returns BRANT_E_STATE when the migration is over.
 ///
 /// BRANT_E_STATE when the migration is not interrupted, or was resolved; BRANT_E_BUSY while a recovery is
 /// in progress. Any thread, also inside callbacks.

@@ -75,7 +75,8 @@ unsafe fn ended(done: Recorded, recorded: *mut brant_recorded) -> Result<()> {
 /// pipe, up to 256 KiB of lines wait, and further ones are dropped and counted. A descriptor that fails, for
 /// example a pipe whose reader is gone, ends the recording and nothing else; SIGPIPE is not raised in any
 /// thread of the VMM's. The recording ends with the migration, by `brant_outgoing_end_record`, or with
-/// `brant_outgoing_free`.
+/// `brant_outgoing_free`. A terminal, and a pipe that others write to as well, can hold up brant's thread,
+/// and with it these two calls: give the recording a pipe of its own.
 ///
 /// Each line is one object. `time_ns` counts from the call, and `kind` says what it is:
 ///

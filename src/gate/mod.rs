@@ -248,15 +248,23 @@ impl Gate {
     /// so. Fine when no user has paused it.
     ///
     /// # Errors
-    /// `State` when the guest was handed over, or may not run here for another reason: it stays paused.
-    /// `Cancelled` when it has shut down.
+    /// `State` when the guest was handed over, or may not run here for another reason: the pause is taken
+    /// back, and the guest stays paused. `Cancelled` when it has shut down.
     pub fn resume(&self) -> Result<()> {
         // A guest that has not started here cannot run by this.
         if !self.holds().by(Holder::Start) {
             match self.may_run() {
                 // A migration will resume the guest, or has it.
-                Err(e) if e.kind() != Kind::Busy => return Err(e),
-                _ => {}
+                Err(e) if e.kind() == Kind::Busy => {}
+                Err(e) => {
+                    // The pause is over all the same, or the guest would stand when it comes back. What
+                    // the migration holds keeps it from running here.
+                    if self.holds().by(Holder::Migration) {
+                        self.protocol.lift(Holder::User)?;
+                    }
+                    return Err(e);
+                }
+                Ok(()) => {}
             }
         }
         self.protocol.lift(Holder::User)

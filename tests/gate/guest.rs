@@ -143,6 +143,9 @@ fn a_guest_moves_by_its_gate_and_is_not_resumed_where_it_left() {
     here.gate().on_kick().unwrap();
     assert!(here.gate().holds().by(Holder::Migration));
     more("there all the time");
+    // Each of these pauses is over, although the guest did not run: it would stand when it comes back.
+    assert_eq!(here.gate().holds().user_pauses(), 0);
+    here.gate().pause(LONG).unwrap();
     // When the copy there is gone, it may.
     there.gate().pause(LONG).unwrap();
     there.memory.give_up().unwrap();

@@ -2,8 +2,8 @@
 //!
 //! The descriptor's open file is the VMM's too, so it is not made non-blocking: that would change the
 //! VMM's own writes. When poll says that there is room, a write of at most `PIPE_BUF` bytes does not wait,
-//! by pipe(7); nor does one to a socket or a terminal. A file on a disk may take its time, which is the
-//! recording's thread's alone.
+//! by pipe(7), unless somebody else has filled the pipe in between. A file on a disk may take its time, which
+//! is the recording's thread's alone, and so may a terminal.
 
 use super::lines::Line;
 use super::params::Recorded;
