@@ -139,10 +139,9 @@ pub struct brant_stats {
     /// How far the migration is, in hundredths of a percent, 0 to 10000. Source: pages sent so far,
     /// divided by the sum of those, the remaining pages and the pages that later passes will send
     /// by the forecast. Destination: pages received so far, divided by the sum of those and the
-    /// remaining pages. Never falls. 10000 when the guest
-    /// runs at the destination, and not before; with postcopy that is from the switch on, and
-    /// `missing_pages` tells the rest. After a failure or a cancel it keeps its last
-    /// value, at most 9999. `state` and `error` tell that the migration is over.
+    /// remaining pages. Never falls. 10000 when the guest runs at the destination, and not before; with
+    /// postcopy at the source from the switch on, at the destination when all pages are there, and
+    /// `missing_pages` tells the rest. After a failure or a cancel it keeps its last value, at most 9999. `state` and `error` tell that the migration is over.
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,

@@ -283,6 +283,7 @@ impl Gate {
     /// # Errors
     /// `NotFound` when there is no vCPU of that number.
     pub fn kick_vcpu(&self, number: u32) -> Result<()> {
+        self.protocol.check_vcpu(number)?;
         self.check_signal()?;
         self.protocol.kick_one(number)
     }

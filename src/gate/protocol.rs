@@ -23,8 +23,10 @@
 
 use super::holds::{Holder, Holds};
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::runtime::deadline::Deadline;
 use crate::runtime::sync::{Arc, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 const INSIDE: u64 = 1;
@@ -69,6 +71,11 @@ pub struct DeviceRecord {
 
 struct Room {
     holds: Holds,
+    /// The numbers of users' pauses that wait, the oldest first. A resume takes back a pause that has
+    /// returned, or else the oldest of these.
+    waiting: VecDeque<u64>,
+    /// How many users' pauses there were.
+    pauses: u64,
     /// How often a migration or a save has held the guest.
     migrations: u64,
     /// No thread comes into a device: before the start, and in a pause from when all vCPUs stand.
@@ -150,6 +157,33 @@ impl Room {
         }
     }
 
+    fn vcpu(&self, number: u32) -> Result<&Arc<VcpuRecord>> {
+        let found = self.vcpus.iter().find(|vcpu| vcpu.number == number);
+        found.ok_or_else(|| {
+            let what = format!("vCPU {number} is not at this gate");
+            Error::new(Kind::NotFound, what)
+        })
+    }
+
+    /// A user's pause begins to wait. Returns its number.
+    fn begin_waiting(&mut self) -> Result<u64> {
+        fallible::reserve_back(&mut self.waiting, 1, "a pause")?;
+        self.pauses += 1;
+        self.waiting.push_back(self.pauses);
+        Ok(self.pauses)
+    }
+
+    fn end_waiting(&mut self, number: Option<u64>) {
+        self.waiting.retain(|waiting| Some(*waiting) != number);
+    }
+
+    /// One of the users' holds is lifted: that of the oldest pause that waits, when none has returned.
+    fn take_one_back(&mut self) {
+        if self.holds.user_pauses() as usize == self.waiting.len() {
+            self.waiting.pop_front();
+        }
+    }
+
     /// Lets everybody in again, if nobody holds the guest.
     fn open(&mut self) {
         if !self.holds.is_open() {
@@ -220,6 +254,8 @@ impl Protocol {
         Protocol {
             lock: Mutex::new(Room {
                 holds: Holds::new(),
+                waiting: VecDeque::new(),
+                pauses: 0,
                 migrations: 0,
                 // The guest has not started: nobody writes its memory, into which one may be arriving.
                 devices_closed: true,
@@ -261,24 +297,35 @@ impl Protocol {
         let mut room = self.room();
         // A user's hold is one more. Another holder that has the guest already keeps it, whatever comes.
         let before = holder != Holder::User && room.holds.by(holder);
-        if !room.holds.is_shut_down() {
-            room.holds.take(holder);
-            room.migrations += u64::from(holder == Holder::Migration);
-            room.ask_all();
+        if room.holds.is_shut_down() {
+            return Err(shut_down());
         }
+        let number = match holder {
+            Holder::User => Some(room.begin_waiting()?),
+            _ => None,
+        };
+        room.holds.take(holder);
+        room.migrations += u64::from(holder == Holder::Migration);
+        room.ask_all();
         loop {
             if room.holds.is_shut_down() {
                 return Err(shut_down());
             }
-            if !room.holds.by(holder) {
+            let held = match number {
+                Some(number) => room.waiting.contains(&number),
+                None => room.holds.by(holder),
+            };
+            if !held {
                 let what = "the pause: the guest was resumed before everything stood";
                 return Err(Error::new(Kind::State, what));
             }
             if room.all_stand() {
+                room.end_waiting(number);
                 return Ok(());
             }
             if deadline.expired() {
                 let error = late("the pause", length, &room.missing());
+                room.end_waiting(number);
                 if !before {
                     room.holds.lift(holder);
                     room.open();
@@ -299,6 +346,9 @@ impl Protocol {
         let mut room = self.room();
         if room.holds.is_shut_down() {
             return Err(shut_down());
+        }
+        if holder == Holder::User {
+            room.take_one_back();
         }
         room.holds.lift(holder);
         room.open();
@@ -370,13 +420,15 @@ impl Protocol {
     /// Makes one vCPU's thread come by its VMM's code soon. Waits for nothing.
     pub fn kick_one(&self, number: u32) -> Result<()> {
         let room = self.room();
-        let Some(vcpu) = room.vcpus.iter().find(|vcpu| vcpu.number == number) else {
-            let what = format!("vCPU {number} is not at this gate");
-            return Err(Error::new(Kind::NotFound, what));
-        };
+        let vcpu = room.vcpu(number)?;
         vcpu.ask();
         vcpu.wake.notify_all();
         Ok(())
+    }
+
+    /// Fails with `NotFound` when there is no vCPU of that number.
+    pub fn check_vcpu(&self, number: u32) -> Result<()> {
+        self.room().vcpu(number).map(drop)
     }
 
     /// Waits for somebody to come. The second value says that nobody came for so long that it is time

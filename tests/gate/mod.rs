@@ -219,6 +219,30 @@ fn each_user_takes_its_own_pause_back_and_one_that_failed_is_none() {
     busy.end();
 }
 
+/// One resume takes one of two pauses that wait back. The other one holds the guest.
+#[test]
+fn each_pause_that_returned_holds_the_guest_until_it_is_taken_back() {
+    let gate = Gate::new(config()).unwrap();
+    gate.start().unwrap();
+    let device = gate.add_device("disk").unwrap();
+    let inside = device.enter(None).unwrap();
+    let waits = [(); 2].map(|()| {
+        let at = Arc::clone(&gate);
+        std::thread::spawn(move || at.pause(LONG).map_err(|e| e.kind()))
+    });
+    while gate.holds().user_pauses() < 2 {
+        std::thread::yield_now();
+    }
+    gate.resume().unwrap();
+    drop(inside);
+    let mut ended = waits.map(|pause| pause.join().unwrap());
+    ended.sort_by_key(|pause| pause.is_err());
+    assert_eq!(ended, [Ok(()), Err(Kind::State)]);
+    assert_eq!(gate.holds().user_pauses(), 1);
+    gate.resume().unwrap();
+    assert!(gate.holds().is_open());
+}
+
 #[test]
 fn a_thread_that_ended_without_leaving_is_named() {
     let gate = Gate::new(config()).unwrap();

@@ -200,3 +200,20 @@ fn a_late_source_is_answered_by_its_recovery_number_and_a_page_that_it_sends_is_
     source.assert_whole(&[]);
     assert_eq!(source.incoming.state(), DestinationState::Running);
 }
+
+#[test]
+fn a_destination_that_is_freed_while_it_waits_for_new_connections_does_not_wait_for_their_time() {
+    let sides = interrupted(&slow(1));
+    let (_directory, at) = endpoint();
+    sides.inc.recover_at(&at).unwrap();
+    assert_eq!(sides.inc.state(), DestinationState::Completing);
+    let again = sides.inc.recover_at(&at).unwrap_err();
+    assert!(again.message().contains("memory arrives"), "{again}");
+    let Sides { out, inc, pair, .. } = sides;
+    // The connect timeout is ten seconds.
+    let begun = Instant::now();
+    drop(inc);
+    assert!(begun.elapsed() < MS * 5000, "{:?}", begun.elapsed());
+    out.resolve(Resolution::Destroy).unwrap();
+    drop(pair);
+}

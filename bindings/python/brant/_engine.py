@@ -106,11 +106,15 @@ class _EngineState(native._State):
             free = self.free.pop()
         except IndexError:
             return
-        code = free(self.value)
-        if code == CONSTANTS["BRANT_E_CALLBACK"]:
-            # Inside a callback that is none of the guest's operations.
-            self.free.append(free)
-            threading.Thread(target=self._free, name="brant-close").start()
-            return
-        self.keep = None
-        self.freed.set()
+        code = 0
+        try:
+            code = free(self.value)
+        finally:
+            # An interrupt of the wait for the end is raised here, when the library has freed it.
+            if code == CONSTANTS["BRANT_E_CALLBACK"]:
+                # Inside a callback that is none of the guest's operations.
+                self.free.append(free)
+                threading.Thread(target=self._free, name="brant-close").start()
+            else:
+                self.keep = None
+                self.freed.set()

@@ -85,7 +85,8 @@ class Outgoing(_Migration):
 
     def close(self) -> None:
         """Cancels a migration that is in progress, waits for its end, and frees it. Again is fine.
-        After the hand-over it waits for the answer. Not inside an operation of its guest."""
+        After the hand-over it waits for the answer. A postcopy that is interrupted is given up: the
+        pages that are missing at the destination are lost. Not inside an operation of its guest."""
         super().close()
 
     def start(self, to: Peer) -> None:
@@ -172,8 +173,9 @@ class Incoming(_Migration):
 
     def close(self) -> None:
         """Cancels a migration that is in progress, waits for its end, and frees it. Again is fine.
-        A guest that runs here runs on; missing pages of a postcopy are waited for. Not inside an
-        operation of its guest."""
+        A guest that runs here runs on; missing pages of a postcopy are waited for while they arrive.
+        Those of an interrupted one are given up: whoever touches one gets SIGBUS, which ends Python.
+        Recover first. Not inside an operation of its guest."""
         super().close()
 
     def listen(self, endpoint: str) -> str:

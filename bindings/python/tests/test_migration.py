@@ -610,3 +610,43 @@ def test_memory_changes_hands_by_descriptor(sides):
         assert next(iter(there.take())).memory[:3] == b"xxx"
         assert len(target.memory("ram")) == BYTES
     os.close(fd)
+
+
+#: A destination that is slow to run: the source's close waits for its answer, and is interrupted.
+INTERRUPTED_CLOSE = """
+import mmap, socket, threading, _thread
+import brant
+
+memory = lambda: mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+runs, goes_on = threading.Event(), threading.Event()
+def run():
+    runs.set()
+    goes_on.wait(30)
+here = brant.Guest(pause=lambda: 0, resume=lambda: 0)
+there = brant.Guest(run=run)
+here.add_block("ram", memory())
+there.add_block("ram", memory())
+outgoing, incoming = brant.Outgoing(brant.Tracker(here)), brant.Incoming(there)
+a, b = socket.socketpair()
+incoming.start(b)
+outgoing.start(a)
+assert runs.wait(30)
+def interrupt():
+    _thread.interrupt_main()
+    goes_on.set()
+threading.Timer(0.1, interrupt).start()
+try:
+    outgoing.close()
+    print("not interrupted")
+except KeyboardInterrupt:
+    pass
+incoming.wait()
+outgoing.close()
+print("closed")
+"""
+
+
+def test_a_close_that_was_interrupted_leaves_nothing_that_a_later_one_waits_for():
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED_CLOSE], timeout=60, stdout=subprocess.PIPE,
+                           env={**os.environ, "PYTHONPATH": PACKAGE}, text=True, check=True)
+    assert ended.stdout == "closed\n"

@@ -9,6 +9,8 @@ use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::served::{Blocked, Served, Theirs};
 use crate::memory::Memory;
+use crate::migrate::switchover::destination::State;
+use crate::runtime::Cancel;
 use crate::sys::uffd::Faults;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -41,6 +43,8 @@ struct Deciding {
     asked: Asked,
     /// The VMM drops the migration: the answer is to give up.
     dropped: bool,
+    /// Ends the wait for new connections.
+    rejoining: Option<Cancel>,
 }
 
 /// The shared part of an incoming migration.
@@ -229,8 +233,8 @@ impl Arriving {
         }
     }
 
-    /// The VMM has decided. `interrupted` tells whether the migration is in the state for it: that
-    /// state may be seen a moment before the decision is waited for.
+    /// The VMM has decided. `state` is the migration's: [`State::Interrupted`] may be seen a moment before
+    /// the decision is waited for.
     ///
     /// # Errors
     /// `State` when no decision is waited for.
@@ -238,18 +242,18 @@ impl Arriving {
         &self,
         decision: Decision,
         what: &str,
-        interrupted: impl Fn() -> bool,
+        state: impl Fn() -> State,
     ) -> Result<()> {
         let mut deciding = self.deciding();
         loop {
             match deciding.asked {
                 Asked::Yes => break,
-                Asked::No if interrupted() => {
+                Asked::No if state() == State::Interrupted => {
                     let moment = Duration::from_millis(1);
                     let waited = self.decided.wait_timeout(deciding, moment);
                     deciding = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
-                _ => return Err(Arriving::undecidable(what)),
+                _ => return Err(Arriving::undecidable(what, state())),
             }
         }
         deciding.asked = Asked::Decided(decision);
@@ -267,20 +271,35 @@ impl Arriving {
     }
 
     /// The error for a decision that nobody waits for.
-    pub(super) fn undecidable(what: &str) -> Error {
+    pub(super) fn undecidable(what: &str, found: State) -> Error {
         Error::new(
             Kind::State,
             format!(
                 "{what}: expected a migration that was interrupted after the guest was handed over, and \
-                 for which nothing was decided yet"
+                 for which nothing was decided yet; this one is `{}`",
+                found.name()
             ),
         )
     }
 
     /// The VMM drops the migration.
     pub(super) fn is_dropped(&self) {
-        self.deciding().dropped = true;
+        let mut deciding = self.deciding();
+        deciding.dropped = true;
+        if let Some(rejoining) = &deciding.rejoining {
+            rejoining.cancel();
+        }
+        drop(deciding);
         self.decided.notify_all();
+    }
+
+    /// New connections are waited for until `rejoining` is cancelled; `None`: not any more.
+    pub(super) fn is_rejoining(&self, rejoining: Option<Cancel>) {
+        let mut deciding = self.deciding();
+        if let (Some(rejoining), true) = (&rejoining, deciding.dropped) {
+            rejoining.cancel();
+        }
+        deciding.rejoining = rejoining;
     }
 
     /// Both sides have agreed on the devices.

@@ -30,6 +30,16 @@ struct Kept {
 #[derive(Default)]
 pub(super) struct Late(Mutex<Kept>);
 
+impl Kept {
+    fn check_free(&self) -> Result<()> {
+        if self.under_way.is_none() {
+            return Ok(());
+        }
+        let what = "a source that recovers late is being answered";
+        Err(Error::new(Kind::Busy, what))
+    }
+}
+
 impl Late {
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
@@ -43,6 +53,11 @@ impl Late {
     /// Whether a guest is whole here that came by postcopy.
     pub(super) fn is_whole(&self) -> bool {
         self.lock().whole.is_some()
+    }
+
+    /// Fails with `Busy` while a source is being answered.
+    pub(super) fn check_free(&self) -> Result<()> {
+        self.lock().check_free()
     }
 
     /// Starts the thread that `spawn` makes for an answer. [`Late::answered`] is the last that it calls.
@@ -61,10 +76,7 @@ impl Late {
                 "expected a migration that was switched to postcopy, and whose guest runs here",
             ));
         };
-        if kept.under_way.is_some() {
-            let what = "a source that recovers late is being answered";
-            return Err(Error::new(Kind::Busy, what));
-        }
+        kept.check_free()?;
         if let Some(thread) = kept.thread.take() {
             // It has ended, or does nothing more.
             let _ = thread.join();

@@ -297,9 +297,11 @@ impl Incoming {
     pub fn recover_at(&self, endpoint: &Endpoint) -> Result<Endpoint> {
         // Nothing is bound for a migration that is not interrupted.
         let whole = || self.state() == State::Running && self.shared.guest.late.is_whole();
-        if self.state() != State::Interrupted && !whole() {
-            return Err(Arriving::undecidable("recovering"));
+        let state = self.state();
+        if state != State::Interrupted && !whole() {
+            return Err(Arriving::undecidable("recovering", state));
         }
+        self.shared.guest.late.check_free()?;
         let listener = Arc::new(Listener::bind(endpoint)?);
         let bound = listener.local_endpoint().clone();
         self.recover(AcceptFrom::Listener(listener))?;
@@ -318,8 +320,7 @@ impl Incoming {
     }
 
     fn decide(&self, decision: Decision, what: &str) -> Result<()> {
-        let interrupted = || self.state() == State::Interrupted;
-        self.shared.guest.decide(decision, what, interrupted)
+        self.shared.guest.decide(decision, what, || self.state())
     }
 
     /// Waits until the guest runs here or the migration has failed. When `limit` passes first,

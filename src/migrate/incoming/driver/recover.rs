@@ -7,7 +7,7 @@ use super::rejoin::Rejoining;
 use super::{no_connection, Driver};
 use crate::bits::Bitmap;
 use crate::error::{Error, Kind, Result};
-use crate::runtime::Limit;
+use crate::runtime::{Cancel, Limit};
 use crate::units::Pages;
 use crate::vmm::EventKind;
 use crate::wire::{self, MissingEnd, Record, RecoverReply};
@@ -20,9 +20,12 @@ impl Driver {
         self.limit = shared.params.connect().from_now();
         let accepting = self.accepting.take().ok_or_else(no_connection)?;
         let (opening, reply) = self.opened.as_ref().ok_or_else(no_connection)?;
+        // Nobody has to wait for the connect timeout when the VMM frees the migration.
+        let cancel = Cancel::under(&shared.handle.cancel)?;
+        shared.guest.is_rejoining(Some(cancel.clone()));
         let rejoining = Rejoining {
             shared: &shared,
-            cancel: &shared.handle.cancel,
+            cancel: &cancel,
             account: &self.account,
             agreed: self.agreed,
             opening,
@@ -30,7 +33,9 @@ impl Driver {
             last: self.rest.as_ref().map_or(0, |rest| rest.epoch),
             limit: self.limit,
         };
-        let (mut lanes, epoch) = rejoining.connections(accepting)?;
+        let come = rejoining.connections(accepting);
+        shared.guest.is_rejoining(None);
+        let (mut lanes, epoch) = come?;
         lanes.sort_by_key(|lane| lane.channel);
         let urgent = lanes.pop().ok_or_else(no_connection)?;
         let others = lanes.split_off(1);
