@@ -1568,7 +1568,8 @@ int32_t brant_gate_pause(struct brant_gate *gate,
 /**
  * Takes one `brant_gate_pause` back. A guest that another user, a migration or a save has paused stays paused until
  * that lets it go. A guest that no user has paused is fine. BRANT_E_STATE when the guest was handed over or given
- * up: it stays paused. BRANT_E_CANCELLED when it has shut down.
+ * up: the pause is taken back, so that it does not hold a guest that comes back, and the guest does not run
+ * here. BRANT_E_CANCELLED when it has shut down.
  */
 int32_t brant_gate_resume(struct brant_gate *gate,
                           struct brant_error **error);
@@ -3615,7 +3616,8 @@ int32_t brant_outgoing_start_postcopy(struct brant_outgoing *outgoing,
  *   be called again, any number of times.
  *
  * The descriptor of brant_outgoing_event_fd becomes readable with each of these changes.
- * brant_outgoing_resolve ends the tries.
+ * brant_outgoing_resolve ends the tries. In the moment in which both sides have agreed and the state is not
+ * yet BRANT_SOURCE_SERVING it comes too late: it returns BRANT_E_STATE when the migration is over.
  *
  * BRANT_E_STATE when the migration is not interrupted, or was resolved; BRANT_E_BUSY while a recovery is
  * in progress. Any thread, also inside callbacks.
@@ -3920,7 +3922,7 @@ int32_t brant_incoming_give_up(struct brant_incoming *incoming,
  * (BRANT_DESTINATION_RUNNING behind a switch to postcopy), and is interrupted. Then the call tells it, on a
  * thread of brant's: the source completes. The state here stays, and BRANT_EVENT_RECOVERED or
  * BRANT_EVENT_WARNING says what became of it. That is possible until brant_incoming_free, any number of
- * times; BRANT_E_BUSY while one such call is at work.
+ * times; BRANT_E_BUSY while one such call is at work, which is so for a moment after its event.
  *
  * BRANT_E_STATE in any other state. Any thread, also inside callbacks.
  */
@@ -4438,10 +4440,9 @@ typedef struct brant_stats {
      * How far the migration is, in hundredths of a percent, 0 to 10000. Source: pages sent so far,
      * divided by the sum of those, the remaining pages and the pages that later passes will send
      * by the forecast. Destination: pages received so far, divided by the sum of those and the
-     * remaining pages. Never falls. 10000 when the guest
-     * runs at the destination, and not before; with postcopy that is from the switch on, and
-     * `missing_pages` tells the rest. After a failure or a cancel it keeps its last
-     * value, at most 9999. `state` and `error` tell that the migration is over.
+     * remaining pages. Never falls. 10000 when the guest runs at the destination, and not before; with
+     * postcopy at the source from the switch on, at the destination when all pages are there, and
+     * `missing_pages` tells the rest. After a failure or a cancel it keeps its last value, at most 9999. `state` and `error` tell that the migration is over.
      */
     uint32_t progress;
     /** The guest's memory. */
@@ -4952,7 +4953,8 @@ typedef struct brant_recorded {
  * pipe, up to 256 KiB of lines wait, and further ones are dropped and counted. A descriptor that fails, for
  * example a pipe whose reader is gone, ends the recording and nothing else; SIGPIPE is not raised in any
  * thread of the VMM's. The recording ends with the migration, by `brant_outgoing_end_record`, or with
- * `brant_outgoing_free`.
+ * `brant_outgoing_free`. A terminal, and a pipe that others write to as well, can hold up brant's thread,
+ * and with it these two calls: give the recording a pipe of its own.
  *
  * Each line is one object. `time_ns` counts from the call, and `kind` says what it is:
  *
@@ -5691,7 +5693,7 @@ void brant_image_merging_free(struct brant_image_merging *merging);
  * Starts to make one full image, which gets the name `to`, of the image at the path `image` and those
  * before it, and returns at once. What is found out about the files is an error of
  * `brant_image_merging_wait`, with the codes of `brant_image_merge`. BRANT_E_STATE for a merge that was
- * started before; BRANT_E_INVALID for an empty path.
+ * started before; BRANT_E_CANCELLED after `brant_image_merging_cancel`; BRANT_E_INVALID for an empty path.
  */
 int32_t brant_image_merging_start(struct brant_image_merging *merging,
                                   const char *image,
@@ -5749,7 +5751,7 @@ int32_t brant_image_merge(const char *image,
 /**
  * Describes the image at `path` as one JSON object, without a guest. Header, index and the file's tables
  * of checksums are read and checked; pages and state are not. The text in `buffer` is NUL-terminated and
- * cut to `capacity` bytes; `*needed` (may be NULL) gets the bytes that the whole text takes. 64 KiB are
+ * cut to `capacity` bytes; `*needed` (may be NULL) gets the bytes that the whole text takes, with its NUL. 64 KiB are
  * enough for an image of some hundred blocks and states. Any thread.
  *
  * Sizes are bytes, pages 4 KiB; what is unknown is null. A reader ignores fields that it does not know.

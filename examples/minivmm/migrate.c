@@ -506,6 +506,9 @@ static int32_t watch(struct migration *g, brant_error **why_not)
 				brant_error_free(e);
 			}
 		}
+		/* Too late, when the guest is paused already. */
+		if (g->outgoing && g->hooks.switch_over && g->hooks.switch_over(g->hooks.opaque))
+			brant_outgoing_switch_over(g->outgoing, NULL);
 		const char *endpoint = g->endpoint[0] ? g->endpoint : NULL;
 		if (g->incoming)
 			recover_incoming(&g->recovery, g->incoming, endpoint);

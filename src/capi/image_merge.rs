@@ -91,7 +91,7 @@ pub unsafe extern "C" fn brant_image_merging_free(merging: *mut brant_image_merg
 /// Starts to make one full image, which gets the name `to`, of the image at the path `image` and those
 /// before it, and returns at once. What is found out about the files is an error of
 /// `brant_image_merging_wait`, with the codes of `brant_image_merge`. BRANT_E_STATE for a merge that was
-/// started before; BRANT_E_INVALID for an empty path.
+/// started before; BRANT_E_CANCELLED after `brant_image_merging_cancel`; BRANT_E_INVALID for an empty path.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_merging_start(
     merging: *mut brant_image_merging,
@@ -191,7 +191,7 @@ pub unsafe extern "C" fn brant_image_merge(
 
 /// Describes the image at `path` as one JSON object, without a guest. Header, index and the file's tables
 /// of checksums are read and checked; pages and state are not. The text in `buffer` is NUL-terminated and
-/// cut to `capacity` bytes; `*needed` (may be NULL) gets the bytes that the whole text takes. 64 KiB are
+/// cut to `capacity` bytes; `*needed` (may be NULL) gets the bytes that the whole text takes, with its NUL. 64 KiB are
 /// enough for an image of some hundred blocks and states. Any thread.
 ///
 /// Sizes are bytes, pages 4 KiB; what is unknown is null. A reader ignores fields that it does not know.

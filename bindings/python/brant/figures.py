@@ -505,9 +505,9 @@ class Stats:
     #: divided by the sum of those, the remaining pages and the pages that later passes will send by
     #: the forecast. Destination: pages received so far, divided by the sum of those and the
     #: remaining pages. Never falls. 10000 when the guest runs at the destination, and not before;
-    #: with postcopy that is from the switch on, and `missing_pages` tells the rest. After a failure
-    #: or a cancel it keeps its last value, at most 9999. `state` and `error` tell that the
-    #: migration is over.
+    #: with postcopy at the source from the switch on, at the destination when all pages are there,
+    #: and `missing_pages` tells the rest. After a failure or a cancel it keeps its last value, at
+    #: most 9999. `state` and `error` tell that the migration is over.
     progress: int
     #: The guest's memory.
     total_bytes: int
