@@ -3,7 +3,7 @@
 use super::error::brant_error;
 use super::incoming::brant_incoming;
 use super::outgoing::brant_outgoing;
-use super::structs::{check_optional, duplicated, handle, sized, text, write};
+use super::structs::{duplicated, handle, sized, text, write};
 use crate::error::Result;
 use crate::migrate::{RecordParams, Recorded};
 use std::ffi::c_char;
@@ -126,8 +126,9 @@ pub unsafe extern "C" fn brant_outgoing_end_record(
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
+        // A wrong size ends nothing, and where nothing was recorded the figures are 0.
         // SAFETY: null or a structure by contract.
-        unsafe { check_optional(recorded) }?;
+        unsafe { ended(Recorded::default(), recorded) }?;
         // SAFETY: null or ours by contract.
         let done = unsafe { handle(outgoing, "outgoing") }?
             .outgoing
@@ -170,8 +171,9 @@ pub unsafe extern "C" fn brant_incoming_end_record(
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
+        // A wrong size ends nothing, and where nothing was recorded the figures are 0.
         // SAFETY: null or a structure by contract.
-        unsafe { check_optional(recorded) }?;
+        unsafe { ended(Recorded::default(), recorded) }?;
         // SAFETY: null or ours by contract.
         let done = unsafe { handle(incoming, "incoming") }?
             .incoming

@@ -74,18 +74,6 @@ pub(super) unsafe fn read<T: Sized>(from: *const T) -> Result<T> {
     Ok(value)
 }
 
-/// Refuses a structure to be filled whose size cannot be, before anything has happened. Null is fine.
-///
-/// # Safety
-/// As for [`write`].
-pub(super) unsafe fn check_optional<T: Sized>(to: *const T) -> Result<()> {
-    if to.is_null() {
-        return Ok(());
-    }
-    // SAFETY: as in `read`.
-    check_size::<T>(unsafe { to.cast::<usize>().read_unaligned() })
-}
-
 /// Fills a structure of C's: as much of it as its size says.
 ///
 /// # Safety
