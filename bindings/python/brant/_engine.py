@@ -106,7 +106,7 @@ class _EngineState(native._State):
             free = self.free.pop()
         except IndexError:
             return
-        code = 0
+        code: Any = 0
         try:
             code = free(self.value)
         finally:
