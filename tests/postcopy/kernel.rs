@@ -161,6 +161,8 @@ fn the_kernel_and_its_threads_find_every_page_while_memory_arrives() {
             wrong.len(),
             &wrong[..wrong.len().min(5)]
         );
+        // The figures are renewed some times a second.
+        sides.wait_until(|sides| sides.inc.stats().faults > 0);
         let stats = sides.inc.stats();
         println!(
             "{name}, after {switch_after} pages: {} faults",
