@@ -7,7 +7,7 @@ use brant::error::Kind;
 use brant::migrate::{AcceptFrom, DestinationState, Endpoint, Params};
 use brant::wire::{self, Record};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -167,15 +167,21 @@ fn opening(channel: u16, epoch: u32) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn at_a_listener_a_newer_recovery_takes_the_place_of_an_older_one() {
+/// A destination that lacks four pages, has lost its connections and listens for new ones, and where.
+fn listening() -> (Scripted, SocketAddr) {
     let mut source = running(&[5..9], 1);
     source.lose();
     source.to.wait_state(INTERRUPTED);
     let endpoint = Endpoint::parse("tcp:127.0.0.1:0").unwrap();
-    let Endpoint::Tcp(at) = source.incoming.recover_at(&endpoint).unwrap() else {
-        unreachable!()
-    };
+    match source.incoming.recover_at(&endpoint).unwrap() {
+        Endpoint::Tcp(at) => (source, at),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn at_a_listener_a_newer_recovery_takes_the_place_of_an_older_one() {
+    let (mut source, at) = listening();
     // The older recovery has one of its connections here, and is gone.
     let mut old = TcpStream::connect(at).unwrap();
     old.set_read_timeout(Some(LONG)).unwrap();
@@ -204,13 +210,7 @@ fn at_a_listener_a_newer_recovery_takes_the_place_of_an_older_one() {
 
 #[test]
 fn at_a_listener_the_same_channel_of_a_newer_recovery_takes_the_place_of_a_lost_one() {
-    let mut source = running(&[5..9], 1);
-    source.lose();
-    source.to.wait_state(INTERRUPTED);
-    let endpoint = Endpoint::parse("tcp:127.0.0.1:0").unwrap();
-    let Endpoint::Tcp(at) = source.incoming.recover_at(&endpoint).unwrap() else {
-        unreachable!()
-    };
+    let (mut source, at) = listening();
     let mut reply = [0; 32];
     // The links of two tries are lost when each has one connection here: the same one. The third has all.
     let mut here = Vec::new();
